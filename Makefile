@@ -13,7 +13,7 @@ IMAGE ?= estat-ingest
 TAG ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
 ECR_REPOSITORY ?= estat-ingest
 UV ?= uv
-PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -71,7 +71,7 @@ lint: install ## ruff, mypy and the one-way imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: install ## let ruff put the layout right
 	@$(BIN)/ruff check --fix
