@@ -1,0 +1,262 @@
+"""Forms: what the text of one variable may look like, told in words, read, and shown again.
+
+Owns the notation of durations (`250ms`, `3s`, `1m30s`, `24h`) and sizes (`16384`, `16KiB`), and the checks of
+addresses, URLs, prefixes, zones, tags and lists.
+Promises that what a form shows it reads again as the same value, and that a text it does not take is a ValueError,
+whatever the text is.
+Never knows a variable's name or its default: that is `config`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from zoneinfo import ZoneInfo
+
+_Number = TypeVar("_Number", int, float)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `250ms`, `3s`, `1.5h`, `1m30s` or `0`, to the millisecond; a unit is needed."""
+    if text == "0":
+        return 0.0
+    if not _DURATION.fullmatch(text):
+        raise ValueError(text)
+    return round(sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text)), 3)
+
+
+def format_duration(seconds: float) -> str:
+    """Return the shortest text of one unit that `parse_duration` turns into `seconds` again."""
+    milliseconds = round(seconds * 1000)
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}" if milliseconds else "0s"
+    return f"{milliseconds}ms"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `16384`, `512B`, `16KiB`, `8MiB`, `2GiB` or `1TiB`."""
+    if not (match := _SIZE.fullmatch(text)):
+        raise ValueError(text)
+    return int(match[1]) * _BYTES[match[2] or "B"]
+
+
+def format_size(size: int) -> str:
+    """Return the shortest text that `parse_size` turns into `size` again."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return str(size)
+
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
+_DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE: Final = re.compile(r"([0-9]{1,18})(B|KiB|MiB|GiB|TiB)?")
+_LONGEST: Final = "87600h"
+_LONGEST_PREFIX: Final = 512  # S3 keys end at 1,024 bytes; partition and name need less than 200
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the text of a variable may look like."""
+
+    accepted: str
+    """In words, to follow "accepted"."""
+    parse: Callable[[str], Any]
+    """The value of a text; a ValueError when it has another form."""
+    show: Callable[[Any], str] = str
+    """A text of the value."""
+
+
+def count(minimum: int, maximum: int) -> Form:
+    """Take a whole number within bounds."""
+
+    def parse(text: str) -> int:
+        return _within(int(_matching(r"[0-9]{1,18}", text)), minimum, maximum)
+
+    return Form(f"a whole number from {minimum} to {maximum}", parse)
+
+
+def size(minimum: int, maximum: int) -> Form:
+    """Take a size within bounds."""
+
+    def parse(text: str) -> int:
+        return _within(parse_size(text), minimum, maximum)
+
+    accepted = f"bytes or a size such as 16KiB or 8MiB, from {format_size(minimum)} to {format_size(maximum)}"
+    return Form(accepted, parse, format_size)
+
+
+def duration(minimum: str) -> Form:
+    """Take a duration from `minimum` up."""
+
+    def parse(text: str) -> float:
+        return _within(parse_duration(text), parse_duration(minimum), parse_duration(_LONGEST))
+
+    return Form(f"a duration such as 250ms, 3s, 2m or 24h, from {minimum} to {_LONGEST}", parse, format_duration)
+
+
+def choice(*words: str, aliases: Mapping[str, str] | None = None) -> Form:
+    """Take one of `words` in any case; `aliases` are other spellings of them."""
+    spelled = {word.lower(): word for word in words} | dict(aliases or {})
+
+    def parse(text: str) -> str:
+        return spelled[_matching("|".join(map(re.escape, spelled)), text.lower())]
+
+    return Form(" or ".join(filter(None, (", ".join(words[:-1]), words[-1]))), parse)
+
+
+def pattern(accepted: str, regex: str) -> Form:
+    """Take what the whole of `regex` matches."""
+    return Form(accepted, lambda text: _matching(regex, text))
+
+
+def flag() -> Form:
+    """Take a truth value."""
+
+    def parse(text: str) -> bool:
+        return {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }[_matching("true|1|yes|on|false|0|no|off", text.lower())]
+
+    return Form("true or false", parse, lambda value: str(value).lower())
+
+
+def address() -> Form:
+    """Take where to listen: the host, empty for all, and the port."""
+    regex = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})")
+
+    def parse(text: str) -> tuple[str, int]:
+        if not (match := regex.fullmatch(text)):
+            raise ValueError(text)
+        ipv6, name, port = match.groups()
+        return str(IPv6Address(ipv6)) if ipv6 else name, _within(int(port), 0, 65535)
+
+    def show(value: tuple[str, int]) -> str:
+        host, port = value
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    return Form("host:port, :port or [IPv6]:port, the port from 0 to 65535", parse, show)
+
+
+def directory() -> Form:
+    """Take a path; whether it can be used is for the one who opens it to say."""
+    return Form("a path", lambda text: Path(_matching(r"[^\0]+", text)))
+
+
+def prefix() -> Form:
+    """Take the head of a key, which is a path below a slot on disk too.
+
+    So no part may hide itself or climb, and the first may not be the name of the slot's lock file.
+    """
+    part = r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,127}"
+
+    def parse(text: str) -> str:
+        taken = _matching(rf"(?!lock(?:/|$)){part}(?:/{part})*", text.strip("/"))
+        _within(len(taken), 1, _LONGEST_PREFIX)
+        return taken
+
+    return Form("path segments of letters, digits and any of `_.=-`, the first of them not `lock`", parse)
+
+
+def zone() -> Form:
+    """Take a time zone of the IANA database."""
+
+    def parse(text: str) -> ZoneInfo:
+        try:
+            return ZoneInfo(text)
+        except (KeyError, OSError) as error:  # not found; or the name of a folder of zones
+            raise ValueError(text) from error
+
+    return Form("a time zone such as UTC or Europe/Berlin", parse)
+
+
+def endpoint() -> Form:
+    """Take the URL of a server; credentials in it would show up in logs, so they are refused."""
+
+    def parse(text: str) -> str:
+        url = urlsplit(_matching(r"https?://[^\s@?#]+", text))
+        if not url.hostname or url.port == 0:  # reading the port refuses one that is no number, too
+            raise ValueError(text)
+        return text.rstrip("/")
+
+    return Form("an http:// or https:// URL without credentials, query or fragment", parse)
+
+
+def tags() -> Form:
+    """Take S3 object tags, as S3 does: a URL-encoded query string."""
+
+    def parse(text: str) -> str:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(text)
+        _within(len(pairs), 1, 10)
+        for key, value in pairs:
+            _matching(r"(?!aws:)[\w .:/=+@-]{1,128}", key)
+            _matching(r"[\w .:/=+@-]{0,256}", value)
+        return urlencode(pairs)
+
+    return Form("at most 10 tags as key=value&key=value, URL-encoded", parse)
+
+
+def origins() -> Form:
+    """Take the origins of a browser, in the lower case that browsers send."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        if text == "*":
+            return ("*",)
+        return tuple(_matching(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+|null", part.lower()) for part in _parts(text))
+
+    accepted = "`*`, or origins such as https://www.example.com separated by commas, or none"
+    return Form(accepted, parse, _show_parts)
+
+
+def networks() -> Form:
+    """Take IP addresses and networks."""
+
+    def parse(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(map(ip_network, _parts(text)))
+
+    return Form("addresses and networks such as 10.0.0.0/8 separated by commas, or none", parse, _show_parts)
+
+
+def headers() -> Form:
+    """Take the names of header fields."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        return tuple(_matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", part) for part in _parts(text))
+
+    return Form("header names separated by commas, or none", parse, _show_parts)
+
+
+def _parts(text: str) -> list[str]:
+    # An empty value would mean the default, so an empty list has a word.
+    return [] if text.lower() == "none" else [part.strip() for part in text.split(",")]
+
+
+def _show_parts(parts: tuple[object, ...]) -> str:
+    return ",".join(map(str, parts)) or "none"
+
+
+def _matching(regex: str, text: str) -> str:
+    if not re.fullmatch(regex, text):
+        raise ValueError(text)
+    return text
+
+
+def _within(number: _Number, minimum: _Number, maximum: _Number) -> _Number:
+    if not minimum <= number <= maximum:
+        raise ValueError(number)
+    return number
