@@ -40,6 +40,7 @@ FOLDER_MODE = 0o750
 LOCK_NAME = "lock"
 TEMPORARY_SUFFIX = ".tmp"
 PUBLISH_ATTEMPTS = 5
+SYNCED_MAX = 1024
 
 _CHECK_VOLUME = "the device failed: check the kernel log and the volume, then replace it"
 _CHECK_OWNER = "let the process's user write there (owner, mode, security policy)"
@@ -169,7 +170,7 @@ def create(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set[Pa
     With `sync` its name and every new folder above it are on the device when this returns: bytes that are synced into a
     file without a name are lost all the same. `synced` is that of `make_dirs`.
     """
-    fd = _open_new(fs, path, os.O_WRONLY | os.O_APPEND, path.parent, root=root, sync=sync, synced=synced)
+    fd = _open_new(fs, path, os.O_WRONLY | os.O_APPEND, path.parent, root, synced, sync=sync)
     # Crash point "created": an empty file with or without a name; nothing is acknowledged yet.
     if sync:
         try:
@@ -241,16 +242,18 @@ def publish(
     *,
     sync: bool = True,
     root: Path | None = None,
+    synced: set[Path] | None = None,
     temporary_in: Path | None = None,
 ) -> None:
     """Put a whole file under `path`, replacing what is there. `StorageError`: the old file, or none, is still there.
 
     One exception: if only the last step fails, the folder's sync, the new file stands under its name but a power cut
     may bring back the old one. It is left standing, since to remove it could remove the only copy.
-    With `root`, missing folders below it are made; without it the folder must exist. `temporary_in` is where the
-    temporary goes (same volume; by default beside the file). `sync=False` is for what need not survive a power cut.
+    With `root`, missing folders below it are made (`synced` as in `make_dirs`); without it the folder must exist.
+    `temporary_in` is where the temporary goes (same volume; by default beside the file). `sync=False` is for what need
+    not survive a power cut.
     """
-    temporary = _write_temporary(fs, path, data, sync=sync, root=root, folder=temporary_in)
+    temporary = _write_temporary(fs, path, data, temporary_in or path.parent, root, synced, sync=sync)
     # Crash point "temporary": the bytes are synced, the name is not given yet. The temporary stays behind; whoever
     # owns the folder finds by `published_path` what it was to become, and removes or salvages it.
     try:
@@ -271,6 +274,7 @@ def publish_new(
     data: Bytes,
     *,
     root: Path | None = None,
+    synced: set[Path] | None = None,
     temporary_in: Path | None = None,
 ) -> bool:
     """Put a whole file under `path` only if nothing has that name; False, and no change, if something does.
@@ -278,7 +282,7 @@ def publish_new(
     `link(2)` is the condition: the kernel refuses a name that exists, so two writers can never both win. Both answers
     mean that a whole file is published under the name. The other arguments are those of `publish`.
     """
-    temporary = _write_temporary(fs, path, data, sync=True, root=root, folder=temporary_in)
+    temporary = _write_temporary(fs, path, data, temporary_in or path.parent, root, synced, sync=True)
     try:
         try:
             fs.link(temporary, path)
@@ -313,10 +317,17 @@ def published_path(temporary: Path) -> Path | None:
 
 
 def _write_temporary(
-    fs: Filesystem, path: Path, data: Bytes, *, sync: bool, root: Path | None, folder: Path | None
+    fs: Filesystem,
+    path: Path,
+    data: Bytes,
+    folder: Path,
+    root: Path | None,
+    synced: set[Path] | None,
+    *,
+    sync: bool,
 ) -> Path:
-    temporary = (folder or path.parent) / f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
-    fd = _open_new(fs, temporary, os.O_WRONLY, path.parent, root=root, sync=sync)
+    temporary = folder / f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    fd = _open_new(fs, temporary, os.O_WRONLY, path.parent, root, synced, sync=sync)
     operation = "write"
     try:
         try:
@@ -338,10 +349,10 @@ def _open_new(
     path: Path,
     flags: int,
     folder: Path,
-    *,
     root: Path | None,
+    synced: set[Path] | None,
+    *,
     sync: bool,
-    synced: set[Path] | None = None,
 ) -> int:
     attempt = 1
     while True:
@@ -376,7 +387,7 @@ def make_dirs(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set
 
     With `sync`, each folder's name is on the device when this returns, also that of a folder found in place: a process
     that was killed between `mkdir` and the sync left it there. `synced` remembers which were seen to, and spares the
-    repetition; give each root its own set. `root`, if it is in place, is the operator's and taken as it is.
+    repetition; give each root its own, empty set. `root`, if it is in place, is the operator's and taken as it is.
     """
     folders = [path, *path.parents]
     if root not in folders:
@@ -391,6 +402,8 @@ def make_dirs(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set
         if sync and (made or synced is None or folder not in synced):
             _sync_folder(fs, folder.parent)
             if synced is not None:
+                if len(synced) >= SYNCED_MAX:
+                    synced.clear()
                 synced.add(folder)
 
 

@@ -1,0 +1,133 @@
+"""Objects as files: the store that needs nothing but a disk.
+
+Owns `<STORE_DIR>/<key>` and the temporaries in `<STORE_DIR>/.tmp`, which lie apart so that whoever lists or copies the
+objects never meets half of one. Several processes may share one directory.
+
+Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`durable.publish`),
+and `create` is `link(2)`, which the kernel refuses for a name that exists.
+
+Never keeps metadata: a plain directory has nowhere to put it that every copy would carry along. The number of events
+is in the gzip header, first and last time are in the lines, the instance is in the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from ingest.durable import StorageError, make_dirs, publish, publish_new
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from ingest.config import Settings
+    from ingest.durable import Filesystem
+    from ingest.store import ObjectMetadata
+
+_Result = TypeVar("_Result")
+
+TEMPORARIES = ".tmp"
+# A put takes milliseconds. What is an hour old belongs to a process that died, not to one that runs beside us.
+TEMPORARY_MAX_AGE = 3600.0
+
+
+class DirectoryStore:
+    """An `ObjectStore` in `STORE_DIR`; everything that touches the disk runs in the executor."""
+
+    __slots__ = ("_executor", "_fs", "_root", "_synced", "_temporaries")
+
+    def __init__(self, settings: Settings, fs: Filesystem, executor: Executor) -> None:
+        self._fs = fs
+        self._executor = executor
+        self._root = settings.store_dir
+        self._temporaries = settings.store_dir / TEMPORARIES
+        self._synced: set[Path] = set()
+
+    async def start(self) -> None:
+        """Make the directory and sweep out what dead processes left half-written."""
+        await self._run(self._start)
+
+    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:  # noqa: ARG002 - see the module's text
+        """Store the body under the key."""
+        await self._run(
+            partial(
+                publish,
+                self._fs,
+                self._path("put", key),
+                body,
+                root=self._root,
+                synced=self._synced,
+                temporary_in=self._temporaries,
+            )
+        )
+
+    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:  # noqa: ARG002 - see the module's text
+        """Store the body only if nothing has the key; False if something does."""
+        return await self._run(
+            partial(
+                publish_new,
+                self._fs,
+                self._path("create", key),
+                body,
+                root=self._root,
+                synced=self._synced,
+                temporary_in=self._temporaries,
+            )
+        )
+
+    async def get(self, key: str) -> bytes:
+        """Return the body."""
+        return await self._run(partial(self._read, self._path("get", key)))
+
+    async def delete(self, key: str) -> None:
+        """Remove the key, and see to it that it stays removed."""
+        await self._run(partial(self._delete, self._path("delete", key)))
+
+    async def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def _path(self, operation: str, key: str) -> Path:
+        parts = PurePosixPath(key).parts
+        if not parts or key.startswith("/") or ".." in parts or parts[0] == TEMPORARIES or "\0" in key:
+            raise StorageError(operation, key, "this is no key of ours: it would leave STORE_DIR", transient=False)
+        return self._root.joinpath(*parts)
+
+    async def _run(self, call: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def _start(self) -> None:
+        make_dirs(self._fs, self._temporaries, self._root, sync=True, synced=self._synced)
+        too_old = time.time() - TEMPORARY_MAX_AGE
+        try:
+            left = list(self._temporaries.iterdir())
+        except OSError as error:
+            raise StorageError.of("list", self._temporaries, error) from error
+        for temporary in left:
+            with suppress(OSError):  # another process may sweep at the same time
+                if temporary.stat().st_mtime < too_old:
+                    self._fs.unlink(temporary)
+
+    @staticmethod
+    def _read(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StorageError.of("read", path, error) from error
+
+    def _delete(self, path: Path) -> None:
+        try:
+            self._fs.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError.of("unlink", path, error) from error
+        try:
+            self._fs.fsync_dir(path.parent)
+        except OSError as error:
+            raise StorageError.of("fsync", path.parent, error) from error

@@ -1,0 +1,350 @@
+"""Objects on S3, or on anything that speaks its protocol.
+
+Owns the one client of the process's life: built beside the listening server, used by every put, closed last.
+
+Promises what `ObjectStore` promises. A CRC-32 of the body travels with every put and the store refuses a body that does
+not match it, so what is stored is what was sent. `create` is `If-None-Match: *`: 412 means that the key is stored
+already, 409 that somebody is storing it at this moment, which is worth another try. Over TLS the body is left out of
+the signature (`UNSIGNED-PAYLOAD`): TLS keeps others from changing it and the CRC finds what breaks, while SHA-256 of
+every body costs CPU for nothing. Over plain HTTP the body is signed.
+
+`S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`: `create` then asks first (HEAD). Between
+that question and the put another writer can store the same key, and this put would replace it. Two writers of one key
+are two processes that recover the same file, which slots prevent, or one put whose answer was lost and that is still
+being stored; so the race is narrow, and it is the reason why the setting is not the default.
+
+Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an error of the SDK out: all of
+them become `StorageError`, matched by code and type, never by text. Credentials are found the SDK's way and only there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from isal import isal_zlib
+
+from ingest.durable import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from concurrent.futures import Executor
+
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # it ships no types
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it ships no types
+    from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.type_defs import PutObjectRequestTypeDef
+
+    from ingest.config import Settings
+    from ingest.store import ObjectMetadata
+
+_Result = TypeVar("_Result")
+
+CONTENT_TYPE = "application/gzip"
+
+_DENIED = (
+    "the credentials may not do this: allow s3:PutObject, for recovery s3:ListBucket, with KMS kms:GenerateDataKey"
+)
+_KEYS = "the credentials are wrong: check the access key and its secret"
+_REGION = "the bucket is in another region: fix AWS_REGION"
+_DAMAGED = "the body changed on its way: it is sent again; if this lasts, check the network path"
+_BUSY = "the store is overloaded: it recovers, or UPLOAD_CONCURRENCY is too high for it"
+_TIMES_OUT = "no answer within S3_TIMEOUT: check the network path, or raise it"
+_UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and security groups"
+_NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+# The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
+_ADVICE: dict[str, tuple[str, bool]] = {
+    "AccessDenied": (_DENIED, False),
+    "403": (_DENIED, False),
+    "InvalidAccessKeyId": (_KEYS, False),
+    "SignatureDoesNotMatch": (_KEYS, False),
+    "ExpiredToken": ("the credentials expired: they are fetched anew; if this lasts, check their source", True),
+    "InvalidToken": ("the session token is wrong: check AWS_SESSION_TOKEN or the role", False),
+    "RequestTimeTooSkewed": ("this host's clock is wrong: run NTP", False),
+    "NoSuchBucket": ("there is no such bucket: fix RAW_BUCKET, or create it", False),
+    "NoSuchKey": ("there is no such object", False),
+    "404": ("there is no such object, or no such bucket", False),
+    "PermanentRedirect": (_REGION, False),
+    "AuthorizationHeaderMalformed": (_REGION, False),
+    "BadDigest": (_DAMAGED, True),
+    "IncompleteBody": (_DAMAGED, True),
+    "XAmzContentChecksumMismatch": (_DAMAGED, True),
+    "XAmzContentSHA256Mismatch": (_DAMAGED, True),
+    "SlowDown": (_BUSY, True),
+    "ServiceUnavailable": (_BUSY, True),
+    "RequestTimeout": (_TIMES_OUT, True),
+    "ConditionalRequestConflict": ("somebody else is storing this key at this moment", True),
+    "OperationAborted": ("somebody else is storing this key at this moment", True),
+    "NotImplemented": ("the store lacks a feature: unset S3_SSE, S3_TAGS, or set S3_CONDITIONAL_PUTS=false", False),
+    "InvalidStorageClass": ("the store does not know S3_STORAGE_CLASS", False),
+    "InvalidTag": ("the store does not accept S3_TAGS", False),
+    "KMS.NotFoundException": ("there is no such key: fix S3_SSE_KMS_KEY_ID", False),
+    "KMS.DisabledException": ("the key is disabled: enable it, or fix S3_SSE_KMS_KEY_ID", False),
+    "EntityTooLarge": ("the store takes no object of this size: lower BATCH_BYTES", False),
+}
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+_SERVER_ERROR = 500
+_PRECONDITION_FAILED = 412
+_NOT_FOUND = 404
+
+
+class S3Store:
+    """An `ObjectStore` in `RAW_BUCKET`."""
+
+    __slots__ = ("_client", "_executor", "_loaded", "_put_arguments", "_settings", "_starting")
+
+    def __init__(self, settings: Settings, executor: Executor) -> None:
+        self._settings = settings
+        self._executor = executor
+        self._loaded: tuple[AioSession, AioConfig] | None = None
+        self._client: S3Client | None = None
+        self._starting: asyncio.Task[S3Client] | None = None
+        self._put_arguments = _put_arguments(settings)
+
+    async def start(self) -> None:
+        """Load the SDK, find the credentials, build the client. The loop is held for some milliseconds only."""
+        await self._ready("start")
+
+    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
+        """Store the body under the key."""
+        await self._call("put", key, lambda client: self._put_object(client, key, body, metadata))
+
+    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        """Store the body only if nothing has the key; False if something does."""
+        create = self._create if self._settings.s3_conditional_puts else self._look_then_put
+        return await self._call("create", key, lambda client: create(client, key, body, metadata))
+
+    async def get(self, key: str) -> bytes:
+        """Return the body."""
+
+        async def get(client: S3Client) -> bytes:
+            answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            async with answer["Body"] as stream:
+                body: bytes = await stream.read()
+                return body
+
+        return await self._call("get", key, get)
+
+    async def delete(self, key: str) -> None:
+        """Remove the key."""
+
+        async def delete(client: S3Client) -> None:
+            await client.delete_object(Bucket=self._put_arguments["Bucket"], Key=key)
+
+        await self._call("delete", key, delete)
+
+    async def close(self) -> None:
+        """Close the client and its connections."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait((starting,))
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    # ------------------------------------------------------------------------------------------- the calls
+
+    async def _put_object(
+        self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata, *, only_new: bool = False
+    ) -> None:
+        arguments: PutObjectRequestTypeDef = {
+            **self._put_arguments,
+            "Key": key,
+            "Body": body,
+            "ChecksumCRC32": base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode("ascii"),
+            "Metadata": {
+                "events": str(metadata.events),
+                "first-ts": str(metadata.first_ts),
+                "last-ts": str(metadata.last_ts),
+                "instance": metadata.instance,
+            },
+        }
+        if only_new:
+            arguments["IfNoneMatch"] = "*"
+        answer = await client.put_object(**arguments)
+        if not answer.get("ETag"):
+            # A proxy's or a login page's 200 must not pass for an object that is stored.
+            hint = (
+                "the answer has no ETag: something other than a store took the request; check the endpoint and proxies"
+            )
+            raise StorageError("put", key, hint, transient=False)
+
+    async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        try:
+            await self._put_object(client, key, body, metadata, only_new=True)
+        except client.exceptions.ClientError as error:
+            if _status(error.response) == _PRECONDITION_FAILED:
+                return False
+            raise
+        return True
+
+    async def _look_then_put(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        try:
+            await client.head_object(Bucket=self._put_arguments["Bucket"], Key=key)
+        except client.exceptions.ClientError as error:
+            if _status(error.response) != _NOT_FOUND:
+                raise
+        else:
+            return False
+        await self._put_object(client, key, body, metadata)
+        return True
+
+    async def _call(self, operation: str, key: str, call: Callable[[S3Client], Awaitable[_Result]]) -> _Result:
+        client = await self._ready(operation)
+        try:
+            # The client's own timeouts bound one connect and one pause between two reads, not the whole call.
+            async with asyncio.timeout(self._settings.s3_timeout):
+                return await call(client)
+        except Exception as error:
+            raise _storage_error(operation, key, error) from error
+
+    # ------------------------------------------------------------------------------------------- the client
+
+    async def _ready(self, operation: str) -> S3Client:
+        if self._client is not None:
+            return self._client
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._connect())
+        try:
+            # Many calls may wait for one start; that one of them is cancelled must not take it from the others.
+            return await asyncio.shield(self._starting)
+        except Exception as error:
+            raise _storage_error(operation, self._put_arguments["Bucket"], error) from error
+
+    async def _connect(self) -> S3Client:
+        if self._loaded is None:
+            loop = asyncio.get_running_loop()
+            self._loaded = await loop.run_in_executor(self._executor, partial(_load, self._settings))
+        session, config = self._loaded
+        # A client made without credentials stays without; a role's endpoint may only answer a little later.
+        if await session.get_credentials() is None:
+            raise StorageError("start", self._put_arguments["Bucket"], _NO_CREDENTIALS, transient=True)
+        creating = session.create_client("s3", endpoint_url=self._settings.s3_endpoint_url, config=config)
+        self._client = await creating.__aenter__()
+        return self._client
+
+
+def _put_arguments(settings: Settings) -> PutObjectRequestTypeDef:
+    # The types name the values that AWS knows; which of them another store knows is for that store to say.
+    chosen = {
+        "ServerSideEncryption": settings.s3_sse,
+        "SSEKMSKeyId": settings.s3_sse_kms_key_id,
+        "StorageClass": settings.s3_storage_class,
+        "Tagging": settings.s3_tags,
+    }
+    arguments = {"Bucket": settings.raw_bucket or "", "Key": "", "ContentType": CONTENT_TYPE}
+    arguments.update((name, value) for name, value in chosen.items() if value is not None)
+    return cast("PutObjectRequestTypeDef", arguments)
+
+
+def _load(settings: Settings) -> tuple[AioSession, AioConfig]:
+    """Import the SDK and read its models; blocks for some tenths of a second of CPU, so it runs in the executor.
+
+    The garbage collector is paused meanwhile: a full collection of a hundred thousand objects holds the interpreter,
+    and with it the event loop, for 40 ms and more, and finds nothing. Afterwards all of it is frozen, for the same
+    reason: no later collection walks through the SDK's models again.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _import_and_warm(settings)
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
+def _import_and_warm(settings: Settings) -> tuple[AioSession, AioConfig]:
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+
+    session = get_session()
+    common: dict[str, Any] = {
+        "region_name": settings.aws_region,
+        "connect_timeout": settings.s3_timeout,
+        "read_timeout": settings.s3_timeout,
+        "max_pool_connections": settings.upload_concurrency + 1,
+        "retries": {"total_max_attempts": 1},
+        # The checksum is ours, in a header; the SDK's would be a trailer, which not every store can read.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    addressing = {"addressing_style": "path" if settings.s3_endpoint_url else "auto"}
+
+    async def endpoint() -> str:
+        # A client that is never used, in a loop of its own: making it reads all models into the session's cache, and
+        # it tells which endpoint the SDK settled on. Given keys keep it from looking for credentials here.
+        creating = session.create_client(
+            "s3",
+            endpoint_url=settings.s3_endpoint_url,
+            aws_access_key_id="unused",
+            aws_secret_access_key="unused",  # noqa: S106 - says what it is
+            config=AioConfig(s3=addressing, **common),
+        )
+        async with creating as client:
+            return str(client.meta.endpoint_url)
+
+    secure = asyncio.run(endpoint()).startswith("https://")
+    return session, AioConfig(s3={**addressing, "payload_signing_enabled": not secure}, **common)
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+def _storage_error(operation: str, key: str, error: Exception) -> Exception:
+    """Say what an error means to the operator; what is no error of storage stays what it is."""
+    from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
+
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(error, ClientError):
+        return _refusal(operation, key, error.response)
+    for kind, hint, transient in _kinds():
+        if isinstance(error, kind):
+            number = error.errno if isinstance(error, OSError) else None
+            return StorageError(operation, key, hint, transient=transient, errno=number)
+    return error
+
+
+def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
+    """List the errors that come without an answer of the store; the first that fits counts."""
+    from aiohttp import ClientError as ClientSideError
+    from botocore import exceptions  # type: ignore[import-untyped]  # it ships no types
+    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # it ships no types
+
+    return (
+        (TimeoutError, _TIMES_OUT, True),
+        (exceptions.ConnectTimeoutError, _TIMES_OUT, True),
+        (exceptions.ReadTimeoutError, _TIMES_OUT, True),
+        (exceptions.SSLError, "TLS failed: check certificates (AWS_CA_BUNDLE), clock and endpoint", False),
+        (exceptions.NoCredentialsError, _NO_CREDENTIALS, True),
+        (exceptions.PartialCredentialsError, _NO_CREDENTIALS, False),
+        (exceptions.CredentialRetrievalError, "the source of credentials failed: check it", True),
+        (exceptions.ConnectionError, _UNREACHABLE, True),
+        (exceptions.HTTPClientError, _UNREACHABLE, True),
+        (ResponseParserError, "the answer is not S3's: check the endpoint and proxies", True),
+        (exceptions.BotoCoreError, "the SDK refuses its settings: check the S3 and AWS variables", False),
+        (ClientSideError, _UNREACHABLE, True),
+        (OSError, _UNREACHABLE, True),
+    )
+
+
+def _refusal(operation: str, key: str, response: Mapping[str, Any]) -> StorageError:
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = _status(response)
+    advice = _ADVICE.get(code)
+    if advice is None:
+        transient = status >= _SERVER_ERROR or status in _TRANSIENT_STATUS
+        advice = (f"the store answered {status} {code}", transient)
+    hint, transient = advice
+    return StorageError(operation, key, hint, transient=transient)
+
+
+def _status(response: Mapping[str, Any]) -> int:
+    status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status
