@@ -111,7 +111,7 @@ class Settings:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Return the settings in `environ`, or raise `ConfigErrors` with all its problems; a blank value counts as unset."""
+    """Return the settings in `environ`, or raise `ConfigErrors` with all problems; a blank value counts as unset."""
     values: dict[str, Any] = {}
     problems: list[ConfigError] = []
     for variable in VARIABLES:
