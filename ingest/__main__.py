@@ -1,0 +1,70 @@
+"""The command line: `estat-ingest`, or `python -m ingest`, `[serve | check [--store] | dlq …]`; without a word, serve.
+
+Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong.
+Promises that each wrong setting ends in one line on standard error, and none in a traceback.
+Never does the work; each branch imports what it needs, for what `check` or `dlq` load must not stand between `serve`
+and its first answer.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ingest import __version__
+from ingest.config import ConfigErrors, load
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv` and return its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(words).parse_args(words)
+    try:
+        if arguments.command == "check":
+            from ingest import check
+
+            return check.run(os.environ, store=arguments.store)
+        return _run(arguments)
+    except ConfigErrors as problems:
+        sys.stderr.write(f"{problems}\n")
+        return 2
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = load(os.environ)
+    from ingest import log
+
+    log.configure(settings)
+    if arguments.command == "dlq":
+        from ingest import dlq_cli
+
+        return dlq_cli.run(arguments, settings)
+    from ingest.server import serve
+
+    return serve(settings)
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="estat-ingest",
+        description="Collects events over HTTP and puts them on S3 as gzip JSONL.",
+        epilog="Settings come from the environment; `check` shows them.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("serve", help="take events until SIGTERM; the default")
+    check = commands.add_parser("check", help="show the settings in force and all that is wrong with them")
+    check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
+    dlq = commands.add_parser("dlq", help="look at and work on the dead-letter queue")
+    if words[:1] == ["dlq"]:
+        from ingest import dlq_cli
+
+        dlq_cli.add_arguments(dlq.add_subparsers(dest="action", metavar="action", required=True))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
