@@ -1,0 +1,44 @@
+"""The floor: what a collector on uvloop cannot go below. Every read is answered with fixed bytes, unparsed, unstored.
+
+It reads from the socket and writes to it, one write per read, and does nothing else; what it spends is the event loop and the
+kernel. Budgets are ratios to it, measured in the same run, so that they hold on another machine too.
+
+    python loadtest/floor.py PORT [split]
+
+A read is taken for a request, since the generator sends each event in one segment. With `split`, for the load that sends head and
+body apart, a read that ends with a head's empty line is not answered.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+class Floor(asyncio.Protocol):
+    __slots__ = ("write",)
+
+    def connection_made(self, transport):
+        self.write = transport.write
+
+    def data_received(self, data):
+        self.write(ANSWER)
+
+
+class FloorOfSplit(Floor):
+    __slots__ = ()
+
+    def data_received(self, data):
+        if data[-4:] != b"\r\n\r\n":
+            self.write(ANSWER)
+
+
+async def serve(port, protocol):
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1]), FloorOfSplit if sys.argv[2:] == ["split"] else Floor))

@@ -1,0 +1,341 @@
+/* The load generator: events at a fixed rate over keep-alive connections, on one core, timed from when they were due.
+ *
+ * Open loop (--rate R): event k is due at start + k/R whether or not earlier ones were answered. If no connection is free it
+ * waits, and that wait is in its latency, so a stall of the server is seen by every event that fell into it (no coordinated
+ * omission). Events still unsent at the end are put into the histogram with the age they had reached.
+ * Closed loop (--rate 0): every connection sends again as soon as it is answered: saturation. Latency is from the send.
+ *
+ * The requests are a rotation of --rotation different ones, each with its own user agent, cookie, X-Forwarded-For and body
+ * (--body bytes), 13 headers each, so that no cache of a repeated request flatters the server. Variants:
+ *   fresh-ip   a client address never seen before for every event      split      head and body in separate segments
+ *   pipelined  DEPTH requests in one segment                           origin     an Origin header in place of a trace id (CORS)
+ *   warm       one and the same request, over and over: what the rotation is there to avoid, for comparison
+ * It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
+ * (near 1: the generator was the bottleneck, the figure is void) and the largest delay of its own pacing.
+ *
+ * Build: cc -O2 -o generator generator.c */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_CONNECTIONS = 4096, DEPTH = 4, READ_BUFFER = 16384 };
+#define SPLIT_GAP 300000L           /* ns between head and body: more than a loop turn of the server */
+#define GRACE 5000000000L           /* ns to wait for outstanding answers after the last event was due */
+
+/* ---- The histogram: 64 steps per power of two, so every percentile is right to 1.6 % ---- */
+static uint64_t histogram[64 * 64], recorded, largest;
+
+static void record(int64_t nanoseconds, uint64_t count) {
+    uint64_t us = nanoseconds > 0 ? (uint64_t)nanoseconds / 1000 : 0;
+    int shift = us < 128 ? 0 : 57 - __builtin_clzll(us);
+    histogram[shift * 64 + (us >> shift)] += count;
+    recorded += count;
+    if (us > largest) largest = us;
+}
+
+static uint64_t percentile(double share) {
+    uint64_t wanted = (uint64_t)(share * recorded), seen = 0;
+    for (int i = 0; i < 64 * 64; i++)
+        if ((seen += histogram[i]) > wanted) {                       /* the step's upper edge, never flattering */
+            int shift = i < 128 ? 0 : i / 64 - 1;
+            uint64_t low = i < 128 ? (uint64_t)i : (uint64_t)(i - shift * 64), upper = ((low + 1) << shift) - 1;
+            return upper < largest ? upper : largest;
+        }
+    return largest;
+}
+
+/* ---- The requests ---- */
+struct request { char *text; int size, head_size, address_offset; };
+
+static struct request *requests;
+static int rotation = 2000, body_size = 350, port = 8080, connection_count = 32;
+static const char *host = "127.0.0.1", *path = "/collect";
+static bool fresh_ip, split, pipelined, origin, warm;
+static uint64_t random_state = 0x9E3779B97F4A7C15u;
+
+static void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    exit(2);
+}
+
+static unsigned draw(unsigned below) {
+    random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
+    return (unsigned)(random_state >> 33) % below;
+}
+
+/* A public address, every part three digits long, so that a fresh one fits where the old one stood. */
+static void write_address(char *at, unsigned n) {
+    char text[16];
+    snprintf(text, sizeof text, "%03u.%03u.%03u.%03u", 130 + n / 1000000 % 30, 100 + n / 10000 % 100, 100 + n / 100 % 100, 100 + n % 100);
+    memcpy(at, text, 15);
+}
+
+static void build_request(struct request *r, int number) {
+    static const char *systems[] = {"Windows NT 10.0; Win64; x64", "Macintosh; Intel Mac OS X 10_15_7", "X11; Linux x86_64",
+                                    "Linux; Android 15; SM-S931N", "iPhone; CPU iPhone OS 18_6 like Mac OS X", "Linux; Android 14; Pixel 8"};
+    static const char *titles[] = {"Autumn sale", "\xea\xb0\x80\xec\x9d\x84 \xec\x84\xb8\xec\x9d\xbc", "Checkout \\\"fast\\\"", "Home"};
+    char body[65536], extra[96];
+    int size = snprintf(body, sizeof body,
+        "{\"id\":\"%08x%08x\",\"event\":\"page_view\",\"url\":\"https://shop.example.com/products/%u?utm_source=mail&utm_campaign=c%u\","
+        "\"title\":\"%s\",\"screen\":{\"w\":%u,\"h\":%u},\"session\":{\"n\":%u,\"age\":%u},\"note\":\"",
+        draw(1u << 31), draw(1u << 31), draw(1000000), draw(1000), titles[draw(4)], 360 + draw(3000), 640 + draw(2000), draw(500), draw(100000));
+    while (size < body_size - 2) body[size++] = "etaoin shrdlu cmfwyp"[draw(20)];
+    if (size + 2 <= (int)sizeof body) memcpy(body + size, "\"}", 2), size += 2;
+    if (origin) snprintf(extra, sizeof extra, "Origin: https://shop.example.com");
+    else snprintf(extra, sizeof extra, "X-Amzn-Trace-Id: Root=1-67891233-%08x%08x%08x", draw(1u << 31), draw(1u << 31), draw(1u << 31));
+    r->text = malloc(size + 2048);
+    r->head_size = sprintf(r->text,
+        "POST %s HTTP/1.1\r\nX-Forwarded-For: 000.000.000.000\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 443\r\nHost: collect.example.com\r\n"
+        "%s\r\nContent-Length: %d\r\n"
+        "User-Agent: Mozilla/5.0 (%s) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/%u.0.%u.%u Safari/537.36\r\n"
+        "Content-Type: text/plain;charset=UTF-8\r\nAccept: */*\r\nReferer: https://shop.example.com/products/%u\r\n"
+        "Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: ko-KR,ko;q=0.9,en-US;q=0.8\r\n"
+        "Cookie: _ga=GA1.2.%u.%u; session=%08x%08x; consent=all; cart=%u\r\n\r\n",
+        path, extra, size, systems[draw(6)], 90 + draw(55), draw(7000), draw(200), draw(1000000), draw(1u << 31), draw(1u << 31),
+        draw(1u << 31), draw(1u << 31), draw(100));
+    r->address_offset = (int)(strstr(r->text, "000.000") - r->text);
+    write_address(r->text + r->address_offset, 29000000u - (unsigned)number);
+    memcpy(r->text + r->head_size, body, size);
+    r->size = r->head_size + size;
+}
+
+/* ---- The connections ---- */
+struct connection {
+    int descriptor, waiting;        /* answers still to come */
+    int64_t due;                    /* of the event in flight (all DEPTH of a pipelined group share it) */
+    struct request *body_of;        /* split: whose body is still to be sent, at body_at */
+    int64_t body_at;
+    int held;                       /* bytes of an answer not yet whole */
+    char buffer[READ_BUFFER];
+};
+
+static struct connection connections[MAX_CONNECTIONS];
+static int idle[MAX_CONNECTIONS], idle_first, idle_count, poller;     /* a ring: all connections take their turn */
+static int late_bodies[MAX_CONNECTIONS], late_first, late_count;      /* the same, of connections that owe a body */
+static uint64_t sent, ok, broken, statuses[1000], next_request;
+static int64_t largest_lag;
+
+static int64_t clock_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static void push(int *ring, int first, int *count, int value) { ring[(first + (*count)++) % connection_count] = value; }
+
+static int pull(int *ring, int *first, int *count) {
+    int value = ring[*first];
+    *first = (*first + 1) % connection_count;
+    (*count)--;
+    return value;
+}
+
+static void open_connection(int number) {
+    struct connection *c = &connections[number];
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    int yes = 1;
+    if (inet_pton(AF_INET, host, &address.sin_addr) != 1) die("--host: not an IPv4 address: %s", host);
+    if ((ntohl(address.sin_addr.s_addr) >> 24) != 127) die("--host: this generator only loads 127.0.0.0/8");
+    c->descriptor = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(c->descriptor, (struct sockaddr *)&address, sizeof address)) die("connect %s:%d: %s", host, port, strerror(errno));
+    setsockopt(c->descriptor, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    fcntl(c->descriptor, F_SETFL, O_NONBLOCK);
+    c->waiting = c->held = 0;
+    c->body_of = NULL;
+    struct epoll_event wish = {.events = EPOLLIN, .data.u32 = number};
+    epoll_ctl(poller, EPOLL_CTL_ADD, c->descriptor, &wish);
+    push(idle, idle_first, &idle_count, number);
+}
+
+static void reopen(int number) {            /* after the server closed it: what was in flight is an error */
+    broken += connections[number].waiting;
+    if (connections[number].waiting) record(clock_now() - connections[number].due, connections[number].waiting);
+    close(connections[number].descriptor);
+    open_connection(number);
+}
+
+static void transmit(struct connection *c, const char *data, int size) {
+    ssize_t n = send(c->descriptor, data, size, MSG_NOSIGNAL);
+    if (n != size && errno != EPIPE && errno != ECONNRESET) die("a send was cut short: %zd of %d", n, size);
+}
+
+static void send_event(int number, int64_t due) {
+    static char group[DEPTH * 70000];
+    struct connection *c = &connections[number];
+    c->due = due;
+    c->waiting = pipelined ? DEPTH : 1;
+    int size = 0;
+    struct request *r = NULL;
+    for (int i = 0; i < c->waiting; i++, sent++) {
+        r = &requests[warm ? 0 : next_request++ % rotation];
+        if (fresh_ip) write_address(r->text + r->address_offset, (unsigned)sent);
+        if (pipelined) memcpy(group + size, r->text, r->size);
+        size += r->size;
+    }
+    if (split) {
+        transmit(c, r->text, r->head_size);
+        c->body_of = r;
+        c->body_at = clock_now() + SPLIT_GAP;
+        push(late_bodies, late_first, &late_count, number);
+    } else transmit(c, pipelined ? group : r->text, size);
+}
+
+/* ---- The answers: status, then Content-Length or chunked, nothing more is looked at ---- */
+static int answer_size(const char *data, int size, int *status, bool *closing) {      /* 0: not whole yet */
+    const char *end = memmem(data, size, "\r\n\r\n", 4);
+    if (!end) return 0;
+    int length = 0;
+    *status = atoi(data + 9);
+    *closing = false;
+    for (const char *line = data; line < end; line++) {
+        line = memchr(line, '\n', end - line);
+        if (!line) break;
+        if (!strncasecmp(line + 1, "content-length:", 15)) length = atoi(line + 16);
+        else if (!strncasecmp(line + 1, "transfer-encoding:", 18)) length = -1;
+        else if (!strncasecmp(line + 1, "connection: close", 17)) *closing = true;
+    }
+    int head = (int)(end + 4 - data);
+    if (length >= 0) return head + length <= size ? head + length : 0;
+    const char *last = memmem(end + 2, size - head + 2, "\r\n0\r\n\r\n", 7);
+    return last ? (int)(last + 7 - data) : 0;
+}
+
+static void receive(int number) {
+    struct connection *c = &connections[number];
+    ssize_t n = recv(c->descriptor, c->buffer + c->held, READ_BUFFER - c->held, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+        bool was_idle = !c->waiting;
+        if (was_idle)                                                        /* take it out of the ring of the idle */
+            for (int i = idle_count, first = idle_first; i > 0; i--) {
+                int other = pull(idle, &first, &idle_count);
+                idle_first = first;
+                if (other != number) push(idle, idle_first, &idle_count, other);
+            }
+        reopen(number);
+        return;
+    }
+    c->held += n;
+    int at = 0, size, status;
+    bool closing = false;
+    while (c->waiting && (size = answer_size(c->buffer + at, c->held - at, &status, &closing))) {
+        at += size;
+        c->waiting--;
+        statuses[status > 0 && status < 1000 ? status : 0]++;
+        ok += status >= 200 && status < 300;
+        record(clock_now() - c->due, 1);
+        if (closing) { reopen(number); return; }
+    }
+    memmove(c->buffer, c->buffer + at, c->held -= at);
+    if (c->held == READ_BUFFER) die("an answer of more than %d bytes", READ_BUFFER);
+    if (!c->waiting && !c->body_of) push(idle, idle_first, &idle_count, number);
+}
+
+static void send_late_bodies(int64_t now) {
+    while (late_count && (connections[late_bodies[late_first]].body_at <= now || !connections[late_bodies[late_first]].body_of)) {
+        int number = pull(late_bodies, &late_first, &late_count);
+        struct connection *c = &connections[number];
+        if (!c->body_of) continue;                                           /* reopened in the meantime */
+        struct request *r = c->body_of;
+        c->body_of = NULL;
+        transmit(c, r->text + r->head_size, r->size - r->head_size);
+    }
+}
+
+/* ---- The pacing ---- */
+static double run(double rate, double seconds, uint64_t *unsent) {
+    int group = pipelined ? DEPTH : 1;
+    double gap = rate > 0 ? 1e9 * group / rate : 0;
+    int64_t start = clock_now(), end = start + (int64_t)(seconds * 1e9), now = start;
+    uint64_t due_count = 0;
+    struct epoll_event ready[256];
+    for (;;) {
+        now = clock_now();
+        int64_t due = rate > 0 ? start + (int64_t)(due_count * gap) : now;
+        while (idle_count && due <= now && due < end) {
+            if (rate > 0 && sent && now - due > largest_lag && idle_count == connection_count) largest_lag = now - due;
+            send_event(pull(idle, &idle_first, &idle_count), due);
+            due_count++;
+            if (rate > 0) due = start + (int64_t)(due_count * gap);
+            else due = now = clock_now();
+        }
+        send_late_bodies(now);
+        bool finished = now >= end;
+        if (finished && (idle_count == connection_count || now > end + GRACE)) break;
+        int64_t wait = 20000000;
+        if (idle_count && !finished && rate > 0 && due - now < wait) wait = due > now ? due - now : 0;
+        if (late_count && connections[late_bodies[late_first]].body_at - now < wait) wait = connections[late_bodies[late_first]].body_at - now;
+        struct timespec timeout = {wait > 0 ? wait / 1000000000L : 0, wait > 0 ? wait % 1000000000L : 0};
+        int n = epoll_pwait2(poller, ready, 256, &timeout, NULL);
+        for (int i = 0; i < n; i++) receive(ready[i].data.u32);
+    }
+    *unsent = 0;
+    if (rate > 0)
+        for (; start + (int64_t)(due_count * gap) < end; due_count++, *unsent += group)
+            record(end - (start + (int64_t)(due_count * gap)), group);
+    return (now < end + GRACE ? (now > end ? now : end) - start : now - start) / 1e9;
+}
+
+int main(int count, char **words) {
+    double rate = 0, seconds = 5;
+    static const struct option options[] = {{"rate", 1, 0, 'r'}, {"duration", 1, 0, 'd'}, {"connections", 1, 0, 'c'}, {"variant", 1, 0, 'v'},
+        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {0}};
+    for (int o; (o = getopt_long(count, words, "", options, NULL)) != -1;)
+        switch (o) {
+        case 'r': rate = atof(optarg); break;
+        case 'd': seconds = atof(optarg); break;
+        case 'c': connection_count = atoi(optarg); break;
+        case 'n': rotation = atoi(optarg); break;
+        case 'b': body_size = atoi(optarg); break;
+        case 'h': host = optarg; break;
+        case 'p': port = atoi(optarg); break;
+        case 'u': path = optarg; break;
+        case 'v':
+            fresh_ip = !strcmp(optarg, "fresh-ip"), split = !strcmp(optarg, "split"), pipelined = !strcmp(optarg, "pipelined");
+            origin = !strcmp(optarg, "origin"), warm = !strcmp(optarg, "warm");
+            if (!(fresh_ip || split || pipelined || origin || warm || !strcmp(optarg, "plain"))) die("--variant: plain, fresh-ip, split, pipelined, origin, warm");
+            break;
+        default: return 2;
+        }
+    if (connection_count < 1 || connection_count > MAX_CONNECTIONS) die("--connections: 1 to %d", MAX_CONNECTIONS);
+    if (rotation < 1 || body_size < 0 || body_size > 65000) die("--rotation at least 1, --body 0 to 65000");
+    requests = calloc(rotation, sizeof *requests);
+    for (int i = 0; i < rotation; i++) build_request(&requests[i], i);
+    prctl(PR_SET_TIMERSLACK, 1000);
+    poller = epoll_create1(0);
+    for (int i = 0; i < connection_count; i++) open_connection(i);
+
+    uint64_t unsent, unanswered = 0;
+    double duration = run(rate, seconds, &unsent);
+    for (int i = 0; i < connection_count; i++) unanswered += connections[i].waiting;
+
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    double cpu = used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    printf("{\"offered_rate\": %.1f, \"duration\": %.3f, \"sent\": %lu, \"ok\": %lu, \"unsent\": %lu, \"unanswered\": %lu, \"broken_connections\": %lu, "
+           "\"achieved_rate\": %.1f, \"request_bytes\": %d, \"statuses\": {", rate, duration, sent, ok, unsent, unanswered, broken, ok / duration, requests[0].size);
+    const char *separator = "";
+    for (int i = 0; i < 1000; i++)
+        if (statuses[i]) printf("%s\"%d\": %lu", separator, i, statuses[i]), separator = ", ";
+    printf("}, \"latency_us\": {\"p50\": %lu, \"p90\": %lu, \"p99\": %lu, \"p999\": %lu, \"max\": %lu}, \"generator_cpu\": %.3f, \"pacing_lag_us\": %ld}\n",
+           percentile(0.5), percentile(0.9), percentile(0.99), percentile(0.999), largest, cpu / duration, largest_lag / 1000);
+    return 0;
+}
