@@ -40,9 +40,11 @@ class Fate(enum.IntEnum):
 class Sent:
     """Every number ever sent in one test, over all rounds and restarts. Written by one thread at a time."""
 
-    def __init__(self, size: int = 600) -> None:
+    def __init__(self, size: int = 600, *, gets: bool = True) -> None:
+        """`size`: the longest body's filling in bytes; `gets`: every tenth event comes as a GET."""
         self.run = secrets.token_hex(4)
         self.size = size
+        self.gets = gets
         self.fates = bytearray()
         self.sent_at = array("d")
         self.settled_at = array("d")
@@ -78,7 +80,7 @@ class Sent:
         return [n for n, f in enumerate(self.fates) if f == fate]
 
     def is_get(self, number: int) -> bool:
-        return number % _GET_EVERY == 3
+        return self.gets and number % _GET_EVERY == 3
 
     def body(self, number: int) -> str:
         """What the event of this number holds, exactly."""

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +95,7 @@ class Collector:
             time.sleep(0.01)
         return self
 
-    def __enter__(self) -> Collector:
+    def __enter__(self) -> Self:
         return self if self._process else self.start()
 
     def __exit__(self, *_exc: object) -> None:
@@ -164,6 +164,11 @@ class Collector:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
 
+    def left_on_disk(self) -> list[str]:
+        """What waits in DLQ and journal, as paths below the folder; locks are not counted."""
+        root = self.folder / "data" / "dlq"
+        return [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.is_file() and p.name != "lock"]
+
     # Ending
 
     def terminate(self) -> None:
@@ -172,9 +177,13 @@ class Collector:
     def kill(self) -> None:
         """SIGKILL by pid and reap; harmless when it has ended already."""
         if self.alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self.send_kill()
             self.wait(10)
+
+    def send_kill(self) -> None:
+        """SIGKILL and nothing else: what another thread may call while the test waits for the end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float) -> int:
         """Its exit status; negative is the signal that ended it."""
@@ -203,10 +212,9 @@ class Collector:
 
 
 def bare_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of the caller's but the path, the locale and the switches of coverage; no AWS file or metadata service is found."""
-    kept = {
-        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LD_LIBRARY_PATH") or k.startswith("COVERAGE_")
-    }
+    """Nothing of the caller's but path, locale and coverage's switches; no AWS file or metadata service is found."""
+    plain = ("PATH", "LANG", "LD_LIBRARY_PATH")
+    kept = {k: v for k, v in os.environ.items() if k in plain or k.startswith("COVERAGE_")}
     if start := kept.get("COVERAGE_PROCESS_START"):
         kept["COVERAGE_PROCESS_START"] = str(Path(start).absolute())
     return {
@@ -229,8 +237,5 @@ def _fresh(folder: Path, name: str) -> Path:
 
 
 def _story(metrics: Metrics) -> str:
-    return "\n".join(
-        line
-        for line in metrics.text.splitlines()
-        if line.startswith(("events_", "dlq_", "s3_", "http_requests", "breaker"))
-    )
+    telling = ("events_", "dlq_", "s3_", "http_requests", "breaker")
+    return "\n".join(line for line in metrics.text.splitlines() if line.startswith(telling))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.proxy import FaultProxy
 from tests.process.collector import Collector
 from tests.process.s3 import S3Process
 
@@ -27,6 +30,57 @@ def collectors(tmp_path) -> Iterator[Callable[..., Collector]]:
     for collector in made:
         if collector.started:
             collector.kill()
+
+
+@pytest.fixture
+def figure(record_property) -> Callable[[str, object], None]:
+    """`figure("journal, 200 kills", audit)` keeps a figure for the summary at the end."""
+
+    def keep(name: str, value: object) -> None:
+        record_property("figure", f"{name}: {value}")
+
+    return keep
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Chance, with its seed in the captured output, so that a failure can be run again."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - shown with a failure
+    return random.Random(seed)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints what the tests measured, below their outcome."""
+    reports = terminalreporter.stats.get("passed", [])
+    lines = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def s3_running(tmp_path_factory) -> Iterator[S3Process]:
+    """One S3 server for the tests that do not need it to be away; what lies between is a proxy's business."""
+    server = S3Process(tmp_path_factory.mktemp("s3")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3_running) -> str:
+    """A bucket of the test's own."""
+    name = f"events-{secrets.token_hex(6)}"
+    s3_running.make_bucket(name)
+    return name
+
+
+@pytest.fixture
+def proxy(s3_running) -> Iterator[FaultProxy]:
+    """What the collector takes for S3."""
+    with FaultProxy(("127.0.0.1", s3_running.port)) as between:
+        yield between
 
 
 @pytest.fixture

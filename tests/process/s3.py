@@ -55,8 +55,11 @@ class S3Process:
                 assert time.monotonic() < deadline, "the S3 server did not come up"
                 time.sleep(0.05)
         for bucket in buckets:
-            self.client().create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
+            self.make_bucket(bucket)
         return self
+
+    def make_bucket(self, name: str) -> None:
+        self.client().create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def stop(self) -> None:
         if self._process is not None:

@@ -1,0 +1,75 @@
+"""Folders that are missing, in the way, or not ours to write: said in one line at the start, or made by themselves."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.faults.volume import Volume, why_not
+from tests.process.client import Sent, send
+from tests.process.ledger import audit, read_directory
+
+FOLDERS = ["DLQ_DIR", "JOURNAL_DIR", "STORE_DIR"]
+WITHOUT_VOLUME = why_not()
+needs_volume = pytest.mark.skipif(
+    bool(WITHOUT_VOLUME) and os.geteuid() == 0, reason=WITHOUT_VOLUME or "a volume can be had"
+)
+
+
+def refused_start(collector):
+    """Exit 2, and one line that a reader at three in the morning understands."""
+    assert collector.spawn().wait(20) == 2, collector.tail()
+    text = collector.stderr.read_text()
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_missing_folders_are_made(collectors, tmp_path):
+    sent = Sent()
+    env = {name: str(tmp_path / "not" / "yet" / name.lower()) for name in FOLDERS}
+    collector = collectors(env).start()
+    send(sent, collector.port, 500)
+    collector.stop(10)
+    assert audit(sent, read_directory(tmp_path / "not/yet/store_dir")).assert_kept().stored == 500
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_where_a_folder_should_be_is_named(collectors, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    line = refused_start(collectors({name: str(tmp_path / "file" / "below")}))
+    assert name in line
+    assert str(tmp_path / "file") in line
+
+
+@needs_volume
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_cannot_be_written_is_named(collectors, tmp_path, name):
+    folder = tmp_path / "closed"
+    if os.geteuid() != 0:
+        folder.mkdir(mode=0o500)
+        line = refused_start(collectors({name: str(folder / "below")}))
+    else:
+        with Volume.read_only(folder) as volume:
+            line = refused_start(collectors({name: str(folder / "below")}, prefix=volume.prefix))
+    assert name in line
+    assert str(folder) in line
+
+
+def test_every_problem_of_the_environment_is_a_line(collectors):
+    collector = collectors({"BATCH_SIZE": "many", "FLUSH_INTERVAL": "soon", "RAW_BUCKET": "events"})
+    assert collector.spawn().wait(20) == 2
+    text = collector.stderr.read_text()
+    for name in ("BATCH_SIZE", "FLUSH_INTERVAL", "AWS_REGION"):
+        assert sum(name in line for line in text.splitlines()) == 1, text
+
+
+def test_a_port_that_is_taken_is_named(collectors):
+    first = collectors({}, name="first").start()
+    second = collectors({"HTTP_ADDR": f"127.0.0.1:{first.port}"}, name="second").spawn()
+    assert second.wait(20) not in (0, -9)
+    text = second.stderr.read_text()
+    assert "Traceback" not in text, text
+    assert str(first.port) in text, text

@@ -1,0 +1,96 @@
+"""Two collectors on one volume: each keeps to its own slot, and takes over what a dead one left."""
+
+from __future__ import annotations
+
+import time
+
+from tests.process.client import Load, Sent, send
+from tests.process.ledger import audit, read_bucket, read_directory
+from tests.process.s3 import s3_environment
+
+SMALL = {"BATCH_SIZE": "100", "FLUSH_INTERVAL": "100ms"}
+WHOLE = {"BATCH_SIZE": "100000", "FLUSH_INTERVAL": "1h"}
+
+
+def test_two_on_one_directory_keep_out_of_each_others_way(collectors):
+    sent = Sent()
+    first, second = collectors(SMALL, name="first").start(), collectors(SMALL, name="second").start()
+    send(sent, first.port, 2000)
+    send(sent, second.port, 2000)
+    third = collectors(SMALL, name="third").start()
+    send(sent, first.port, 500)
+    first.kill()
+    send(sent, third.port, 2000)
+    second.stop(10)
+    third.stop(10)
+    last = collectors(name="last").start()
+    last.wait_delivered()
+    last.stop(10)
+    assert last.left_on_disk() == []
+    found = audit(sent, read_directory(last.folder / "data/objects")).assert_kept()
+    assert found.stored == 6500
+
+
+def test_a_running_process_never_loses_its_open_segment_to_another(collectors):
+    sent = Sent()
+    first = collectors(WHOLE, name="first").start()
+    send(sent, first.port, 1000)
+    segments = first.left_on_disk()
+    assert len(segments) == 1
+    second = collectors(SMALL, name="second").start()
+    second.wait_delivered()
+    assert first.left_on_disk() == segments
+    second.stop(10)
+    assert not list(read_directory(first.folder / "data/objects"))
+    first.stop(10)
+    assert audit(sent, read_directory(first.folder / "data/objects")).assert_kept().stored == 1000
+
+
+def test_a_successor_adopts_what_a_killed_one_left(collectors, s3_process):
+    """Segments and DLQ files both: the first dies while S3 is away."""
+    sent = Sent()
+    env = s3_environment(s3_process.url, "late", S3_TIMEOUT="1s", S3_APP_RETRIES="1")
+    first = collectors({**env, **SMALL}, name="first").start()
+    send(sent, first.port, 2000)
+    first.wait_until(lambda m: m.value("events_pending", place="dlq") > 0, 20, "nothing in the DLQ")
+    send(sent, first.port, 130)
+    first.kill()
+    assert len(first.left_on_disk()) > 1
+    s3_process.start("late")
+    second = collectors({**env, **SMALL}, name="second").start()
+    done = second.wait_delivered(60)
+    assert done.value("events_recovered_total") == done.value("s3_events_stored_total")
+    second.stop(10)
+    assert audit(sent, read_bucket(s3_process.client(), "late")).assert_kept().acknowledged == 2130
+    assert second.left_on_disk() == []
+
+
+def test_a_rolling_deployment_loses_nothing_when_the_old_one_is_killed(collectors):
+    """The new one runs already when the old one dies: it adopts the old one's slot by itself."""
+    sent = Sent()
+    old = collectors(WHOLE, name="old").start()
+    new = collectors(SMALL, name="new").start()
+    load = Load(sent, old.port, rate=2000).start()
+    time.sleep(0.5)
+    old.kill()
+    load.stop(grace=0)
+    send(sent, new.port, 500)
+    deadline = time.monotonic() + 60
+    while new.left_on_disk():
+        assert time.monotonic() < deadline, f"nobody adopted {new.left_on_disk()}: {new.tail()}"
+        time.sleep(0.2)
+    new.wait_delivered()
+    audit(sent, read_directory(new.folder / "data/objects")).assert_kept()
+    new.stop(10)
+
+
+def test_a_thousand_events_under_other_settings_keep_their_key(collectors):
+    """What is recovered under a new prefix and time zone goes where it was to go when it was accepted."""
+    sent = Sent()
+    first = collectors({**WHOLE, "RAW_PREFIX": "raw"}, name="first").start()
+    send(sent, first.port, 1000)
+    first.kill()
+    second = collectors({"RAW_PREFIX": "other", "PARTITION_TZ": "Asia/Seoul"}, name="second").start()
+    second.wait_delivered()
+    second.stop(10)
+    assert audit(sent, read_directory(first.folder / "data/objects")).assert_kept().stored == 1000
