@@ -1,0 +1,20 @@
+"""The HTTP/1.1 server side: connections, the tick that does their work, and the answers.
+
+Knows nothing of journals, dead letters or stores: `server` injects what commits a tick's events.
+"""
+
+from ingest.protocol.answers import AnswerBook
+from ingest.protocol.connection import STATES, Connection, HeaderNames, State
+from ingest.protocol.tick import ConnectionLimits, Entry, Pages, Tick
+
+__all__ = [
+    "STATES",
+    "AnswerBook",
+    "Connection",
+    "ConnectionLimits",
+    "Entry",
+    "HeaderNames",
+    "Pages",
+    "State",
+    "Tick",
+]
