@@ -1,12 +1,12 @@
 """The floor: what a collector on uvloop cannot go below. Every read is answered with fixed bytes, unparsed, unstored.
 
-It reads from the socket and writes to it, one write per read, and does nothing else; what it spends is the event loop and the
-kernel. Budgets are ratios to it, measured in the same run, so that they hold on another machine too.
+It reads from the socket and writes to it, one write per read, and does nothing else; what it spends is the event loop
+and the kernel. Budgets are ratios to it, measured in the same run, so that they hold on another machine too.
 
     python loadtest/floor.py PORT [split]
 
-A read is taken for a request, since the generator sends each event in one segment. With `split`, for the load that sends head and
-body apart, a read that ends with a head's empty line is not answered.
+A read is taken for a request, since the generator sends each event in one segment. With `split`, for the load that
+sends head and body apart, a read that ends with a head's empty line is not answered.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ class Floor(asyncio.Protocol):
     def connection_made(self, transport):
         self.write = transport.write
 
-    def data_received(self, data):
+    def data_received(self, data):  # noqa: ARG002 - unparsed is the point
         self.write(ANSWER)
 
 

@@ -1,7 +1,7 @@
-"""What every peer does with an event, so that they differ in the framework alone: the JSON line, and gzip of every 5,000.
+"""What every peer does with an event, so that only the frameworks differ: the JSON line, and gzip of every 5,000.
 
-The line and the gzip are the collector's own choices (orjson, isal at level 1, in a thread). No disk, no store: a peer keeps
-nothing, and what it acknowledged is lost with it. That flatters the peers, not us.
+The line and the gzip are the collector's own choices (orjson, isal at level 1, in a thread). No disk, no store: a peer
+keeps nothing, and what it acknowledged is lost with it. That flatters the peers, not us.
 """
 
 import asyncio
