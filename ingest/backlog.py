@@ -1,10 +1,10 @@
 """The backlog: segments on disk whose batches wait for the store like dead-letter files.
 
-Owns the segments that nobody writes: those of processes that were killed, in our slot and in slots adopted from them, and
-our own whose batch could not be saved to the dead-letter queue. Promises that a segment's events enter the books in the
-loop step in which it is listed, and leave them in the step in which it is settled; that a segment of this process is
-never taken for one of a dead process; that a slot is let go once it is empty. Never appends to a segment, never judges
-its lines (`codec.inspect_lines` does, for `recovery`), never blocks the loop.
+Owns the segments that nobody writes: those of processes that were killed, in our slot and in slots adopted from them,
+and our own whose batch could not be saved to the dead-letter queue. Promises that a segment's events enter the books
+in the loop step in which it is listed, and leave them in the step in which it is settled; that a segment of this
+process is never taken for one of a dead process; that a slot is let go once it is empty. Never appends to a segment,
+never judges its lines (`codec.inspect_lines` does, for `recovery`), never blocks the loop.
 
 What a crash leaves, and what becomes of it:
 

@@ -1,12 +1,12 @@
 """The open batch: where a tick's events go, when it seals, and when none may come in.
 
-Owns the buffers, the batch, and admission. Promises that a key is fixed when its batch opens; that an event is in a batch of
-its own partition; that sealing never waits; that events are refused as a whole group, at once, with nothing of
-them kept; and that a buffer returns to its pool only when nobody reads it any more. Never does I/O itself: the injected
-journal writes, the injected uploader takes what is sealed.
+Owns the buffers, the batch, and admission. Promises that a key is fixed when its batch opens; that an event is in a
+batch of its own partition; that sealing never waits; that events are refused as a whole group, at once, with nothing
+of them kept; and that a buffer returns to its pool only when nobody reads it any more. Never does I/O itself: the
+injected journal writes, the injected uploader takes what is sealed.
 
-Two positions in a batch: up to `size` its events are acknowledged; the tail behind it (`DURABILITY=fsync` only) is written
-and waits for its group commit, which moves it into `size` or cuts it off.
+Two positions in a batch: up to `size` its events are acknowledged; the tail behind it (`DURABILITY=fsync` only) is
+written and waits for its group commit, which moves it into `size` or cuts it off.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Batch:
         self._readers += 1
 
     def release_buffer(self) -> None:
-        """Let go of the buffer; the last one gives it back. Call only after the executor call that reads it returned."""
+        """Let go of the buffer; the last reader gives it back. Call when the executor call that reads it returned."""
         self._readers -= 1
         if self._readers == 0 and self._buffer is not None:
             self._window.release()
@@ -202,7 +202,7 @@ class Intake:
         return 0 if self._batch is None else self._batch.events
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes in the open batch, the tail included."""
         return 0 if self._batch is None else self._batch.size + self._batch.tail_size
 
@@ -238,7 +238,7 @@ class Intake:
         """Tell whether events would be refused now, with `unfinished` bytes of requests not yet committed."""
         batch = self._batch
         return (
-            self._held_bytes() + self.bytes + unfinished > self._max_buffer_bytes
+            self._held_bytes() + self.size + unfinished > self._max_buffer_bytes
             or (self._journal is not None and self._journal.latched)
             or (batch is not None and batch.events + batch.tail_events >= batch.limit and not self._has_room())
         )

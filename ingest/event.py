@@ -1,8 +1,8 @@
 """One request becomes one JSON line.
 
-Owns the shape of the event record (docs/pipeline.md) and the question whose request it is: the client's address behind
-trusted proxies. Promises that any bytes give one valid line, that text survives the round trip, and that no header of an
-untrusted peer is believed. Never does I/O, never looks into a body beyond what `BODY_FORMAT` asks.
+Owns the shape of the event record (docs/pipeline.md) and the question whose request it is: the client's address
+behind trusted proxies. Promises that any bytes give one valid line, that text survives the round trip, and that no
+header of an untrusted peer is believed. Never does I/O, never looks into a body beyond what `BODY_FORMAT` asks.
 
 Addresses are read with `inet_pton` and compared as integers: a fresh address for every event costs well under a
 microsecond, so nothing here is cached by client.
@@ -49,7 +49,7 @@ class EventEncoder:
         self.embed_json = settings.body_format == "json"
         self.headers: frozenset[bytes] = frozenset({USER_AGENT, COOKIE, *names})
 
-    def encode(self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes) -> bytes:
+    def encode(self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes | bytearray) -> bytes:
         """Return the line of an event accepted at `seconds` (UTC epoch); the body, or query, becomes text."""
         # Plain decode first: bytes that are not UTF-8 are rare, and "replace" from the start costs on every request.
         try:
@@ -74,7 +74,9 @@ class EventEncoder:
             orjson.OPT_APPEND_NEWLINE,
         )
 
-    def encode_json(self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes) -> bytes | None:
+    def encode_json(
+        self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes | bytearray
+    ) -> bytes | None:
         """Return the line with the body embedded verbatim as a JSON value; None when the body is not JSON.
 
         RFC 8259 allows line breaks only between tokens, never inside a string, so that removing every one of them keeps
@@ -172,7 +174,7 @@ def _single_address(value: bytes) -> str | None:
 
 
 def _viewer_address(value: bytes) -> str | None:
-    """Return the address of `CloudFront-Viewer-Address`, which always ends in a port and writes IPv6 without brackets."""
+    """Return the address of `CloudFront-Viewer-Address`: it ends in a port and writes IPv6 without brackets."""
     host, colon, port = value.strip().rpartition(b":")
     if colon and port.isdigit() and not host.endswith(b":"):
         packed = _pack_element(host)

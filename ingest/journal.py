@@ -1,7 +1,7 @@
 """The journal: what is acknowledged lies on disk until its object, or its dead-letter file, does.
 
-Owns the segments this process writes: one file per batch, `<JOURNAL_DIR>/<slot>/<key without .gz>`, plain JSON lines, so
-that `cat` shows what is there and a torn tail is whatever follows the last newline.
+Owns the segments this process writes: one file per batch, `<JOURNAL_DIR>/<slot>/<key without .gz>`, plain JSON lines,
+so that `cat` shows what is there and a torn tail is whatever follows the last newline.
 
 Promises, by `DURABILITY`:
 
@@ -9,13 +9,15 @@ Promises, by `DURABILITY`:
     fsync     they are also synced: one `fdatasync` for all lines that were written while the last one ran, in the
               executor, while the loop goes on accepting; the first sync of a segment syncs its name and its folders too
 
-    order     write -> (sync) -> acknowledge -> seal -> (last sync) -> upload queue -> stored | published dead letter -> unlink
+    order     write -> (sync) -> acknowledge -> seal -> (last sync) -> upload queue
+              -> stored, or published as a dead letter -> unlink
 
-When the disk fails, the group that met the failure is refused, and buffer, count and file are cut to the same offset. The
-journal latches: everything is refused until a probe goes through. A descriptor whose `fdatasync` failed is never synced
-again, for the kernel may have dropped the dirty pages and report success; nor is one whose truncate failed written again.
-The batch is then rewritten from memory into a temporary that is published over the segment's name. If that fails too, the
-batch seals at its last acknowledged event and uploads from memory, and the old segment stays until its object is stored.
+When the disk fails, the group that met the failure is refused, and buffer, count and file are cut to the same offset.
+The journal latches: everything is refused until a probe goes through. A descriptor whose `fdatasync` failed is never
+synced again, for the kernel may have dropped the dirty pages and report success; nor is one whose truncate failed
+written again. The batch is then rewritten from memory into a temporary that is published over the segment's name. If
+that fails too, the batch seals at its last acknowledged event and uploads from memory, and the old segment stays
+until its object is stored.
 
 Crash points: between write and acknowledge the lines may be stored though nobody was told (the answer was lost);
 between stored and unlink the segment is recovered, and its create-only put finds the object there.
@@ -146,6 +148,7 @@ class Journal:
         self._syncing: list[_Group] = []
         self._sealing: list[Batch] = []
         self._synced_folders: set[Path] = set()
+        self._sync_over = asyncio.Event()
 
         # After a failure.
         self.latched = False
@@ -179,7 +182,7 @@ class Journal:
         return True
 
     def write(self, batch: Batch, data: bytes) -> bool:
-        """Write lines to the end of the segment; False when the disk refuses, and then nothing of them is left in it."""
+        """Write lines to the end of the segment; False when the disk refuses, with nothing of them left in it."""
         if self.latched:
             return False
         segment: Segment = batch.segment
@@ -235,6 +238,7 @@ class Journal:
                 self._settle(group.entries, committed=False)
             return
         self._syncing = groups
+        self._sync_over.clear()
         future = asyncio.get_running_loop().run_in_executor(self._sync_executor, self._sync, segments)
         future.add_done_callback(self._sync_done)
 
@@ -262,6 +266,7 @@ class Journal:
     def _sync_done(self, future: asyncio.Future[dict[Segment, StorageError | None]]) -> None:
         outcome = future.result()
         groups, self._syncing = self._syncing, []
+        self._sync_over.set()
         for group in groups:
             batch = group.batch
             if batch is None or group.refused:
@@ -346,7 +351,7 @@ class Journal:
         """Publish the acknowledged lines over the segment's name; failing that, seal the batch where it is."""
         segment: Segment = batch.segment
         while any(group.batch is batch for group in self._syncing):
-            await asyncio.sleep(0.01)  # the descriptor is in the executor's hands until its sync returns
+            await self._sync_over.wait()  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
         batch.hold_buffer()
         try:
@@ -435,5 +440,3 @@ class Journal:
         segment.fd = None
         with suppress(OSError):
             self._fs.close(fd)
-
-

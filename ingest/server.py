@@ -1,19 +1,19 @@
 """The composition root: what is wired to what, in which order it starts, and how it ends.
 
 Owns the event loop, the executors, the signals and the drain. Promises that the server listens before anything slow
-begins (the S3 client, the scan of what an earlier process left); that a signal ends in exit code 0 within DRAIN_DELAY +
-DRAIN_TIMEOUT with every acknowledged event in the store or on disk; and that a failure of our own ends the process loudly.
-Never does a step of the pipeline itself.
+begins (the S3 client, the scan of what an earlier process left); that a signal ends in exit code 0 within DRAIN_DELAY
++ DRAIN_TIMEOUT with every acknowledged event in the store or on disk; and that a failure of our own ends the process
+loudly. Never does a step of the pipeline itself.
 
 The drain is the table `DRAIN`, worked off from top to bottom; a second signal skips what would only be waiting:
 
-| step   | what happens                                                            | ends                                |
-| ------ | ----------------------------------------------------------------------- | ----------------------------------- |
-| delay  | `/ready` answers 503, requests are still taken                          | after DRAIN_DELAY                   |
-| answer | stop listening, answer what is under way, close idle connections        | no connection left, or READ_TIMEOUT |
-| seal   | seal the open batch; with `fsync` wait for its last sync                | the batch is in the upload queue    |
-| upload | put the queue, then backlog and DLQ; what is left is saved to the DLQ   | nothing left, or DRAIN_TIMEOUT      |
-| close  | close the store, the slots and the listening server; say what stays     | exit                                |
+| step   | what happens                                                          | ends                                |
+| ------ | --------------------------------------------------------------------- | ----------------------------------- |
+| delay  | `/ready` answers 503, requests are still taken                        | after DRAIN_DELAY                   |
+| answer | stop listening, answer what is under way, close idle connections      | no connection left, or READ_TIMEOUT |
+| seal   | seal the open batch; with `fsync` wait for its last sync              | the batch is in the upload queue    |
+| upload | put the queue, then backlog and DLQ; what is left is saved to the DLQ | nothing left, or DRAIN_TIMEOUT      |
+| close  | close the store and the slots; say what stays                         | exit                                |
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ log = structlog.get_logger()
 
 
 def serve(settings: Settings, *, fs: Filesystem | None = None) -> int:
-    """Run until a signal; return the exit code: 0, 1 after a failure of our own or a loss, 2 for what an operator can mend."""
+    """Run until a signal; return 0, or 1 after a failure of our own or a loss, or 2 for what an operator can mend."""
     logs.configure(settings)
     try:
         return uvloop.run(Server(settings, fs or Filesystem()).run())
@@ -231,7 +231,7 @@ class Server:
             "backlog": lambda: backlog.events,
         }
         self._metrics.gauges = {
-            "buffered_bytes": lambda: uploader.pending_bytes + intake.bytes + self._tick.held,
+            "buffered_bytes": lambda: uploader.pending_bytes + intake.size + self._tick.held,
             "upload_queue_length": lambda: uploader.queue_length,
             "dlq_files_current": lambda: dlq.files,
             "dlq_size_bytes": lambda: dlq.bytes,
@@ -329,9 +329,7 @@ class Server:
     def _has_dead_letter(self, key: str) -> bool:
         """Tell whether any slot has a dead-letter file of this key. Blocks."""
         with suppress(OSError):
-            return any(
-                dlq_path(slot, key).exists() for slot in self._settings.dlq_dir.iterdir() if slot.name.isdigit()
-            )
+            return any(dlq_path(slot, key).exists() for slot in self._settings.dlq_dir.iterdir() if slot.name.isdigit())
         return False
 
     # Stop.
@@ -375,12 +373,12 @@ class Server:
         loop = asyncio.get_running_loop()
         # A quarter of the time at most: the store and the disk need theirs.
         until = loop.time() + min(self._settings.read_timeout, self._settings.drain_timeout / 4)
-        while self._tick.busy() and loop.time() < until and not self._skip.is_set():
+        while self._tick.busy() and loop.time() < until and not self._skip.is_set():  # noqa: ASYNC110 - many to wait for
             await asyncio.sleep(0.02)
 
     async def _seal(self) -> None:
         self._intake.seal("drain")
-        while self._journal.sealing and asyncio.get_running_loop().time() < self._deadline:
+        while self._journal.sealing and asyncio.get_running_loop().time() < self._deadline:  # noqa: ASYNC110 - a last sync
             await asyncio.sleep(0.01)
 
     async def _upload(self) -> None:

@@ -4,7 +4,9 @@ Knows nothing of journals, dead letters or stores: `server` injects what commits
 """
 
 from ingest.protocol.answers import AnswerBook
-from ingest.protocol.connection import STATES, Connection, HeaderNames, State
+from ingest.protocol.connection import Connection
+from ingest.protocol.request import HeaderNames
+from ingest.protocol.states import STATES, State
 from ingest.protocol.tick import ConnectionLimits, Entry, Pages, Tick
 
 __all__ = [

@@ -42,7 +42,9 @@ MALFORMED: Final = ClientError(400, "malformed HTTP request", "http_requests_rej
 BAD_HOST: Final = ClientError(400, "HTTP/1.1 needs exactly one Host", "http_requests_rejected_malformed_total")
 BAD_FRAMING: Final = ClientError(400, "HTTP/1.0 has no Transfer-Encoding", "http_requests_rejected_malformed_total")
 BAD_JSON: Final = ClientError(400, "the body is not JSON", "http_requests_rejected_not_json_total", close=False)
-NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", "http_requests_rejected_other_total", close=False)
+NOT_FOUND: Final = ClientError(
+    404, "no such path; events go to /collect", "http_requests_rejected_other_total", close=False
+)
 BODY_TOO_LARGE: Final = ClientError(
     413, "body larger than MAX_BODY_SIZE", "http_requests_rejected_body_too_large_total"
 )
@@ -62,7 +64,11 @@ UNAVAILABLE_CLOSE: Final = UNAVAILABLE._replace(close=True)
 def method_not_allowed(allowed: str) -> ClientError:
     """Return the 405 of a path, which must name the methods it has (RFC 9110 §15.5.6)."""
     return ClientError(
-        405, f"allowed here: {allowed}", "http_requests_rejected_other_total", close=False, headers=(("Allow", allowed),)
+        405,
+        f"allowed here: {allowed}",
+        "http_requests_rejected_other_total",
+        close=False,
+        headers=(("Allow", allowed),),
     )
 
 

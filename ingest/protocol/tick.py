@@ -4,18 +4,17 @@
 
 Owns the lists that one turn fills, and what all connections share: limits, clock readings of the turn, the answers'
 texts. Promises that nothing is answered before its commit is settled, and that the answers of one connection keep the
-order of its requests. Never parses, never writes to disk: `Connection` does the first, the injected `commit` the second.
+order of its requests. Never parses, never writes to disk: `Connection` does the first, the injected `commit` the
+second.
 
-Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece of
-code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
+Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
+of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
 """
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from ingest.protocol.answers import AnswerBook, ClientError
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.event import EventEncoder
     from ingest.metrics import Metrics
+    from ingest.protocol.answers import AnswerBook, ClientError
     from ingest.protocol.connection import Connection
 
 NOT_AN_EVENT: Final = b""

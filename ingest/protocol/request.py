@@ -1,0 +1,391 @@
+"""From the parser's callbacks to an event in the tick.
+
+Rules: what a request is, and why it is refused, lives in this file; it knows nothing of transports, deadlines and how
+bytes are cut into reads (that is `connection`, which inherits from here). RFC 9112 says what a request is; httptools,
+the parser of Node.js, reads it.
+
+The callbacks fire in this order: `on_message_begin`, `on_url`, `on_header` …, `on_headers_complete`, `on_body` …,
+`on_message_complete`. The last adds an event's line and its answer to the tick. A refusal mutes the callbacks: what was
+complete before it is answered first, what follows it is read by nobody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from httptools import HttpRequestParser, parse_url
+from httptools.parser.errors import HttpParserInvalidURLError
+
+from ingest.event import COOKIE
+from ingest.protocol.answers import (
+    BAD_FRAMING,
+    BAD_HOST,
+    BAD_JSON,
+    BODY_TOO_LARGE,
+    NOT_FOUND,
+    UNAVAILABLE_CLOSE,
+    Answers,
+    ClientError,
+    method_not_allowed,
+)
+from ingest.protocol.states import State
+from ingest.protocol.tick import Entry, Tick
+
+if TYPE_CHECKING:
+    from ingest.event import Peer
+
+_IDLE: Final = State.IDLE
+_HEADERS: Final = State.HEADERS
+_BODY: Final = State.BODY
+_CLOSING: Final = State.CLOSING
+
+_HOST: Final = b"host"
+_ORIGIN: Final = b"origin"
+_EXPECT: Final = b"expect"
+_UPGRADE: Final = b"upgrade"
+_CONTENT_LENGTH: Final = b"content-length"
+_TRANSFER_ENCODING: Final = b"transfer-encoding"
+_REQUESTED_HEADERS: Final = b"access-control-request-headers"
+_FRAMING_HEADERS: Final = frozenset(
+    {_HOST, _ORIGIN, _EXPECT, _UPGRADE, _CONTENT_LENGTH, _TRANSFER_ENCODING, _REQUESTED_HEADERS}
+)
+_FIRST_LINE_WINS: Final = frozenset({b"user-agent", _ORIGIN, _CONTENT_LENGTH})
+
+_COLLECT: Final = b"/collect"
+_METHODS: Final = {
+    _COLLECT: "GET, HEAD, POST, OPTIONS",
+    b"/health": "GET, HEAD",
+    b"/ready": "GET, HEAD",
+    b"/metrics": "GET, HEAD",
+}
+_POST_EVENT: Final = 1
+_GET_EVENT: Final = 2
+_OTHER: Final = 0
+_SPELLINGS_LEARNED: Final = 1024
+_RARE: Final = frozenset({_TRANSFER_ENCODING, _EXPECT, _UPGRADE})
+
+
+class HeaderNames(dict[bytes, bytes]):
+    """Learns which spellings of header names are wanted, so that one lookup answers for each header of a request.
+
+    Maps a raw name to its lower-case form, or to nothing when nobody reads it. Keeps at most 1,024 spellings.
+    """
+
+    __slots__ = ("_wanted",)
+
+    def __init__(self, wanted: frozenset[bytes]) -> None:
+        super().__init__()
+        self._wanted = wanted | _FRAMING_HEADERS
+
+    def __missing__(self, raw: bytes) -> bytes:
+        lower = raw.lower()
+        wanted = lower if lower in self._wanted else b""
+        if len(self) < _SPELLINGS_LEARNED and len(raw) <= 64:
+            self[raw] = wanted
+        return wanted
+
+
+class RequestReader:
+    """Reads the requests of one connection out of its parser's callbacks."""
+
+    __slots__ = (
+        "_answers",
+        "_body",
+        "_body_limit",
+        "_body_size",
+        "_declared",
+        "_ending",
+        "_expecting",
+        "_fields",
+        "_head",
+        "_keep_alive",
+        "_kind",
+        "_linger",
+        "_method",
+        "_muted",
+        "_names",
+        "_parser",
+        "_peer",
+        "_phase",
+        "_query",
+        "_replay",
+        "_tick",
+        "_url",
+        "deadline",
+    )
+
+    def __init__(self, tick: Tick, names: HeaderNames) -> None:
+        # For the connection's life.
+        self._tick = tick
+        self._names = names
+        self._body_limit = tick.limits.body
+        self._parser = HttpRequestParser(self)
+        self._peer: Peer
+
+        # Where the byte stream stands.
+        self._phase = _IDLE
+        self.deadline = float("inf")
+        self._ending = False
+        self._muted = False
+        self._linger = False
+
+        # The request under way.
+        self._url = b""
+        self._fields: dict[bytes, bytes] = {}
+        self._head: dict[bytes, bytes] = {}
+        self._body: bytes | bytearray = b""
+        self._body_size = 0
+        self._declared = 0
+        self._kind = _OTHER
+        self._method = b""
+        self._query = b""
+        self._keep_alive = True
+        self._expecting: dict[bytes, bytes] | None = None
+        self._answers: Answers = tick.book.plain
+        self._replay = b""
+
+    # The parser's callbacks, in the order in which they fire.
+
+    def on_message_begin(self) -> None:
+        """Begin a request: head and body are due within READ_TIMEOUT from here."""
+        self._phase = _HEADERS
+        self.deadline = self._tick.read_deadline
+
+    def on_url(self, url: bytes) -> None:
+        """Take the target; the parser hands it over in pieces where reads split it."""
+        self._url = self._url + url if self._url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep the headers somebody reads. Trailers come here too, into fields that nobody reads any more."""
+        name = self._names[name]
+        if name:
+            fields = self._fields
+            if name in fields:
+                self._repeated(name, value)
+            else:
+                fields[name] = value
+
+    def on_headers_complete(self) -> None:
+        """Decide what the request is; refuse it now if its head is reason enough."""
+        if self._muted:
+            return
+        head = self._head = self._fields
+        self._fields = {}
+        self._phase = _BODY
+        parser = self._parser
+        self._answers = self._answers_for(head) if _ORIGIN in head else self._tick.book.plain
+        if _HOST not in head and parser.get_http_version() != "1.0":
+            self._reject(BAD_HOST)
+            return
+        self._keep_alive = parser.should_keep_alive() and not self._tick.draining
+        if _CONTENT_LENGTH in head:
+            self._declared = int(head[_CONTENT_LENGTH])
+            if self._declared > self._body_limit:
+                self._reject(BODY_TOO_LARGE)
+                return
+        else:
+            self._declared = 0
+        if self._url == _COLLECT and parser.get_method() == b"POST":
+            self._kind = _POST_EVENT
+            self._url = b""
+        else:
+            self._route(parser.get_method())
+        # One test finds the rare headers absent.
+        if len(head) > 1 and not _RARE.isdisjoint(head):
+            self._heed_rare_headers(head)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body: of one that declared its length almost always the only one."""
+        size = self._body_size
+        self._body_size = size + len(body)
+        if self._body_size > self._body_limit:
+            self._reject(BODY_TOO_LARGE)
+        elif self._kind != _POST_EVENT:
+            return
+        elif not size:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        """Add the event, or the page, to the tick."""
+        if self._muted:
+            return
+        self._phase = _IDLE
+        if self._fields:
+            self._fields = {}  # trailers (RFC 9110 §6.5.1): dropped, or the next request would inherit them
+        kind = self._kind
+        if kind == _POST_EVENT:
+            body = self._body
+            self._body = b""
+            self._body_size = 0
+        else:
+            self._body_size = 0
+            if kind == _OTHER:
+                self._show_page()
+                return
+            body = self._query
+        tick = self._tick
+        encoder = tick.encoder
+        if encoder.embed_json and kind == _POST_EVENT:
+            line = encoder.encode_json(tick.seconds, self._head, self._peer, body)
+            if line is None:
+                self._answer(self._answers.refuse(BAD_JSON, close=not self._keep_alive))
+                tick.count_rejected(BAD_JSON)
+                return
+        else:
+            line = encoder.encode(tick.seconds, self._head, self._peer, body)
+        answers = self._answers
+        tick.lines.append(line)
+        if self._keep_alive:
+            tick.entries.append(Entry(self, answers.stored if kind == _POST_EVENT else answers.pixel, answers.refused))
+        else:
+            answer = answers.stored_close if kind == _POST_EVENT else answers.pixel_close
+            tick.entries.append(Entry(self, answer, answers.refused_close))
+            self._end()
+
+    # Requests other than a plain POST of an event.
+
+    def _route(self, method: bytes) -> None:
+        """Tell events from pages by path and method, for any form of target (RFC 9112 §3.2)."""
+        target = self._url
+        self._url = b""
+        if not target.startswith(b"/") and target != b"*":
+            try:
+                url = parse_url(target)
+            except HttpParserInvalidURLError:
+                url = None
+            path = (url.path or b"/") if url is not None else target
+            query = (url.query or b"") if url is not None else b""
+        else:
+            path, _, query = target.partition(b"#")[0].partition(b"?")
+        self._kind = _OTHER
+        self._method = method
+        self._query = path
+        if path == _COLLECT:
+            if method == b"POST":
+                self._kind = _POST_EVENT
+            elif method == b"GET":
+                self._kind = _GET_EVENT
+                self._query = query
+                if len(query) > self._body_limit:
+                    self._reject(BODY_TOO_LARGE)
+        if method == b"CONNECT":
+            # What follows a CONNECT is no HTTP: the parser would stop here.
+            self._reject(method_not_allowed(_METHODS[_COLLECT])._replace(close=True))
+
+    def _show_page(self) -> None:
+        method = self._method
+        path = self._query
+        close = not self._keep_alive
+        answers = self._answers
+        tick = self._tick
+        head_only = method == b"HEAD"
+        if path not in _METHODS:
+            tick.count_rejected(NOT_FOUND)
+            self._answer(answers.refuse(NOT_FOUND, close=close, head_only=head_only))
+        elif method.decode("latin-1") not in _METHODS[path].split(", "):
+            error = method_not_allowed(_METHODS[path])
+            tick.count_rejected(error)
+            self._answer(answers.refuse(error, close=close, head_only=head_only))
+        elif method == b"OPTIONS":
+            head = self._head
+            self._answer(
+                tick.book.preflight(head.get(_ORIGIN), _METHODS[path], head.get(_REQUESTED_HEADERS), close=close)
+            )
+        elif path == _COLLECT:
+            self._answer(answers.build(200, close=close))
+        else:
+            status, kind, body = self._page(path)
+            headers = [("Content-Type", kind), ("Cache-Control", "no-store")]
+            if status == 503:
+                headers.append(("Retry-After", "1"))
+            self._answer(answers.build(status, headers, body, close=close, head_only=head_only))
+
+    def _page(self, path: bytes) -> tuple[int, str, bytes]:
+        if path == b"/metrics":
+            kind, text = self._tick.pages.metrics()
+            return 200, kind, text
+        if path == b"/ready" and not self._tick.pages.ready():
+            return 503, "text/plain; charset=utf-8", b"draining\n"
+        return 200, "text/plain; charset=utf-8", b"ok\n"
+
+    def _answer(self, answer: bytes) -> None:
+        self._tick.answer_in_turn(self, answer)
+        if not self._keep_alive:
+            self._end()
+
+    def _repeated(self, name: bytes, value: bytes) -> None:
+        """Join lines of one name (RFC 9110 §5.2; cookies: RFC 6265 §5.4), or take the first where only one may be."""
+        if self._phase is _BODY:
+            return
+        if name == _HOST:
+            self._reject(BAD_HOST)
+        elif name not in _FIRST_LINE_WINS:
+            self._fields[name] += (b"; " if name == COOKIE else b", ") + value
+
+    def _heed_rare_headers(self, head: dict[bytes, bytes]) -> None:
+        parser = self._parser
+        if _TRANSFER_ENCODING in head and parser.get_http_version() == "1.0":
+            # RFC 9112 §6.1: a server must treat the framing of such a message as faulty.
+            self._reject(BAD_FRAMING)
+            return
+        if head.get(_EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
+            self._expecting = head
+            if self._kind == _POST_EVENT and self._tick.over_budget():
+                self._reject(UNAVAILABLE_CLOSE)
+                return
+        if _UPGRADE in head and parser.should_upgrade() and not self._ending:
+            # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
+            # then stops. The request goes on in `_resume_after_upgrade`.
+            self._muted = True
+            if _TRANSFER_ENCODING in head:
+                self._replay = b"Transfer-Encoding: %b\r\n" % head[_TRANSFER_ENCODING]
+            elif self._declared:
+                self._replay = b"Content-Length: %d\r\n" % self._declared
+
+    def _resume_after_upgrade(self) -> None:
+        """Put a fresh parser behind a head that has only the framing headers; the request itself is already known."""
+        deadline = self.deadline
+        parser = self._parser = HttpRequestParser(self)
+        framing = self._replay
+        self._replay = b""
+        if framing:
+            keep = b"" if self._keep_alive else b"Connection: close\r\n"
+            parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b%b\r\n" % (framing, keep))
+            self._url = b""
+            self._fields = {}
+            self._phase = _BODY
+            self.deadline = deadline
+            self._muted = False
+        else:
+            self._muted = False
+            self._phase = _BODY
+            self.on_message_complete()
+            self._framing = 0
+
+    # Refusals and the end.
+
+    def _reject(self, error: ClientError) -> None:
+        """Refuse the request under way and read no further; the first reason stands."""
+        if self._ending:
+            return
+        tick = self._tick
+        tick.count_rejected(error)
+        if self._phase is not _BODY:
+            self._answers = self._answers_for(self._fields)
+        tick.answer_in_turn(self, self._answers.refuse(error, close=True))
+        self._linger = True
+        self._end()
+
+    def _answers_for(self, fields: dict[bytes, bytes]) -> Answers:
+        book = self._tick.book
+        return book.of(fields[_ORIGIN]) if _ORIGIN in fields else book.plain
+
+    def _end(self) -> None:
+        """Answer nothing after this."""
+        self._ending = self._muted = True
+        self._phase = _CLOSING
+        self._body = b""

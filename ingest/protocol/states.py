@@ -1,0 +1,51 @@
+"""The states of a connection: one table, which the dispatch, the documentation and the tests read.
+
+Owns the states and what ends each of them. A deadline is armed when a state is entered and moves only when another one
+is: bytes that trickle in buy no time.
+
+| state           | entered by                                | deadline     | on expiry |
+| --------------- | ----------------------------------------- | ------------ | --------- |
+| idle            | connect; the end of a request             | IDLE_TIMEOUT | close     |
+| headers         | the first byte of a request               | READ_TIMEOUT | close     |
+| body            | the end of the head; the deadline goes on | READ_TIMEOUT | close     |
+| awaiting-commit | idle with answers owed (`fsync`)          | none         | wait      |
+| closing         | a refusal; `Connection: close`            | 2 s          | abort     |
+
+At the end of input every state answers what is owed, and then closes.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+
+class State(Enum):
+    """Where a connection stands between two reads."""
+
+    IDLE = "idle"
+    HEADERS = "headers"
+    BODY = "body"
+    AWAITING_COMMIT = "awaiting-commit"
+    CLOSING = "closing"
+
+
+class Rule(NamedTuple):
+    """A row of the table: what begins a state, what limits it, and what happens at the limit.
+
+    `metric` counts connections that met it.
+    """
+
+    entered: str
+    deadline: str
+    on_expiry: str
+    metric: str = ""
+
+
+STATES: Final[dict[State, Rule]] = {
+    State.IDLE: Rule("connect; the end of a request", "IDLE_TIMEOUT", "close", "timed_out_idle"),
+    State.HEADERS: Rule("the first byte of a request", "READ_TIMEOUT", "close", "timed_out_request"),
+    State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", "timed_out_request"),
+    State.AWAITING_COMMIT: Rule("idle with answers owed (`fsync`)", "none", "wait"),
+    State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
+}
