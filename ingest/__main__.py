@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ingest import __version__
-from ingest.config import ConfigErrors, load
+from ingest.config import ConfigErrors, load, warnings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = load(os.environ)
-    from ingest import log
+    from ingest import log  # before anything else of ours: it decides what structlog loads
 
     log.configure(settings)
     if arguments.command == "dlq":
@@ -44,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return dlq_cli.run(arguments, settings)
     from ingest.server import serve
 
+    log.tell_warnings(warnings(settings))
     return serve(settings)
 
 

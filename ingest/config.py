@@ -24,13 +24,16 @@ class ConfigError(ValueError):
     """One variable whose value cannot be used; `str()` of it is one line, fit for an operator's terminal."""
 
     def __init__(self, variable: str, accepted: str, got: str | None, *, secret: bool = False) -> None:
+        if got is not None:
+            got = "***" if secret else _one_line(_without_credentials(got))
         super().__init__(variable, accepted, got)
         self.variable = variable
         self.accepted = accepted
-        self.got = "***" if secret and got else got
+        self.got = got
+        """What was found, fit to be shown; None: nothing."""
 
     def __str__(self) -> str:
-        got = "nothing" if self.got is None else f"'{_one_line(_without_credentials(self.got))}'"
+        got = "nothing" if self.got is None else f"'{self.got}'"
         return f"{self.variable}: accepted {self.accepted}, got {got}"
 
 

@@ -31,6 +31,8 @@ finally:
         del sys.modules["rich"]
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from ingest.config import Settings
@@ -60,6 +62,14 @@ def configure(settings: Settings) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger().addHandler(_LIBRARIES)
+
+
+def tell_warnings(warnings: Iterable[str]) -> None:
+    """Log what `config.warnings` found: an operator reads the log of a start before the output of a check."""
+    log = structlog.get_logger()
+    for warning in warnings:
+        variable, _, hint = warning.partition(": ")
+        log.warning("setting_questionable", variable=variable, hint=hint)
 
 
 class _Sampler:
