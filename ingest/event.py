@@ -90,7 +90,7 @@ class EventEncoder:
             return None
         # The record is encoded with an empty body, whose quotes and brace then give way to the value.
         record = self.encode(seconds, head, peer, b"")
-        return b"%b%b}\n" % (record[: -len(b'""}\n')], body.translate(None, _NEWLINES))
+        return b"".join((record[: -len(b'""}\n')], body.translate(None, _NEWLINES), b"}\n"))
 
     def peer(self, address: str) -> Peer:
         """Return what the connection's other end is: its address in canonical form, and whether it is believed."""

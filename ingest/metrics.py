@@ -53,6 +53,7 @@ class Metrics:
     http_requests_rejected_malformed_total: int = 0
     http_requests_rejected_not_json_total: int = 0
     http_requests_rejected_queue_full_total: int = 0
+    http_requests_rejected_disk_full_total: int = 0
     http_requests_rejected_other_total: int = 0
     connections: int = 0
     http_connections_refused_total: int = 0
@@ -74,6 +75,7 @@ class Metrics:
     sealed_interval: int = 0
     sealed_partition: int = 0
     sealed_drain: int = 0
+    sealed_storage: int = 0
     batch_events: Histogram = field(default_factory=lambda: Histogram(_EVENTS))
     batch_bytes: Histogram = field(default_factory=lambda: Histogram(_BYTES))
     batch_encoded_bytes_total: int = 0
@@ -160,7 +162,8 @@ METRICS: Final[tuple[Metric, ...]] = (
             ("head_too_large", "Requests refused with 431: head above MAX_HEADER_BYTES"),
             ("malformed", "Requests refused with 400: not HTTP/1.1 as it must be"),
             ("not_json", "Requests refused with 400: BODY_FORMAT is json and the body is not"),
-            ("queue_full", "Events refused with 503: memory full, disk full, or the end of a drain"),
+            ("queue_full", "Events refused with 503: neither memory nor the dead-letter queue can take more"),
+            ("disk_full", "Events refused with 503: the journal's disk is full or failing"),
             ("other", "Requests refused with 404 or 405"),
         )
     ),
@@ -187,7 +190,9 @@ METRICS: Final[tuple[Metric, ...]] = (
         "counter",
         "Batches sealed, by what sealed them",
         label="reason",
-        series=tuple((reason, f"sealed_{reason}") for reason in ("size", "bytes", "interval", "partition", "drain")),
+        series=tuple(
+            (reason, f"sealed_{reason}") for reason in ("size", "bytes", "interval", "partition", "drain", "storage")
+        ),
     ),
     Metric("batch_events", "histogram", "Events in a sealed batch", "batch_events"),
     Metric("batch_bytes", "histogram", "Bytes in a sealed batch, before gzip", "batch_bytes"),

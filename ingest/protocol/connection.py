@@ -301,6 +301,8 @@ class Connection(RequestReader, asyncio.Protocol):
             self._framing = offset if alone else Meter().measure(data[:offset])
             self._resume_after_upgrade()
             if not self._ending:
+                if self._phase is _IDLE:
+                    self._framing = 0
                 self._feed_by_lines(data[offset:])
         elif self._phase is _IDLE:
             self._framing = 0
@@ -342,6 +344,8 @@ class Connection(RequestReader, asyncio.Protocol):
             if offset >= 0:
                 self._framing += offset
                 self._resume_after_upgrade()
+                if self._phase is _IDLE:
+                    self._framing = 0
                 stop = at + offset
             elif self._phase is _IDLE:
                 self._framing = 0

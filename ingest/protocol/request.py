@@ -32,6 +32,8 @@ from ingest.protocol.states import State
 from ingest.protocol.tick import Entry, Tick
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ingest.event import Peer
 
 _IDLE: Final = State.IDLE
@@ -113,6 +115,14 @@ class RequestReader:
         "_url",
         "deadline",
     )
+
+    if TYPE_CHECKING:
+        # What `Connection` adds, as far as answers need it.
+        pending: int
+        write: Callable[[bytes], None]
+
+        def await_commit(self) -> None: ...  # noqa: D102
+        def answered(self) -> None: ...  # noqa: D102
 
     def __init__(self, tick: Tick, names: HeaderNames) -> None:
         # For the connection's life.
@@ -364,7 +374,6 @@ class RequestReader:
             self._muted = False
             self._phase = _BODY
             self.on_message_complete()
-            self._framing = 0
 
     # Refusals and the end.
 

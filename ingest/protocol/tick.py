@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingest.metrics import Metrics
     from ingest.protocol.answers import AnswerBook, ClientError
     from ingest.protocol.connection import Connection
+    from ingest.protocol.request import RequestReader
 
 NOT_AN_EVENT: Final = b""
 """The line of an answer that waits its turn among events: it adds nothing to the batch and nothing can refuse it."""
@@ -33,7 +34,7 @@ NOT_AN_EVENT: Final = b""
 class Entry(NamedTuple):
     """One answer that is due: what to write once its event is committed, and what if it is refused."""
 
-    connection: Connection
+    connection: RequestReader
     answer: bytes
     refusal: bytes
 
@@ -245,7 +246,7 @@ class Tick:
         """Tell whether a connection is still owed an answer, or sends a request."""
         return any(connection.pending or not connection.is_over for connection in self.connections)
 
-    def answer_in_turn(self, connection: Connection, answer: bytes) -> None:
+    def answer_in_turn(self, connection: RequestReader, answer: bytes) -> None:
         """Queue an answer that no commit decides, behind those its connection is owed."""
         self.lines.append(NOT_AN_EVENT)
         self.entries.append(Entry(connection, answer, answer))
