@@ -125,7 +125,7 @@ def test_the_token_is_drawn_after_a_fork():
     program = (
         "import os; from zoneinfo import ZoneInfo; from ingest.names import KeyFactory\n"
         "child = os.fork()\n"
-        "print(KeyFactory('raw', ZoneInfo('UTC')).token, flush=True)\n"
+        "os.write(1, KeyFactory('raw', ZoneInfo('UTC')).token.encode() + b' ')\n"
         "child and os.waitpid(child, 0)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
