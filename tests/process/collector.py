@@ -14,15 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.request import ProxyHandler, build_opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from resource import struct_rusage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_direct = build_opener(ProxyHandler({}))
 SERVE = (sys.executable, "-m", "ingest", "serve")
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{([^}]*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -89,8 +90,9 @@ class Collector:
         while not self.port:
             assert self.alive, f"exit {self._process.returncode} before it listened: {self.tail()}"  # type: ignore[union-attr]
             assert time.monotonic() < deadline, f"not listening after {timeout} s: {self.tail()}"
-            for line in self.logs():
-                if line.get("event") == "listening":
+            for line in self.said("listening"):
+                # On every interface and port 0 there is a port for each family: ours is that of IPv4.
+                if "." in line["host"]:
                     self.port = int(line["port"])
             time.sleep(0.01)
         return self
@@ -121,7 +123,7 @@ class Collector:
         return f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str, timeout: float = 10.0) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+        with _direct.open(self.url + path, timeout=timeout) as answer:
             return bytes(answer.read())
 
     def metrics(self) -> Metrics:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import secrets
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -60,26 +60,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session")
-def s3_running(tmp_path_factory) -> Iterator[S3Process]:
-    """One S3 server for the tests that do not need it to be away; what lies between is a proxy's business."""
-    server = S3Process(tmp_path_factory.mktemp("s3")).start()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def bucket(s3_running) -> str:
-    """A bucket of the test's own."""
-    name = f"events-{secrets.token_hex(6)}"
-    s3_running.make_bucket(name)
-    return name
-
-
-@pytest.fixture
-def proxy(s3_running) -> Iterator[FaultProxy]:
+def proxy(s3_server) -> Iterator[FaultProxy]:
     """What the collector takes for S3."""
-    with FaultProxy(("127.0.0.1", s3_running.port)) as between:
+    with FaultProxy(("127.0.0.1", urlsplit(s3_server).port)) as between:
         yield between
 
 

@@ -10,7 +10,6 @@ sends SIGTERM, so that the point is hit during the drain.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -197,16 +196,10 @@ def _is_temporary(path: str) -> bool:
 
 
 def main() -> None:
-    from ingest.server import serve
+    from ingest.server import serve  # here, so that the tests read POINTS without it
 
     settings = load(os.environ)
-    fs = CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings)
-    served = serve(settings, fs=fs)
-    if asyncio.iscoroutine(served):
-        import uvloop
-
-        served = uvloop.run(served)
-    sys.exit(served)
+    sys.exit(serve(settings, fs=CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings)))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,20 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import boto3
 from botocore.config import Config
 
 from tests.faults.proxy import reserve_port
 from tests.process.collector import bare_environment
+from tests.s3_server import CREDENTIALS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 REGION = "ap-northeast-2"
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+_direct = build_opener(ProxyHandler({}))
 
 
 class S3Process:
@@ -48,7 +49,7 @@ class S3Process:
         deadline = time.monotonic() + 30
         while True:
             try:
-                urlopen(self.url + "/moto-api/", timeout=5).close()
+                _direct.open(self.url + "/moto-api/", timeout=5).close()
                 break
             except (URLError, OSError):
                 assert self._process.poll() is None, (self.folder / "s3.log").read_text()
@@ -80,8 +81,8 @@ def s3_client(url: str) -> Any:
         "s3",
         endpoint_url=url,
         region_name=REGION,
-        aws_access_key_id="testing",
-        aws_secret_access_key="testing",
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2}, max_pool_connections=8),
     )
 

@@ -14,7 +14,7 @@ import pytest
 from tests.process.client import Load, Sent, send
 from tests.process.crashing_server import ARMED, POINTS
 from tests.process.ledger import audit, read_bucket, read_directory
-from tests.process.s3 import s3_environment
+from tests.process.s3 import s3_client, s3_environment
 
 KILLS = 5
 BATCHES = {"BATCH_SIZE": "50", "FLUSH_INTERVAL": "100ms"}
@@ -71,19 +71,19 @@ def test_a_crash_there_loses_and_doubles_nothing(collectors, rng, figure, name):
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "is_cut_off"])
-def test_a_crash_with_a_put_in_flight_loses_and_doubles_nothing(collectors, s3_running, proxy, bucket, figure, arrives):
-    found = killed_at_a_put(collectors, s3_running, proxy, bucket, "on_request", forward=arrives)
+def test_a_crash_with_a_put_in_flight_loses_and_doubles_nothing(collectors, s3_server, proxy, bucket, figure, arrives):
+    found = killed_at_a_put(collectors, s3_server, proxy, bucket, "on_request", forward=arrives)
     figure(f"put in flight, {KILLS} kills", found)
 
 
 def test_a_crash_with_a_put_stored_and_its_answer_lost_loses_and_doubles_nothing(
-    collectors, s3_running, proxy, bucket, figure
+    collectors, s3_server, proxy, bucket, figure
 ):
-    found = killed_at_a_put(collectors, s3_running, proxy, bucket, "on_answer", forward=False)
+    found = killed_at_a_put(collectors, s3_server, proxy, bucket, "on_answer", forward=False)
     figure(f"put stored, answer lost, {KILLS} kills", found)
 
 
-def killed_at_a_put(collectors, s3_running, proxy, bucket, hook, *, forward):
+def killed_at_a_put(collectors, s3_server, proxy, bucket, hook, *, forward):
     sent = Sent()
     env = s3_environment(proxy.url, bucket)
     for _ in range(KILLS):
@@ -105,4 +105,4 @@ def killed_at_a_put(collectors, s3_running, proxy, bucket, hook, *, forward):
     last.wait_delivered(60)
     last.stop(15)
     assert last.left_on_disk() == []
-    return audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    return audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()

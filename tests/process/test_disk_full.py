@@ -12,7 +12,7 @@ import pytest
 from tests.faults.volume import Volume, why_not
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_bucket, read_directory
-from tests.process.s3 import s3_environment
+from tests.process.s3 import s3_client, s3_environment
 
 MIB = 1024 * 1024
 WITHOUT_VOLUME = why_not()
@@ -54,7 +54,7 @@ def test_a_full_journal_refuses_and_comes_back_by_itself(collectors, tmp_path, f
     figure(f"disk full, {durability}", audit(sent, read_directory(collector.folder / "data/objects")).assert_kept())
 
 
-def test_a_full_dead_letter_queue_keeps_what_it_holds(collectors, s3_running, proxy, bucket, tmp_path, figure):
+def test_a_full_dead_letter_queue_keeps_what_it_holds(collectors, s3_server, proxy, bucket, tmp_path, figure):
     """S3 away and no room left: batches keep their place, then 503; all of it arrives when both are back."""
     sent = Sent()
     with Volume.tmpfs(tmp_path / "volume", 32 * MIB) as volume:
@@ -74,7 +74,7 @@ def test_a_full_dead_letter_queue_keeps_what_it_holds(collectors, s3_running, pr
         collector.wait_delivered(60)
         collector.stop(15)
         assert left_on(volume) == []
-    figure("disk full, S3 away", audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept())
+    figure("disk full, S3 away", audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept())
 
 
 def test_a_kill_with_the_disk_full_loses_nothing(collectors, tmp_path, figure):

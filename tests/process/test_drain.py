@@ -10,7 +10,7 @@ import pytest
 from tests.faults.proxy import HEALTHY, Fault
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_bucket, read_directory
-from tests.process.s3 import s3_environment
+from tests.process.s3 import s3_client, s3_environment
 
 DRAIN = 8.0
 CONDITIONS = ["healthy", "slow", "dead", "blackhole"]
@@ -45,29 +45,29 @@ def drain_under_load(collectors, proxy, bucket, sent, condition):
     return took
 
 
-def deliver_the_rest(collectors, proxy, s3_running, bucket, sent):
+def deliver_the_rest(collectors, proxy, s3_server, bucket, sent):
     last = collectors(s3_environment(proxy.url, bucket), name="last").start()
     last.wait_delivered(60)
     last.stop(15)
     assert last.left_on_disk() == []
-    return audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    return audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_drain_ends_in_time_and_keeps_every_acknowledged_event(
-    collectors, s3_running, proxy, bucket, figure, condition
+    collectors, s3_server, proxy, bucket, figure, condition
 ):
     sent = Sent()
     took = drain_under_load(collectors, proxy, bucket, sent, condition)
     assert sent.acknowledged > 500, sent.statuses
     if condition == "healthy":
         # With S3 in health nothing is left to a successor.
-        assert audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept().lost == 0
-    found = deliver_the_rest(collectors, proxy, s3_running, bucket, sent)
+        assert audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept().lost == 0
+    found = deliver_the_rest(collectors, proxy, s3_server, bucket, sent)
     figure(f"drain, {condition}, {took:.2f} s", found)
 
 
-def test_memory_mode_keeps_every_acknowledged_event_through_a_drain_without_s3(collectors, s3_running, proxy, bucket):
+def test_memory_mode_keeps_every_acknowledged_event_through_a_drain_without_s3(collectors, s3_server, proxy, bucket):
     sent = Sent()
     env = s3_environment(proxy.url, bucket, DURABILITY="memory", DRAIN_TIMEOUT=f"{DRAIN}s", BATCH_SIZE="500")
     collector = collectors(env).start()
@@ -76,10 +76,10 @@ def test_memory_mode_keeps_every_acknowledged_event_through_a_drain_without_s3(c
     collector.stop(DRAIN)
     assert sent.acknowledged == 3000
     proxy.listen()
-    deliver_the_rest(collectors, proxy, s3_running, bucket, sent)
+    deliver_the_rest(collectors, proxy, s3_server, bucket, sent)
 
 
-def test_a_second_signal_goes_straight_to_the_disk(collectors, s3_running, proxy, bucket):
+def test_a_second_signal_goes_straight_to_the_disk(collectors, s3_server, proxy, bucket):
     sent = Sent()
     env = s3_environment(proxy.url, bucket, DRAIN_TIMEOUT="25s", S3_TIMEOUT="20s", BATCH_SIZE="500")
     collector = collectors(env).start()
@@ -91,7 +91,7 @@ def test_a_second_signal_goes_straight_to_the_disk(collectors, s3_running, proxy
     took = collector.stop(5)
     assert took < 3, f"the second signal was not heard: {took:.1f} s"
     heal(proxy)
-    assert deliver_the_rest(collectors, proxy, s3_running, bucket, sent).stored == 2200
+    assert deliver_the_rest(collectors, proxy, s3_server, bucket, sent).stored == 2200
 
 
 def test_ready_says_no_and_requests_are_still_taken_for_the_drain_delay(collectors):
@@ -112,8 +112,8 @@ def test_ready_says_no_and_requests_are_still_taken_for_the_drain_delay(collecto
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_fifty_drains_keep_every_acknowledged_event(collectors, s3_running, proxy, bucket, figure, condition):
+def test_fifty_drains_keep_every_acknowledged_event(collectors, s3_server, proxy, bucket, figure, condition):
     sent = Sent()
     slowest = max(drain_under_load(collectors, proxy, bucket, sent, condition) for _ in range(SOAK_ROUNDS))
-    found = deliver_the_rest(collectors, proxy, s3_running, bucket, sent)
+    found = deliver_the_rest(collectors, proxy, s3_server, bucket, sent)
     figure(f"{SOAK_ROUNDS} drains, {condition}, the slowest {slowest:.2f} s of {DRAIN}", found)

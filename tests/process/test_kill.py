@@ -12,7 +12,7 @@ import pytest
 
 from tests.process.client import Load, Sent
 from tests.process.ledger import audit, read_bucket, read_directory
-from tests.process.s3 import s3_environment
+from tests.process.s3 import s3_client, s3_environment
 
 MODES = ["journal", "fsync"]
 ROUNDS = 20
@@ -48,10 +48,10 @@ def test_kill_9_keeps_every_acknowledged_event(collectors, rng, figure, durabili
 
 
 @pytest.mark.parametrize("durability", MODES)
-def test_kill_9_keeps_every_acknowledged_event_on_s3(collectors, s3_running, bucket, rng, figure, durability):
-    env = s3_environment(s3_running.url, bucket, DURABILITY=durability)
+def test_kill_9_keeps_every_acknowledged_event_on_s3(collectors, s3_server, bucket, rng, figure, durability):
+    env = s3_environment(s3_server, bucket, DURABILITY=durability)
     sent, _ = killed_rounds(collectors, env, 4, rng)
-    found = audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
     figure(f"{durability}, 4 kills, S3", found)
 
 
@@ -67,8 +67,8 @@ def test_two_hundred_kills_keep_every_acknowledged_event(collectors, rng, figure
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("durability", MODES)
-def test_two_hundred_kills_keep_every_acknowledged_event_on_s3(collectors, s3_running, bucket, rng, figure, durability):
-    env = s3_environment(s3_running.url, bucket, DURABILITY=durability)
+def test_two_hundred_kills_keep_every_acknowledged_event_on_s3(collectors, s3_server, bucket, rng, figure, durability):
+    env = s3_environment(s3_server, bucket, DURABILITY=durability)
     sent, _ = killed_rounds(collectors, env, SOAK_ROUNDS, rng)
-    found = audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
     figure(f"{durability}, {SOAK_ROUNDS} kills, S3", found)

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.proxy import FORBIDDEN, HEALTHY, INTERNAL_ERROR, SLOW_DOWN, Fault
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_bucket
-from tests.process.s3 import s3_environment
+from tests.process.s3 import s3_client, s3_environment
 
 MIB = 1024 * 1024
 OUTAGES = {
@@ -54,7 +54,7 @@ def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors,
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_an_outage_refuses_nobody_and_loses_nothing(collectors, s3_running, proxy, bucket, figure, outage):
+def test_an_outage_refuses_nobody_and_loses_nothing(collectors, s3_server, proxy, bucket, figure, outage):
     sent = Sent()
     env = s3_environment(proxy.url, bucket, BATCH_SIZE="500", FLUSH_INTERVAL="500ms", S3_TIMEOUT="500ms")
     collector = collectors(env).start()
@@ -71,14 +71,14 @@ def test_an_outage_refuses_nobody_and_loses_nothing(collectors, s3_running, prox
     assert sent.refused == 0, sent.statuses
     assert sent.acknowledged == len(sent)
     collector.wait_delivered(60)
-    found = audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
     assert found.stored == len(sent)
     collector.stop(10)
     assert collector.left_on_disk() == []
     figure(f"S3 {outage}", found)
 
 
-def test_what_is_stored_but_answered_too_late_is_not_stored_twice(collectors, s3_running, proxy, bucket, figure):
+def test_what_is_stored_but_answered_too_late_is_not_stored_twice(collectors, s3_server, proxy, bucket, figure):
     sent = Sent()
     env = s3_environment(proxy.url, bucket, BATCH_SIZE="500", FLUSH_INTERVAL="500ms", S3_TIMEOUT="300ms")
     collector = collectors(env).start()
@@ -90,13 +90,13 @@ def test_what_is_stored_but_answered_too_late_is_not_stored_twice(collectors, s3
     proxy.fault = HEALTHY
     collector.wait_delivered(60)
     assert sent.refused == 0
-    found = audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
     assert found.stored == 6000
     collector.stop(10)
     figure(f"stored but late, {len(late)} puts", found)
 
 
-def test_a_create_that_is_answered_too_late_is_not_stored_twice_either(collectors, s3_running, proxy, bucket):
+def test_a_create_that_is_answered_too_late_is_not_stored_twice_either(collectors, s3_server, proxy, bucket):
     """The same for what is read back from disk: its second try meets its first (412)."""
     sent = Sent()
     env = s3_environment(proxy.url, bucket, BATCH_SIZE="500", FLUSH_INTERVAL="200ms", S3_TIMEOUT="300ms")
@@ -110,7 +110,7 @@ def test_a_create_that_is_answered_too_late_is_not_stored_twice_either(collector
     proxy.fault = HEALTHY
     collector.wait_delivered(60)
     assert any(e.status == 412 for e in proxy.puts("/raw/")), "the second try never met the first"
-    assert audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept().stored == 2000
+    assert audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept().stored == 2000
     collector.stop(10)
 
 
@@ -124,7 +124,7 @@ def break_s3(proxy, fault):
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["blackhole", "stored_but_late"])
-def test_a_minute_without_s3_at_five_thousand_events_a_second(collectors, s3_running, proxy, bucket, figure, how):
+def test_a_minute_without_s3_at_five_thousand_events_a_second(collectors, s3_server, proxy, bucket, figure, how):
     """At defaults: no refusal, no loss, bounded memory, and in sync again when it is back."""
     sent = Sent()
     collector = collectors(s3_environment(proxy.url, bucket)).start()
@@ -143,6 +143,6 @@ def test_a_minute_without_s3_at_five_thousand_events_a_second(collectors, s3_run
     last = collectors(s3_environment(proxy.url, bucket), name="last").start()
     last.wait_delivered(120)
     last.stop(10)
-    found = audit(sent, read_bucket(s3_running.client(), bucket)).assert_kept()
+    found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
     figure(f"60 s of {how}, RSS at most {peak / MIB:.0f} MiB", found)
     assert peak < 192 * MIB
