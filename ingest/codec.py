@@ -50,6 +50,8 @@ _GZIP = 31
 _CHUNK = 64 * 1024
 _INFLATED = 256 * 1024
 _UINT32 = 0xFFFFFFFF
+_FLAGS_AT = 3
+_KNOWN_FLAGS = b"\x1f"
 _BadGzip: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub takes the class for an instance
 
 
@@ -243,23 +245,32 @@ class _Lines:
 
 def _verified(file: BinaryIO) -> Iterator[bytes]:
     """Inflate every member; raise `_BadGzip` or `EOFError` at the first byte that is not whole gzip."""
-    inflate = isal_zlib.decompressobj(wbits=_GZIP)
-    pending = b""
+    pending = file.read(_CHUNK)
     while True:
-        chunk = pending or file.read(_CHUNK)
+        # isal lets reserved flags pass; gzip and others, rightly, do not (RFC 1952, 2.3.1.2).
+        if len(pending) <= _FLAGS_AT:
+            pending += file.read(_CHUNK)
+        if pending[_FLAGS_AT : _FLAGS_AT + 1] > _KNOWN_FLAGS:
+            raise _BadGzip
+        pending = yield from _verified_member(file, pending)
+        pending = pending or file.read(_CHUNK)
+        if not pending:
+            return
+
+
+def _verified_member(file: BinaryIO, chunk: bytes) -> Generator[bytes, None, bytes]:
+    """Inflate one member that begins with `chunk`; return what was read beyond it."""
+    inflate = isal_zlib.decompressobj(wbits=_GZIP)
+    while True:
         inflated = inflate.decompress(chunk, _INFLATED)
         if inflated:
             yield inflated
         if inflate.eof:
-            pending = inflate.unused_data or file.read(_CHUNK)
-            if not pending:
-                return
-            inflate = isal_zlib.decompressobj(wbits=_GZIP)
-            continue
-        pending = inflate.unconsumed_tail
+            return inflate.unused_data
         # With no input left the decompressor may still hold output; only when it gives none is the member cut off.
         if not chunk and not inflated:
             raise EOFError
+        chunk = inflate.unconsumed_tail or file.read(_CHUNK)
 
 
 def _salvaged(file: BinaryIO) -> Iterator[bytes | None]:
