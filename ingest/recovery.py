@@ -137,6 +137,7 @@ class Recovery:
         # The pass: the two sources take turns until each has come to its end.
         self._turns: list[Waiting] = [backlog, dlq]
         self._stored_in_pass = 0
+        self._failed_in_pass = 0
         self._idle_pause = IDLE_PAUSE
         self._unreadable: set[Path] = set()
 
@@ -149,16 +150,19 @@ class Recovery:
             if pause > 0:
                 await self._nap(pause)
                 continue
-            stored_before = self._stored_in_pass
             step = await self.step()
             if step is Step.NOTHING:
                 await self._after_pass()
-            elif self._hurrying:
+                continue
+            if step is Step.STORED:
+                self._stored_in_pass += 1
+                self._on_stored()
+            else:
+                self._failed_in_pass += 1
+            if self._hurrying:
                 self._stopping |= self._attempts.breaker.state is not State.CLOSED
             else:
                 await self._nap(max(self._put_took, SHORTEST_PAUSE), until_stop=True)
-            if self._stored_in_pass > stored_before:
-                self._on_stored()
         self.ended = True
         self._on_stored()
 
@@ -190,17 +194,18 @@ class Recovery:
 
     async def _after_pass(self) -> None:
         stored, self._stored_in_pass = self._stored_in_pass, 0
-        scanning = self._dlq.scanning or self._backlog.scanning
+        failed, self._failed_in_pass = self._failed_in_pass, 0
         if self._hurrying:
-            if stored:
-                return
-            if not scanning:
+            if self._dlq.scanning or self._backlog.scanning:
+                await self._nap(BUSY_PAUSE)
+            elif not stored:
                 self._stopping = True
-                return
-            await self._nap(BUSY_PAUSE, until_stop=True)
             return
         # Files that nothing can be done about are looked at ever more seldom.
-        self._idle_pause = IDLE_PAUSE if stored or scanning else min(self._idle_pause * 2, LONGEST_IDLE_PAUSE)
+        if failed and not stored and self._attempts.breaker.state is State.CLOSED:
+            self._idle_pause = min(self._idle_pause * 2, LONGEST_IDLE_PAUSE)
+        else:
+            self._idle_pause = IDLE_PAUSE
         await self._nap(self._idle_pause, until_stop=True)
 
     async def _nap(self, seconds: float, *, until_stop: bool = False) -> None:
@@ -279,7 +284,6 @@ class Recovery:
         for copy in copies:
             lent.remove((copy.source, copy.file))
             await self._settle(copy, best)
-        self._stored_in_pass += 1
         return Step.STORED
 
     async def _create(self, copy: _Copy) -> Result:

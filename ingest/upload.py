@@ -116,8 +116,9 @@ class Drained:
 
 @dataclass(slots=True, eq=False)
 class _Upload:
-    """A batch on its way. `held` is what it takes in memory: its lines, then its body."""
+    """A batch on its way. `number` orders the queue; `held` is what it takes in memory: its lines, then its body."""
 
+    number: int
     batch: Sealed
     events: int
     held: int
@@ -162,6 +163,7 @@ class Uploader:
         self._draw = draw
         self._sleep = sleep
 
+        self._submitted = 0
         self._queue: deque[_Upload] = deque()
         self._arrived = asyncio.Event()
         self._waiting_workers = 0
@@ -203,7 +205,8 @@ class Uploader:
 
     def submit(self, batch: Sealed) -> None:
         """Take over a sealed batch."""
-        self._queue.append(_Upload(batch, batch.events, batch.size))
+        self._submitted += 1
+        self._queue.append(_Upload(self._submitted, batch, batch.events, batch.size))
         self.pending_events += batch.events
         self.pending_bytes += batch.size
         self.pending_batches += 1
@@ -318,7 +321,8 @@ class Uploader:
                 self._disk_took(upload)
                 return True
         self._disk_refuses = True
-        self._queue.appendleft(upload)
+        self._queue.insert(sum(waiting.number < upload.number for waiting in self._queue), upload)
+        self._arrived.set()
         return False
 
     async def _encode(self, upload: _Upload) -> bytes:
