@@ -1,7 +1,7 @@
 """A real CPU limit around a process: cgroup v2, cgroup v1, or a scope that systemd makes; and what was spent inside it.
 
-`open_limit(name)` gives the first kind that works here, tried and not guessed, or raises `NoLimit`: a figure "at a quarter of
-a vCPU" without a quota would be a guess. A limit holds every process and thread that is started in it.
+`open_limit(name)` gives the first kind that works here, tried and not guessed, or raises `NoLimitError`: a figure "at a
+quarter of a vCPU" without a quota would be a guess. A limit holds every process and thread that is started in it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ PERIOD_US = 100_000  # as Fargate, Docker and Kubernetes set it: a quarter of a 
 MEMORY = 512 * 1024 * 1024
 
 
-class NoLimit(Exception):
+class NoLimitError(Exception):
     """No kind of CPU limit can be had on this machine by this user."""
 
 
@@ -45,7 +45,7 @@ class Limit:
             if cores:
                 os.sched_setaffinity(0, cores)
 
-        return subprocess.Popen(command, preexec_fn=enter, **options)  # noqa: PLW1509 - no thread runs here at that moment
+        return subprocess.Popen(command, preexec_fn=enter, **options)
 
     def enter(self):
         """Called in the new process, before it becomes the command."""
@@ -194,7 +194,7 @@ def open_limit(name):
             return kind(f"estat-{os.getpid()}-{name}")
         except (OSError, LookupError) as error:
             reasons.append(f"{kind.kind}: {error}")
-    raise NoLimit("no CPU limit can be set here (run it as root?): " + "; ".join(reasons))
+    raise NoLimitError("no CPU limit can be set here (run it as root?): " + "; ".join(reasons))
 
 
 def _mount_of(kind, controller):
