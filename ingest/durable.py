@@ -431,9 +431,11 @@ def _mkdir(fs: Filesystem, folder: Path) -> bool:
     try:
         fs.mkdir(folder)
     except FileExistsError as error:
-        if not folder.is_dir():
-            raise StorageError.of("mkdir", folder, NotADirectoryError(errno.ENOTDIR, "")) from error
-        return False
+        if folder.is_dir():
+            return False
+        # `prune` may have removed it between the two looks: then it is missing, and `_open_new` makes it again.
+        missing = not os.path.lexists(folder)
+        raise StorageError.of("mkdir", folder, OSError(errno.ENOENT if missing else errno.ENOTDIR, "")) from error
     except OSError as error:
         raise StorageError.of("mkdir", folder, error) from error
     return True

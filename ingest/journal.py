@@ -142,6 +142,8 @@ class Journal:
         self._seal_open = seal_open
         self._keep = keep
         self.deferred = sync
+        self._folder = slot.path
+        """Where segments are created now: the folder of the open batch's hour."""
 
         # Group commit.
         self._waiting: list[_Group] = []
@@ -173,6 +175,9 @@ class Journal:
         if self.latched:
             return False
         path = segment_path(self._root, batch.key)
+        if path.parent != self._folder:
+            previous, self._folder = self._folder, path.parent
+            self._in_background(self._prune, previous)
         try:
             fd = create(self._fs, path, self._root, sync=False)
         except StorageError as error:
@@ -399,9 +404,7 @@ class Journal:
             return
         segment.released = True
         self._close(segment)
-        removal = asyncio.get_running_loop().run_in_executor(self._executor, self._remove, segment.path)
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
+        self._in_background(self._remove, segment.path)
 
     def retain(self, batch: Batch) -> bool:
         """Leave the batch to its segment, as backlog; False when that cannot be trusted, or is not there."""
@@ -431,7 +434,17 @@ class Journal:
             failure = StorageError.of("unlink", path, error)
             log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
             return
-        prune(self._fs, path.parent, self._root)
+        self._prune(path.parent)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove an hour's folder when its last segment is gone, but not the one that segments are created in."""
+        if folder != self._folder:
+            prune(self._fs, folder, self._root)
+
+    def _in_background(self, work: Callable[[Path], None], path: Path) -> None:
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work, path)
+        self._removals.add(future)
+        future.add_done_callback(self._removals.discard)
 
     def _close(self, segment: Segment, *, keep_syncing: bool = False) -> None:
         fd = segment.fd
