@@ -109,13 +109,15 @@ class EventEncoder:
             return _single_address(value)
         trusted = self._trusted
         leftmost = None
-        for part in reversed(value.split(b",")):
-            packed = _pack_element(part)
-            if packed is None:
-                continue
-            if packed not in trusted:
-                return _text(packed)
-            leftmost = packed
+        end = len(value)
+        while end >= 0:
+            comma = value.rfind(b",", 0, end)
+            packed = _pack_element(value[comma + 1 : end])
+            if packed is not None:
+                if packed not in trusted:
+                    return _text(packed)
+                leftmost = packed
+            end = comma
         return None if leftmost is None else _text(leftmost)
 
 
@@ -189,6 +191,11 @@ _READERS: Final[Mapping[bytes, Callable[[bytes], str | None]]] = {VIEWER_ADDRESS
 def _pack_element(element: bytes) -> bytes | None:
     """Pack `1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`; None for anything else."""
     text = element.strip(b' \t"').decode("latin-1")
+    if ":" not in text:
+        try:
+            return inet_pton(AF_INET, text)
+        except (OSError, ValueError):
+            return None
     if text.startswith("["):
         text, bracket, port = text[1:].partition("]")
         if not bracket or (port and not _is_port(port)):

@@ -147,12 +147,13 @@ class Connection(RequestReader, asyncio.Protocol):
         if self._slow or len(data) > self._slice:
             self._feed_carefully(data)
         elif self._phase is _IDLE:
-            before = len(self._tick.lines)
+            tick = self._tick
+            before = len(tick.lines)
             offset = self._feed_parser(data)
-            if self._phase is not _IDLE or self._ending or offset >= 0:
+            if self._phase is not _IDLE or offset >= 0:
                 self._part_fed(data, before, offset)
             else:
-                self.deadline = self._tick.idle_deadline
+                self.deadline = tick.idle_deadline
         else:
             self._feed_by_lines(data)
             self._slice_fed()
@@ -333,8 +334,8 @@ class Connection(RequestReader, asyncio.Protocol):
         limit = self._tick.limits.head - 1
         at, end = 0, len(data)
         while at < end and not self._ending:
-            if self._phase is _BODY and self._declared:
-                stop = min(end, at + self._declared - self._body_size)
+            if self._phase is _BODY and (declared := self._declared()):
+                stop = min(end, at + declared - self._body_size)
             else:
                 line = data.find(b"\n", at) + 1 or end
                 stop = min(line, at + max(limit - self._framing, 1))

@@ -14,7 +14,7 @@ of code serve all 15-25 requests of a busy turn, and the answers leave in one bu
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,16 +27,11 @@ if TYPE_CHECKING:
     from ingest.protocol.connection import Connection
     from ingest.protocol.request import RequestReader
 
+Entry: TypeAlias = "tuple[RequestReader, bytes, bytes]"
+"""One answer that is due: the connection, what to write once its event is committed, and what if it is refused."""
+
 NOT_AN_EVENT: Final = b""
 """The line of an answer that waits its turn among events: it adds nothing to the batch and nothing can refuse it."""
-
-
-class Entry(NamedTuple):
-    """One answer that is due: what to write once its event is committed, and what if it is refused."""
-
-    connection: RequestReader
-    answer: bytes
-    refusal: bytes
 
 
 class Pages(NamedTuple):
@@ -202,8 +197,8 @@ class Tick:
     def settle_later(self, entries: Sequence[Entry], *, committed: bool) -> None:
         """Answer entries of an earlier turn, and let go of connections that waited for no more than that."""
         self.settle(entries, committed=committed)
-        for entry in entries:
-            entry.connection.answered()
+        for connection, _, _ in entries:
+            connection.answered()
 
     def _defer(self, lines: list[bytes], entries: list[Entry]) -> None:
         """Hand over entries whose answers come later, when the group commit is through.
@@ -215,11 +210,11 @@ class Tick:
         kept: list[Entry] = []
         events = 0
         for line, entry in zip(lines, entries, strict=True):
-            connection = entry.connection
+            connection, answer, _ = entry
             if line:
                 events += 1
             elif not connection.pending:
-                connection.write(entry.answer)
+                connection.write(answer)
                 continue
             connection.await_commit()
             kept_lines.append(line)
@@ -249,7 +244,7 @@ class Tick:
     def answer_in_turn(self, connection: RequestReader, answer: bytes) -> None:
         """Queue an answer that no commit decides, behind those its connection is owed."""
         self.lines.append(NOT_AN_EVENT)
-        self.entries.append(Entry(connection, answer, answer))
+        self.entries.append((connection, answer, answer))
         self.blanks += 1
 
     def count_rejected(self, error: ClientError) -> None:
