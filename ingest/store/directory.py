@@ -55,31 +55,11 @@ class DirectoryStore:
 
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:  # noqa: ARG002 - see the module's text
         """Store the body under the key."""
-        await self._run(
-            partial(
-                publish,
-                self._fs,
-                self._path("put", key),
-                body,
-                root=self._root,
-                synced=self._synced,
-                temporary_in=self._temporaries,
-            )
-        )
+        await self._run(partial(self._write, publish, self._path("put", key), body))
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:  # noqa: ARG002 - see the module's text
         """Store the body only if nothing has the key; False if something does."""
-        return await self._run(
-            partial(
-                publish_new,
-                self._fs,
-                self._path("create", key),
-                body,
-                root=self._root,
-                synced=self._synced,
-                temporary_in=self._temporaries,
-            )
-        )
+        return await self._run(partial(self._write, publish_new, self._path("create", key), body))
 
     async def get(self, key: str) -> bytes:
         """Return the body."""
@@ -102,7 +82,7 @@ class DirectoryStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def _start(self) -> None:
-        make_dirs(self._fs, self._temporaries, self._root, sync=True, synced=self._synced)
+        self._make_temporaries()
         too_old = time.time() - TEMPORARY_MAX_AGE
         try:
             left = list(self._temporaries.iterdir())
@@ -112,6 +92,15 @@ class DirectoryStore:
             with suppress(OSError):  # another process may sweep at the same time
                 if temporary.stat().st_mtime < too_old:
                     self._fs.unlink(temporary)
+
+    def _write(self, how: Callable[..., _Result], path: Path, body: bytes) -> _Result:
+        # Each time, since the start may have failed, and since whoever tidies up here may take an empty folder away.
+        self._make_temporaries()
+        return how(self._fs, path, body, root=self._root, synced=self._synced, temporary_in=self._temporaries)
+
+    def _make_temporaries(self) -> None:
+        # Not synced: a power cut takes nothing with it but temporaries.
+        make_dirs(self._fs, self._temporaries, self._root, sync=False)
 
     @staticmethod
     def _read(path: Path) -> bytes:

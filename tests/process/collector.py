@@ -62,9 +62,11 @@ class Collector:
         command: Sequence[str] = SERVE,
         prefix: Sequence[str] = (),
         name: str = "collector",
+        dlq_folder: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.dlq_folder = dlq_folder or folder / "data" / "dlq"
         self.env = {"HTTP_ADDR": "127.0.0.1:0", **(env or {})}
         self.command = [*prefix, *command]
         self.stderr = _fresh(folder, name)
@@ -142,8 +144,8 @@ class Collector:
             time.sleep(0.1)
 
     def wait_delivered(self, timeout: float = 30.0) -> Metrics:
-        """Returns when nothing is pending in any place."""
-        return self.wait_until(lambda m: m.pending == 0, timeout, "events still pending")
+        """Returns when nothing is pending in any place, and nothing waits on disk that was not counted yet."""
+        return self.wait_until(lambda m: m.pending == 0 and not self.left_on_disk(), timeout, "events still pending")
 
     def logs(self) -> list[dict[str, Any]]:
         """Its structured lines; what is not one (a traceback) appears as `{"raw": line}`."""
@@ -167,9 +169,11 @@ class Collector:
         return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
 
     def left_on_disk(self) -> list[str]:
-        """What waits in DLQ and journal, as paths below the folder; locks are not counted."""
-        root = self.folder / "data" / "dlq"
-        return [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.is_file() and p.name != "lock"]
+        """What waits in DLQ and journal, as paths below the DLQ's folder; locks are not counted."""
+        found = []
+        for folder, _, names in os.walk(self.dlq_folder):
+            found += [os.path.relpath(os.path.join(folder, name), self.dlq_folder) for name in names if name != "lock"]
+        return sorted(found)
 
     # Ending
 

@@ -120,8 +120,8 @@ def test_recovery_in_a_later_hour_delivers_into_the_hour_of_acceptance(collector
 
 def test_the_partition_is_that_of_the_zone_in_force(collectors, clock):
     sent = Sent()
-    clock.set(unix("2025-12-02T14:59:59"))
     collector = collectors({**clock.env, "PARTITION_TZ": "Asia/Seoul"}).start()
+    clock.set(unix("2025-12-02T14:59:59"))
     send(sent, collector.port, 2000, rate=1000)
     collector.stop(10)
     objects = list(read_directory(collector.folder / "data/objects"))

@@ -21,11 +21,12 @@ pytestmark = pytest.mark.skipif(bool(WITHOUT_VOLUME), reason=WITHOUT_VOLUME or "
 
 
 def on_the_volume(volume, **more):
-    return {"DLQ_DIR": str(volume.path / "dlq"), **more}
+    # Absolute, all of them: who enters a mount namespace stands in its root.
+    return {"DLQ_DIR": str(volume.path / "dlq"), "STORE_DIR": str(volume.path.parent / "objects"), **more}
 
 
-def left_on(volume):
-    return [p.name for p in (volume.seen / "dlq").rglob("*") if p.is_file() and p.name != "lock"]
+def on(volume):
+    return {"prefix": volume.prefix, "dlq_folder": volume.seen / "dlq"}
 
 
 @pytest.mark.parametrize("durability", ["journal", "fsync"])
@@ -34,7 +35,7 @@ def test_a_full_journal_refuses_and_comes_back_by_itself(collectors, tmp_path, f
     sent = Sent()
     with Volume.tmpfs(tmp_path / "volume", 16 * MIB) as volume:
         env = on_the_volume(volume, DURABILITY=durability, BATCH_SIZE="1000000", FLUSH_INTERVAL="1h")
-        collector = collectors(env, prefix=volume.prefix).start()
+        collector = collectors(env, **on(volume)).start()
         send(sent, collector.port, 1000, pipeline=4)
         volume.fill(leave=256 * 1024)
         load = Load(sent, collector.port, rate=3000, connections=8, pipeline=4).start()
@@ -46,20 +47,21 @@ def test_a_full_journal_refuses_and_comes_back_by_itself(collectors, tmp_path, f
         load.stop()
         assert sent.statuses.keys() == {200, 503}, sent.statuses
         assert sent.refused < refused + 12_000
-        assert len(left_on(volume)) >= 1
+        assert collector.left_on_disk()
         seen = collector.wait_until(lambda m: m.pending == sent.acknowledged, 10, "the open batch is not what was sent")
         assert seen.value("http_requests_accepted_total") == sent.acknowledged
         collector.stop(15)
-        assert left_on(volume) == []
-    figure(f"disk full, {durability}", audit(sent, read_directory(collector.folder / "data/objects")).assert_kept())
+        assert collector.left_on_disk() == []
+    figure(f"disk full, {durability}", audit(sent, read_directory(tmp_path / "objects")).assert_kept())
 
 
 def test_a_full_dead_letter_queue_keeps_what_it_holds(collectors, s3_server, proxy, bucket, tmp_path, figure):
     """S3 away and no room left: batches keep their place, then 503; all of it arrives when both are back."""
     sent = Sent()
     with Volume.tmpfs(tmp_path / "volume", 32 * MIB) as volume:
-        env = s3_environment(proxy.url, bucket, S3_TIMEOUT="500ms", BATCH_SIZE="500", CHANNEL_SIZE="1000")
-        collector = collectors(on_the_volume(volume, **env), prefix=volume.prefix).start()
+        env = s3_environment(proxy.url, bucket, S3_TIMEOUT="500ms", BATCH_SIZE="500", FLUSH_INTERVAL="1s")
+        env |= {"CHANNEL_SIZE": "1000"}
+        collector = collectors(on_the_volume(volume, **env), **on(volume)).start()
         proxy.refuse()
         load = Load(sent, collector.port, rate=3000, connections=8, pipeline=4).start()
         wait_for(lambda: sent.acknowledged > 3000, "nothing was taken")
@@ -73,7 +75,7 @@ def test_a_full_dead_letter_queue_keeps_what_it_holds(collectors, s3_server, pro
         assert sent.statuses.keys() == {200, 503}, sent.statuses
         collector.wait_delivered(60)
         collector.stop(15)
-        assert left_on(volume) == []
+        assert collector.left_on_disk() == []
     figure("disk full, S3 away", audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept())
 
 
@@ -83,7 +85,7 @@ def test_a_kill_with_the_disk_full_loses_nothing(collectors, tmp_path, figure):
     with Volume.tmpfs(tmp_path / "volume", 16 * MIB) as volume:
         env = on_the_volume(volume, BATCH_SIZE="1000000", FLUSH_INTERVAL="1h")
         for number in range(3):
-            collector = collectors(env, prefix=volume.prefix, name=f"round{number}").start()
+            collector = collectors(env, **on(volume), name=f"round{number}").start()
             volume.fill(leave=128 * 1024)
             load = Load(sent, collector.port, rate=3000, connections=8, pipeline=4).start()
             refused = sent.refused
@@ -91,11 +93,11 @@ def test_a_kill_with_the_disk_full_loses_nothing(collectors, tmp_path, figure):
             collector.kill()
             load.stop(grace=0)
             volume.relieve()
-        last = collectors(env, prefix=volume.prefix, name="last").start()
+        last = collectors(env, **on(volume), name="last").start()
         last.wait_delivered(30)
         last.stop(15)
-        assert left_on(volume) == []
-    figure("disk full, 3 kills", audit(sent, read_directory(last.folder / "data/objects")).assert_kept())
+        assert last.left_on_disk() == []
+    figure("disk full, 3 kills", audit(sent, read_directory(tmp_path / "objects")).assert_kept())
 
 
 def wait_for(so, what, timeout=20.0):

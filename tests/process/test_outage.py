@@ -38,13 +38,14 @@ def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors,
     assert down.value("dlq_events_enqueued_total") == events
     assert down.value("dlq_files_current") >= events / 1000
     assert down.value("dlq_size_bytes") > 0
-    assert collector.said("breaker_opened") or down.value("breaker_state") != 0
+    assert down.value("upload_breaker_state") > 0
+    assert collector.said("breaker_changed")[0]["state"] == "open"
     s3_process.start("late")
     up = collector.wait_delivered(60)
     assert up.value("s3_events_stored_total") == events
     assert up.value("dlq_events_reuploaded_total") == events
     assert up.value("dlq_files_current") == up.value("dlq_size_bytes") == 0
-    assert up.value("breaker_state") == 0
+    assert up.value("upload_breaker_state") == 0
     found = audit(sent, read_bucket(s3_process.client(), "late")).assert_kept()
     assert found.stored == events
     assert read_bucket(s3_process.client(), "late", "raw_dlq") == []

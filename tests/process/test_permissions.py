@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -50,7 +51,12 @@ def test_a_folder_that_cannot_be_written_is_named(collectors, tmp_path, name):
         line = refused_start(collectors({name: str(folder / "below")}))
     else:
         with Volume.read_only(folder) as volume:
-            line = refused_start(collectors({name: str(folder / "below")}, prefix=volume.prefix))
+            env = {
+                "DLQ_DIR": str(tmp_path / "dlq"),
+                "STORE_DIR": str(tmp_path / "objects"),
+                name: str(folder / "below"),
+            }
+            line = refused_start(collectors(env, prefix=volume.prefix))
     assert str(folder) in line
 
 
@@ -68,6 +74,19 @@ def test_a_store_that_cannot_be_written_is_an_outage_and_no_more(collectors, tmp
     collector.wait_delivered(60)
     collector.stop(10)
     assert audit(sent, read_directory(in_the_way)).assert_kept().stored == 1000
+
+
+def test_a_store_that_is_emptied_by_its_owner_goes_on(collectors):
+    """`rm -rf data/objects` under a running collector: what was there is gone, what comes after is kept."""
+    before, after = Sent(), Sent()
+    collector = collectors({"FLUSH_INTERVAL": "100ms"}).start()
+    send(before, collector.port, 200)
+    collector.wait_delivered()
+    shutil.rmtree(collector.folder / "data/objects")
+    send(after, collector.port, 200)
+    collector.wait_delivered()
+    collector.stop(10)
+    assert audit(after, read_directory(collector.folder / "data/objects")).assert_kept().stored == 200
 
 
 def test_every_problem_of_the_environment_is_a_line(collectors):
