@@ -28,7 +28,6 @@ is dropped as corrupt or counted as recovered: an error of one file lasts no lon
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter, deque
 from contextlib import suppress
@@ -41,6 +40,7 @@ from ingest import codec, durable
 from ingest.durable import KeyedFile, StorageError
 from ingest.hours import Walk, hour_folders, look
 from ingest.names import dlq_key, dlq_path
+from ingest.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -55,8 +55,6 @@ SCAN_LIMIT: Final = 1_000
 COUNT_CHUNK: Final = 250
 COUNT_DUTY: Final = 3.0
 """A counted chunk is followed by a sleep of this many times the time it took."""
-MEASURE_EVERY: Final = 1.0
-RESERVE_SHARE: Final = 10
 RECOUNT_PAUSE: Final = 60.0
 
 A = TypeVarTuple("A")
@@ -92,7 +90,6 @@ class DeadLetterQueue:
         self.bytes = 0
 
         self._max_bytes = settings.dlq_max_size_bytes
-        self._max_reserve = settings.disk_reserve
         self._evicts = settings.dlq_on_full == "evict"
         self._fs = fs
         self._own = slots[0].path
@@ -107,6 +104,7 @@ class DeadLetterQueue:
         # What is below the slots, as far as it is known.
         self._unlisted = list(slots)
         self._slots: list[durable.Slot] = []
+        self._counting = asyncio.Lock()
         self._uncounted: set[Path] = set()
         self._early: deque[Path] = deque()
         self._tallies: dict[Path, _Tally] = {}
@@ -125,13 +123,11 @@ class DeadLetterQueue:
         self._complained: set[Path] = set()
 
         # Room on the disk.
+        self._volume = Volume(self._own, settings.disk_reserve, executor, clock)
         self._admitting = asyncio.Lock()
-        self._reserved = 0
+        self._promised = 0
+        """Bytes of saves under way."""
         self._victims: deque[Path] = deque()
-        self._measured_at = -MEASURE_EVERY
-        self._free: int | None = None
-        self._reserve = 0
-        self._measuring: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -146,35 +142,33 @@ class DeadLetterQueue:
         try:
             await self._call(self._publish, path, body)
         finally:
-            self._reserved -= len(body)
+            self._promised -= len(body)
             self._writing[path.parent] -= 1
             if not self._writing[path.parent]:
                 del self._writing[path.parent]
         self._outside.discard(path)
         self._count(path.parent, _Tally(1, events, len(body)))
-        if self._free is not None:
-            self._free -= len(body)
+        self._volume.took(len(body))
         self._metrics.dlq_enqueued += events
 
     @property
     def full(self) -> bool:
-        """No file would be taken now. Costs nothing: the disk is measured beside the loop, at most once a second."""
-        self._measure_soon()
+        """No file would be taken now. Costs nothing: the volume is measured beside the loop."""
+        self._volume.measure_soon()
         return self._over(1) and not (self._evicts and self.files)
 
     async def _admit(self, key: str, size: int, *, force: bool) -> None:
         async with self._admitting:
-            await self._measure()
+            await self._volume.measure()
+            hopeless = self._backlog_bytes() + size > self._max_bytes
             while not force and self._over(size):
-                if not (self._evicts and await self._evict_oldest()):
+                if not self._evicts or hopeless or not await self._evict_oldest():
                     raise DlqFull("save", key, "grow DLQ_MAX_SIZE_BYTES or the disk, or free space", transient=True)
-            self._reserved += size
+            self._promised += size
 
     def _over(self, size: int) -> bool:
-        size += self._reserved
-        if self.bytes + self._backlog_bytes() + size > self._max_bytes:
-            return True
-        return self._free is not None and self._free - size < self._reserve
+        size += self._promised
+        return self.bytes + self._backlog_bytes() + size > self._max_bytes or self._volume.lacks(size)
 
     def _publish(self, path: Path, body: bytes) -> None:
         try:
@@ -293,8 +287,7 @@ class DeadLetterQueue:
         self._outside.add(path)
         self._lent.discard(path)
         if await self._unlink(path):
-            if self._free is not None:
-                self._free += file.size
+            self._volume.took(-file.size)
             tally = self._tallies.get(path.parent)
             if tally is not None and tally.files <= 0:
                 await self._prune(path.parent)
@@ -355,12 +348,13 @@ class DeadLetterQueue:
     async def scan(self) -> None:
         """Count what earlier runs left, and see to their temporaries; returns when all of it is in the books."""
         pause = 1.0
-        folders = await self._list()
-        while folders:
-            folders = await self._count_folders(folders)
-            if folders:
-                await self._sleep(pause)
-                pause = min(pause * 2, RECOUNT_PAUSE)
+        async with self._counting:
+            folders = await self._list()
+            while folders:
+                folders = await self._count_folders(folders)
+                if folders:
+                    await self._sleep(pause)
+                    pause = min(pause * 2, RECOUNT_PAUSE)
 
     async def adopt(self, slots: Iterable[durable.Slot]) -> None:
         """Take over slots of processes that are gone: count their files, lend them, release each when it is empty."""
@@ -509,8 +503,7 @@ class DeadLetterQueue:
         self._forget(file)
         self._metrics.dropped_evicted += events
         self._metrics.dlq_files_evicted_total += 1
-        if self._free is not None:
-            self._free += file.size
+        self._volume.took(-file.size)
         log.warning("dlq_evicted", key=file.key, events=events, hint="the queue is full and DLQ_ON_FULL=evict")
         if self._tallies[file.path.parent].files <= 0:
             await self._prune(file.path.parent)
@@ -526,29 +519,6 @@ class DeadLetterQueue:
         finally:
             walk.close()
         return list(self._early)
-
-    async def _measure(self) -> None:
-        self._measure_soon()
-        if self._measuring is not None:
-            await asyncio.shield(self._measuring)
-
-    def _measure_soon(self) -> None:
-        now = self._clock()
-        if self._measuring is not None or now - self._measured_at < MEASURE_EVERY:
-            return
-        self._measured_at = now
-        self._measuring = asyncio.ensure_future(self._measure_disk())
-
-    async def _measure_disk(self) -> None:
-        try:
-            volume = await self._call(os.statvfs, self._own)
-        except OSError as error:
-            self._complain("dlq_disk_not_measured", self._own, StorageError.of("statvfs", self._own, error))
-        else:
-            self._free = volume.f_bavail * volume.f_frsize
-            self._reserve = min(self._max_reserve, volume.f_blocks * volume.f_frsize // RESERVE_SHARE)
-        finally:
-            self._measuring = None
 
     # ------------------------------------------------------------------------------------------------- below
 

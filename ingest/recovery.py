@@ -11,8 +11,8 @@ Promises:
                   with more sound lines
     damage        sound lines are stored under the file's own key, the original bytes under `DLQ_PREFIX`, and only then
                   is the file gone; without a sound line nothing is put; one bad file never stops the rest
-    pace          one file at a time, after each a pause as long as its puts took; only while no batch waits, but at
-                  least one file per `DUE_AFTER` seconds while the breaker is closed
+    pace          one file at a time, after each a pause as long as it took; only while no batch waits, but at least one
+                  file per `DUE_AFTER` seconds while the breaker is closed
     expiry        a file older than `DLQ_MAX_AGE` goes only after a put of it failed in this run
 
 Never: holds more than one file in memory (two of one key), takes a file that cannot be read for a damaged one.
@@ -132,7 +132,6 @@ class Recovery:
         self._hurrying = False
         self._woken = asyncio.Event()
         self._last_put = clock()
-        self._put_took = 0.0
 
         # The pass: the two sources take turns until each has come to its end.
         self._turns: list[Waiting] = [backlog, dlq]
@@ -150,6 +149,7 @@ class Recovery:
             if pause > 0:
                 await self._nap(pause)
                 continue
+            began = self._clock()
             step = await self.step()
             if step is Step.NOTHING:
                 await self._after_pass()
@@ -162,7 +162,7 @@ class Recovery:
             if self._hurrying:
                 self._stopping |= self._attempts.breaker.state is not State.CLOSED
             else:
-                await self._nap(max(self._put_took, SHORTEST_PAUSE), until_stop=True)
+                await self._nap(max(self._clock() - began, SHORTEST_PAUSE), until_stop=True)
         self.ended = True
         self._on_stored()
 
@@ -226,11 +226,16 @@ class Recovery:
         source, file = await self._next()
         if file is None:
             return Step.NOTHING
-        self._put_took = 0.0
         lent = [(source, file)]
         try:
             copies = await self._inspect(lent)
             return await self._recover(copies, lent) if copies else Step.SKIPPED
+        except OSError as error:
+            # The disk would not say what is in it, which is no verdict upon the file.
+            if file.path not in self._unreadable:
+                self._unreadable.add(file.path)
+                log.warning("recovery_file_unreadable", key=file.key, errno=error.errno, hint="it is tried again later")
+            return Step.SKIPPED
         finally:
             for source, file in lent:
                 source.defer(file)
@@ -248,23 +253,17 @@ class Recovery:
     async def _inspect(self, lent: list[tuple[Waiting, KeyedFile]]) -> list[_Copy]:
         """Inspect the file, and its rival if the verdict may depend on it; nothing if that cannot be done now."""
         source, file = lent[0]
-        try:
-            copies = [await self._judge(source, file)]
-            if source is self._dlq and copies[0].found.sound:
-                return copies
-            other = self._dlq if source is self._backlog else self._backlog
-            rival = await other.find(file.key)
-            if rival is None:
-                return copies
-            if rival.events is None:
-                return []
-            lent.append((other, rival))
-            return [*copies, await self._judge(other, rival)]
-        except OSError as error:
-            if file.path not in self._unreadable:
-                self._unreadable.add(file.path)
-                log.warning("recovery_file_unreadable", key=file.key, errno=error.errno, hint="it is tried again later")
+        copies = [await self._judge(source, file)]
+        if source is self._dlq and copies[0].found.sound:
+            return copies
+        other = self._dlq if source is self._backlog else self._backlog
+        rival = await other.find(file.key)
+        if rival is None:
+            return copies
+        if rival.events is None:
             return []
+        lent.append((other, rival))
+        return [*copies, await self._judge(other, rival)]
 
     async def _judge(self, source: Waiting, file: KeyedFile) -> _Copy:
         is_segment = not file.path.name.endswith(OBJECT_SUFFIX)
@@ -307,10 +306,8 @@ class Recovery:
             if not await self._store.create(key, body, metadata):
                 self._metrics.s3_puts_already_stored_total += 1
 
-        began = self._clock()
         result = await self._attempts.make(key, create)
         self._last_put = self._clock()
-        self._put_took += self._last_put - began
         return result
 
     async def _settle(self, copy: _Copy, best: _Copy) -> None:

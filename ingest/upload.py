@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
 
+    from ingest.batch import Batch
     from ingest.config import Settings
     from ingest.metrics import Metrics
     from ingest.store import ObjectStore
@@ -55,29 +56,13 @@ DISK_SHARE: Final = 5.0
 log = structlog.get_logger()
 
 
-class Sealed(Protocol):
-    """What upload needs of a batch."""
-
-    key: str
-    size: int
-    events: int
-    first_ts: int
-    last_ts: int
-
-    def view(self) -> memoryview:
-        """Return the lines."""
-
-    def release_buffer(self) -> None:
-        """Take the buffer back; nothing reads it any more."""
-
-
 class Journal(Protocol):
     """What upload needs of the journal."""
 
-    def release(self, batch: Sealed) -> None:
+    def release(self, batch: Batch) -> None:
         """Remove the batch's segment: it is stored, or its DLQ file is published."""
 
-    def retain(self, batch: Sealed) -> bool:
+    def retain(self, batch: Batch) -> bool:
         """Count the batch's segment as backlog; False if it has none."""
 
 
@@ -119,7 +104,7 @@ class _Upload:
     """A batch on its way. `number` orders the queue; `held` is what it takes in memory: its lines, then its body."""
 
     number: int
-    batch: Sealed
+    batch: Batch
     events: int
     held: int
     body: bytes | None = None
@@ -203,7 +188,7 @@ class Uploader:
         """A batch that is sealed now finds a place, in the queue or by spilling an older one."""
         return len(self._queue) - self._waiting_workers < self._limit or not self._refuses()
 
-    def submit(self, batch: Sealed) -> None:
+    def submit(self, batch: Batch) -> None:
         """Take over a sealed batch."""
         self._submitted += 1
         self._queue.append(_Upload(self._submitted, batch, batch.events, batch.size))

@@ -1,4 +1,4 @@
-"""What tests of the dead-letter queue, recovery and upload share: files of an earlier run, a disk and a store that fail.
+"""What tests of dead-letter queue, recovery and upload share: files of an earlier run, a disk and a store that fail.
 
 `FaultyFilesystem` is the real one until it is told that a call fails. `Store` does what its script says and counts.
 `Books` looks at every turn of the event loop whether the books balance.

@@ -13,6 +13,7 @@ import pytest
 
 from ingest import dlq as dlq_module
 from ingest import hours
+from ingest import volume as volume_module
 from ingest.dlq import SCAN_LIMIT, DlqFull
 from ingest.durable import Slot, StorageError
 from tests.letters import OWN, Bench, bodies, body, files, key, leave
@@ -651,7 +652,7 @@ class Volume:
 
     def __init__(self, monkeypatch, *, total, free):
         self.total, self.free, self.asked = total, free, 0
-        monkeypatch.setattr(dlq_module.os, "statvfs", self)
+        monkeypatch.setattr(volume_module.os, "statvfs", self)
 
     def __call__(self, _):
         self.asked += 1
@@ -669,7 +670,7 @@ def test_reject_saves_no_more_when_less_than_the_reserve_would_be_free(tmp_path,
             with pytest.raises(DlqFull):
                 await bench.save(2)
             volume.free = 1_000_000
-            dlq._measured_at -= 1.0
+            dlq._volume._measured_at -= 1.0
             await bench.save(2)
             assert not dlq.full
 
@@ -695,12 +696,14 @@ def test_the_disk_is_measured_at_most_once_a_second_and_never_on_the_loop(tmp_pa
     async def main():
         async with bench.open() as dlq:
             real = volume.__call__
-            monkeypatch.setattr(dlq_module.os, "statvfs", lambda path: threads.add(threading.get_ident()) or real(path))
+            monkeypatch.setattr(
+                volume_module.os, "statvfs", lambda path: threads.add(threading.get_ident()) or real(path)
+            )
             for n in range(20):
                 await bench.save(n)
                 assert not dlq.full
             assert volume.asked == 1
-            dlq._measured_at -= 1.0
+            dlq._volume._measured_at -= 1.0
             assert not dlq.full
             await asyncio.sleep(0.05)
             assert volume.asked == 2
