@@ -35,7 +35,8 @@
 
 enum { MAX_CONNECTIONS = 4096, DEPTH = 4, READ_BUFFER = 16384 };
 #define SPLIT_GAP 300000L           /* ns between head and body: more than a loop turn of the server */
-#define GRACE 5000000000L           /* ns to wait for outstanding answers after the last event was due */
+#define OVERTIME 200000000L         /* ns after the end in which what was due is still sent: a pause of the quota is none of it */
+#define GRACE 5000000000L           /* ns to wait for outstanding answers */
 
 /* ---- The histogram: 64 steps per power of two, so every percentile is right to 1.6 % ---- */
 static uint64_t histogram[64 * 64], recorded, largest;
@@ -270,7 +271,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
     for (;;) {
         now = clock_now();
         int64_t due = rate > 0 ? start + (int64_t)(due_count * gap) : now;
-        while (idle_count && due <= now && due < end) {
+        while (idle_count && due <= now && due < end && now < end + OVERTIME) {
             if (rate > 0 && sent && now - due > largest_lag && idle_count == connection_count) largest_lag = now - due;
             send_event(pull(idle, &idle_first, &idle_count), due);
             due_count++;
@@ -279,7 +280,8 @@ static double run(double rate, double seconds, uint64_t *unsent) {
         }
         send_late_bodies(now);
         bool finished = now >= end;
-        if (finished && (idle_count == connection_count || now > end + GRACE)) break;
+        bool all_sent = rate <= 0 || due >= end || now >= end + OVERTIME;
+        if (finished && ((all_sent && idle_count == connection_count) || now > end + GRACE)) break;
         int64_t wait = 20000000;
         if (idle_count && !finished && rate > 0 && due - now < wait) wait = due > now ? due - now : 0;
         if (late_count && connections[late_bodies[late_first]].body_at - now < wait) wait = connections[late_bodies[late_first]].body_at - now;

@@ -130,6 +130,7 @@ class Running:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as connection:
                 connection.sendall(PROBE)
                 if b" 200 " in connection.recv(64):
+                    self.acknowledged = 1
                     return time.monotonic() - self.started
             time.sleep(0.002)
         raise RuntimeError(f"{self.subject.name} did not answer: {(self.folder / 'output').read_text()[-2000:]}")

@@ -1,0 +1,366 @@
+"""Every figure of docs/benchmarks.md in one run, beside the floor and the peers; started by ./bench.sh.
+
+How it measures:
+
+    limit      each subject runs in a real CPU limit (limits.py); without one nothing is measured and the exit is 1
+    cores      the subject on one core, the generator (and the S3 sink) on another
+    CPU        user + system time of the subject's cgroup, all threads and children, from before the load until after it
+    pairs      all subjects are started once, then take turns, in rounds; ratios are formed within a round against the
+               floor's readings of that round (two), and the median of the rounds is reported, with the range
+    held rate  open loop, latency from when an event was due; bisected in short steps, then confirmed for 30 s: no
+               error, no event unsent, p99 within the budget
+    proof      what the collector acknowledged while it was measured is counted in its objects afterwards; what was
+               still under way when a load ended may be stored too, so that it is a few more, never fewer
+    noise      CPU time that neither the subject nor the generator spent is shown, and so is the generator's own share:
+               a reading in which it was busy for more than 85 % is marked as its limit, not the subject's
+
+It prints tables, and writes bench.json, bench.md and the plots into the output folder.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import report
+import subjects
+from isal import igzip
+from limits import NoLimitError, open_limit
+from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, Running
+
+P99_BUDGET_US = 110_000
+VARIANTS = ["fresh-ip", "split", "pipelined", "origin", "warm"]
+BUSY_GENERATOR = 0.85
+
+
+class Plan:
+    """How long everything takes; the quick plan is for a look, not for a figure to quote."""
+
+    def __init__(self, *, quick, full):
+        self.name = "quick" if quick else "full" if full else "standard"
+        self.rounds = 3 if quick else 5
+        self.seconds = 1.0 if quick else 1.6
+        self.ours = [MEMORY, JOURNAL] if quick else [MEMORY, JOURNAL, FSYNC, JOURNAL_S3]
+        self.peers = [STARLETTE] if quick else subjects.peers()
+        self.shares = [0.25] if quick else [0.25, 0.5]
+        self.held = [FLOOR, JOURNAL] if quick else [FLOOR, JOURNAL, STARLETTE]
+        self.search_steps = 4 if quick else 5
+        self.search_seconds = 2.5 if quick else 4.0
+        self.confirm_seconds = 10 if quick else 30
+        self.confirm_others = 5 if quick else 8
+        self.starts = 3 if quick else 5
+        self.variants = VARIANTS[:1] if quick else VARIANTS
+        self.dlq_files = 20_000 if quick else 1_000_000 if full else 100_000
+
+
+class Bench:
+    def __init__(self, plan, generator, out):
+        self.plan = plan
+        self.generator = generator
+        self.work = out / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.sink, self.sink_port = subjects.start_sink()
+        self.foreign = []
+        self.generator_bound = []
+
+    def close(self):
+        self.sink.kill()
+        self.sink.wait()
+
+    def start(self, subject, **options):
+        return Running(subject, self.work, s3_port=self.sink_port, **options)
+
+    def load(self, running, seconds, *, rate=0.0, variant="plain"):
+        """One run of the generator; what it reports, and what the subject spent meanwhile."""
+        busy, spent, started = _machine_busy(), running.limit.cpu_seconds(), time.monotonic()
+        command = [self.generator, "--port", str(running.port), "--duration", str(seconds), "--variant", variant]
+        finished = subprocess.run(
+            [*command, "--rate", str(rate)],
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, subjects.GENERATOR_CORE),
+        )
+        if finished.returncode:
+            raise RuntimeError(f"generator against {running.subject.name}: {finished.stderr}")
+        reading = json.loads(finished.stdout)
+        elapsed = time.monotonic() - started
+        reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
+        reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6
+        generator_seconds = reading["generator_cpu"] * reading["duration"]
+        foreign = max(0.0, _machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
+        reading["foreign_cpu"] = foreign
+        self.foreign.append(foreign)
+        if reading["generator_cpu"] > BUSY_GENERATOR:
+            self.generator_bound.append(f"{running.subject.name} {variant} {rate:.0f}/s")
+        running.acknowledged += reading["ok"]
+        return reading
+
+    # ---- CPU per event ----
+
+    def cpu_per_event(self):
+        """All subjects take turns, at saturation and below it, under half a vCPU."""
+        everyone = [FLOOR, *self.plan.ours, *self.plan.peers]
+        loads = {"saturation": (0.0, everyone), "2,000/s": (2_000.0, everyone)}
+        if self.plan.name != "quick":
+            loads["10,000/s"] = (10_000.0, [FLOOR, *self.plan.ours])
+        running = {}
+        results = {}
+        try:
+            for subject in everyone:
+                running[subject] = self.start(subject, share=0.5)
+                self.load(running[subject], 0.5)
+            for load, (rate, who) in loads.items():
+                readings = {subject: [] for subject in who}
+                ratios = {subject: [] for subject in who}
+                for number in range(self.plan.rounds):
+                    say(f"CPU per event, {load}: round {number + 1} of {self.plan.rounds}")
+                    turn = [subject for subject in who if subject is not FLOOR]
+                    turn = turn if number % 2 == 0 else turn[::-1]
+                    turn.insert(len(turn) // 2, FLOOR)
+                    taken = {}
+                    for subject in [FLOOR, *turn]:
+                        reading = self.load(running[subject], self.plan.seconds, rate=rate)
+                        taken.setdefault(subject, []).append(reading)
+                    floor = statistics.mean(reading["cpu_us"] for reading in taken[FLOOR])
+                    for subject, taken_readings in taken.items():
+                        readings[subject] += taken_readings
+                        ratios[subject] += [reading["cpu_us"] / floor for reading in taken_readings]
+                results[load] = {subject.name: _summary(subject, readings[subject], ratios[subject]) for subject in who}
+        finally:
+            for one in running.values():
+                one.end()
+        return results
+
+    # ---- the loads that are not the plain one ----
+
+    def variants(self):
+        """Collector against floor under each other load, at saturation, half a vCPU."""
+        results = {}
+        rounds = 1 if self.plan.name == "quick" else 3
+        for variant in ["plain", *self.plan.variants]:
+            say(f"variant {variant}")
+            with (
+                self.start(FLOOR, share=0.5, split=variant == "split") as floor,
+                self.start(JOURNAL, share=0.5) as journal,
+            ):
+                for one in (floor, journal):
+                    self.load(one, 0.3, variant=variant)
+                pairs = [
+                    [self.load(one, self.plan.seconds, variant=variant) for one in (floor, journal)]
+                    for _ in range(rounds)
+                ]
+                results[variant] = {
+                    "collector_us": statistics.median(ours["cpu_us"] for _, ours in pairs),
+                    "floor_us": statistics.median(floor["cpu_us"] for floor, _ in pairs),
+                    # Several events a segment are answered by the floor once: no ratio can be formed.
+                    "ratio": None
+                    if variant == "pipelined"
+                    else statistics.median(ours["cpu_us"] / floor["cpu_us"] for floor, ours in pairs),
+                    "errors": sum(ours["sent"] - ours["ok"] for _, ours in pairs),
+                }
+        return results
+
+    # ---- the highest rate held ----
+
+    def held(self):
+        results = {}
+        for share in self.plan.shares:
+            results[f"{share}"] = {}
+            for subject in self.plan.held:
+                results[f"{share}"][subject.name] = self.hold(subject, share)
+        return results
+
+    def hold(self, subject, share):
+        """Bisect, then confirm; on the way down by 4 % as long as the confirmation fails."""
+        with self.start(subject, share=share) as running:
+            self.load(running, 1)
+            saturation = self.load(running, 3)["achieved_rate"]
+            say(f"{subject.name} at {share} vCPU: saturated at {saturation:,.0f}/s")
+            low, high, points = 0.5 * saturation, 1.1 * saturation, []
+            for _ in range(self.plan.search_steps):
+                rate = (low + high) / 2
+                reading = self.load(running, self.plan.search_seconds, rate=rate)
+                points.append(_point(reading))
+                low, high = (rate, high) if _is_held(reading) else (low, rate)
+            rate, confirmed = low, None
+            seconds = self.plan.confirm_seconds if subject.ours else self.plan.confirm_others
+            for _ in range(5):
+                reading = self.load(running, seconds, rate=rate)
+                points.append(_point(reading))
+                if _is_held(reading):
+                    confirmed = _point(reading)
+                    break
+                rate *= 0.96
+            say(f"{subject.name} at {share} vCPU: held {confirmed and confirmed['rate']}/s for {seconds} s")
+            memory = running.limit.resident()
+            result = {"saturation": saturation, "held": confirmed, "seconds": seconds, "points": points}
+            result["rss_now"], result["rss_peak"] = memory
+            if subject.ours:
+                result["proof"] = self.stop_and_count(running)
+        return result
+
+    def stop_and_count(self, running):
+        """SIGTERM the collector and count the events in its objects."""
+        running.limit.set_cpu(None)
+        running.process.send_signal(signal.SIGTERM)
+        code = running.process.wait(60)
+        events = 0
+        for path in (running.folder / "objects").rglob("*.jsonl.gz"):
+            with igzip.open(path, "rb") as lines:
+                while block := lines.read(1 << 20):
+                    events += block.count(b"\n")
+        return {"acknowledged": running.acknowledged, "stored": events, "exit_code": code}
+
+    # ---- memory, start, recovery ----
+
+    def memory(self):
+        """Resident memory idle, then under saturation on a whole core, with either store."""
+        results = {}
+        for subject in (JOURNAL, JOURNAL_S3):
+            with self.start(subject) as running:
+                time.sleep(1 if self.plan.name == "quick" else 3)
+                idle, _ = running.limit.resident()
+                self.load(running, 3 if self.plan.name == "quick" else 8)
+                results[subject.name] = {"idle": idle, "full": running.limit.resident()[1]}
+        return results
+
+    def start_up(self):
+        results = {}
+        for subject in (JOURNAL, JOURNAL_S3, STARLETTE):
+            for share in (None, 0.25):
+                say(f"start of {subject.name}, {share or 'a whole core'}")
+                times = []
+                for _ in range(self.plan.starts):
+                    with self.start(subject, share=share) as running:
+                        times.append(running.first_answer)
+                where = "whole core" if share is None else f"{share} vCPU"
+                results.setdefault(subject.name, {})[where] = statistics.median(times)
+        return results
+
+    def recovery(self):
+        results = {}
+        for files in (1_000, self.plan.dlq_files):
+            say(f"recovery step among {files:,} files")
+            command = [sys.executable, str(subjects.HERE / "recovery.py"), str(files), str(self.work)]
+            environment = {**os.environ, "PYTHONPATH": str(subjects.HERE.parent)}
+            finished = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            results[files] = json.loads(finished.stdout)
+        return results
+
+
+def _machine_busy():
+    user, nice, system, _, _, irq, soft, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _summary(subject, readings, ratios):
+    spent = [reading["cpu_us"] for reading in readings]
+    return {
+        "title": subject.title,
+        "cpu_us": statistics.median(spent),
+        "cpu_us_all": spent,
+        "ratio": statistics.median(ratios),
+        "ratio_all": ratios,
+        "rate": statistics.median(reading["achieved_rate"] for reading in readings),
+        "p99_us": statistics.median(reading["latency_us"]["p99"] for reading in readings),
+        "errors": sum(reading["sent"] - reading["ok"] for reading in readings),
+        "generator_cpu": max(reading["generator_cpu"] for reading in readings),
+    }
+
+
+def _is_held(reading):
+    clean = reading["ok"] == reading["sent"] and not reading["unsent"] and not reading["broken_connections"]
+    return clean and reading["latency_us"]["p99"] <= P99_BUDGET_US
+
+
+def _point(reading):
+    return {
+        "rate": round(reading["offered_rate"]),
+        "held": _is_held(reading),
+        "errors": reading["sent"] - reading["ok"],
+        "unsent": reading["unsent"],
+        "cpu_us": reading["cpu_us"],
+        **reading["latency_us"],
+    }
+
+
+def machine(limit_kind):
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "?",
+    )
+    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    system_python = Path("/etc/debian_version").exists() and str(Path(sys.executable).resolve()).startswith("/usr/bin/")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "profile_guided_python": optimised or system_python,
+        "limit": limit_kind,
+        "load_average": os.getloadavg(),
+    }
+
+
+def say(text):
+    print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+STARTED = time.monotonic()
+SECTIONS = ["cpu_per_event", "variants", "held", "memory", "start_up", "recovery"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the collector beside the floor and the peers.")
+    parser.add_argument("--generator", required=True, help="the built loadtest/generator.c")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"))
+    parser.add_argument("--quick", action="store_true", help="two minutes: few rounds, few peers")
+    parser.add_argument("--full", action="store_true", help="as standard, with 1,000,000 dead-letter files")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="this section only (again for more)")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    try:
+        probe = open_limit("probe")
+    except NoLimitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    kind = probe.kind
+    probe.end()
+    say(f"CPU limit: {kind}")
+    if len(subjects.CORES) < 2:
+        print("one core: the generator would share it with what it measures; nothing measured", file=sys.stderr)
+        return 1
+    plan = Plan(quick=arguments.quick, full=arguments.full)
+    results = {"plan": plan.name, "machine": machine(kind), "p99_budget_us": P99_BUDGET_US}
+    bench = Bench(plan, arguments.generator, out)
+    try:
+        for section in arguments.only or SECTIONS:
+            results[section] = getattr(bench, section)()
+    finally:
+        bench.close()
+    results["noise"] = {
+        "foreign_cpu_median": statistics.median(bench.foreign or [0]),
+        "foreign_cpu_max": max(bench.foreign or [0]),
+        "generator_bound": bench.generator_bound,
+    }
+    results["seconds"] = round(time.monotonic() - STARTED)
+    report.write(results, out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""From what bench.py measured: the tables, bench.json, bench.md and the plots. Reads figures only, measures nothing."""
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+MIB = 1024 * 1024
+OURS, THEIRS, FLOOR = "#1f6f78", "#b0b7bd", "#d9a441"
+
+
+def write(results, out):
+    results["budgets"] = budgets(results)
+    (out / "bench.json").write_text(json.dumps(results, indent=1))
+    text = "\n".join(_tables(results))
+    (out / "bench.md").write_text(text)
+    print(text)
+    for name, plot in (("cpu", _plot_cpu), ("held", _plot_held), ("latency", _plot_latency)):
+        figure = plot(results)
+        if figure is not None:
+            figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+    print(f"\nWritten: {out}/bench.json, bench.md and the plots.")
+
+
+def budgets(results):
+    """Each row of the budget with its figure: (what, figure, budget, goal, met)."""
+    rows = []
+
+    def row(what, figure, limit, *, goal=None, text="{:.2f}", at_least=False, note=""):
+        met = figure >= limit if at_least else figure <= limit
+        sign = "≥" if at_least else "≤"
+        rows.append(
+            {
+                "what": what,
+                "figure": text.format(figure) + note,
+                "value": figure,
+                "budget": f"{sign} {text.format(limit)}" + (f" (goal {text.format(goal)})" if goal else ""),
+                "met": met,
+            }
+        )
+
+    cpu = results.get("cpu_per_event", {}).get("saturation")
+    if cpu:
+        journal = cpu["journal"]
+        low, high = min(journal["ratio_all"]), max(journal["ratio_all"])
+        row("CPU per event, x floor", journal["ratio"], 2.0, goal=1.5, note=f" ({low:.2f}-{high:.2f})")
+        row("CPU per event, x Starlette", journal["cpu_us"] / cpu["starlette"]["cpu_us"], 0.25, text="{:.3f}")
+        pairs = [ours / memory for ours, memory in zip(journal["cpu_us_all"], cpu["memory"]["cpu_us_all"], strict=True)]
+        row("journal, x memory", sorted(pairs)[len(pairs) // 2], 1.10, note=f" ({min(pairs):.2f}-{max(pairs):.2f})")
+    quarter = results.get("held", {}).get("0.25")
+    if quarter and quarter["floor"]["held"]:
+        held = (quarter["journal"]["held"] or {"rate": 0, "p99": 0})["rate"]
+        note = f" ({held:,}/s)"
+        row(
+            "held at 0.25 vCPU, x floor",
+            held / quarter["floor"]["held"]["rate"],
+            0.42,
+            goal=0.62,
+            at_least=True,
+            note=note,
+        )
+        row("its p99, ms", (quarter["journal"]["held"] or {"p99": 1e9})["p99"] / 1000, 110.0, text="{:.0f}")
+    for name, what in (("journal", ""), ("journal-s3", ", S3")):
+        memory = results.get("memory", {}).get(name)
+        if memory:
+            row(f"RSS idle{what}, MiB", memory["idle"] / MIB, 75, text="{:.0f}")
+            row(f"RSS at full load{what}, MiB", memory["full"] / MIB, 128, text="{:.0f}")
+        start = results.get("start_up", {}).get(name)
+        if start:
+            row(f"start to first 200{what}, a whole core, s", start["whole core"], 0.5)
+    recovery = results.get("recovery")
+    if recovery:
+        few, many = (recovery[files] for files in sorted(recovery))
+        row(f"recovery step, {many['files']:,} files x 1,000 files", many["step_us"] / few["step_us"], 1.2)
+        drained = many["after_99_percent_drained"]
+        row("recovery step after 99 % drained, x 1,000 files", drained["step_us"] / few["step_us"], 1.2)
+    return rows
+
+
+def _tables(results):
+    machine = results["machine"]
+    python = f"Python {machine['python']}" + (", profile-guided" if machine["profile_guided_python"] else "")
+    system = f"{machine['cores']} cores, Linux {machine['kernel']}"
+    yield f"\n{machine['cpu']}, {system}, {python}; limit: {machine['limit']}."
+    noise = results["noise"]
+    yield (
+        f"Plan {results['plan']}, {results['seconds']} s. CPU spent by others meanwhile: median "
+        f"{noise['foreign_cpu_median']:.2f} cores, at most {noise['foreign_cpu_max']:.2f}."
+    )
+    if noise["foreign_cpu_median"] > 0.1:
+        yield "**The machine was not quiet: take no figure from this run.**"
+    if noise["generator_bound"]:
+        yield f"**The generator was the limit in: {', '.join(noise['generator_bound'])}.**"
+    yield from _table(
+        "Budgets",
+        ["what", "figure", "budget", ""],
+        [
+            [row["what"], row["figure"], row["budget"], "met" if row["met"] else "**MISSED**"]
+            for row in results["budgets"]
+        ],
+    )
+    for load, subjects in results.get("cpu_per_event", {}).items():
+        yield from _table(
+            f"CPU per event, {load}, half a vCPU",
+            ["", "µs", "x floor", "range", "events/s", "p99 ms", "errors"],
+            [
+                [
+                    one["title"],
+                    f"{one['cpu_us']:.1f}",
+                    f"{one['ratio']:.2f}",
+                    f"{min(one['ratio_all']):.2f}-{max(one['ratio_all']):.2f}",
+                    f"{one['rate']:,.0f}",
+                    f"{one['p99_us'] / 1000:.1f}",
+                    str(one["errors"]),
+                ]
+                for one in subjects.values()
+            ],
+        )
+    if "variants" in results:
+        yield from _table(
+            "Other loads, saturation, half a vCPU",
+            ["", "collector µs", "floor µs", "ratio", "errors"],
+            [
+                [
+                    name,
+                    f"{one['collector_us']:.1f}",
+                    f"{one['floor_us']:.1f}",
+                    f"{one['ratio']:.2f}" if one["ratio"] else "-",
+                    str(one["errors"]),
+                ]
+                for name, one in results["variants"].items()
+            ],
+        )
+    for share, subjects in results.get("held", {}).items():
+        yield from _table(
+            f"Highest rate held, {share} vCPU",
+            ["", "events/s", "for", "p50 ms", "p99 ms", "p99.9 ms", "saturation", "peak MiB", "stored / acknowledged"],
+            [
+                [
+                    name,
+                    f"{one['held']['rate']:,}" if one["held"] else "none",
+                    f"{one['seconds']} s",
+                    *(f"{one['held'][p] / 1000:.1f}" if one["held"] else "-" for p in ("p50", "p99", "p999")),
+                    f"{one['saturation']:,.0f}",
+                    f"{one['rss_peak'] / MIB:.0f}",
+                    f"{one['proof']['stored']:,} / {one['proof']['acknowledged']:,}" if "proof" in one else "-",
+                ]
+                for name, one in subjects.items()
+            ],
+        )
+    if "start_up" in results:
+        yield from _table(
+            "Start to first 200, ms",
+            ["", "a whole core", "0.25 vCPU"],
+            [
+                [name, f"{one['whole core'] * 1000:.0f}", f"{one['0.25 vCPU'] * 1000:.0f}"]
+                for name, one in results["start_up"].items()
+            ],
+        )
+    if "recovery" in results:
+        rows = []
+        for one in results["recovery"].values():
+            rows.append([f"{one['files']:,} files", f"{one['step_us']:.0f}", f"{one['first_step_us'] / 1000:.1f}"])
+            drained = one["after_99_percent_drained"]
+            if drained:
+                rows.append(
+                    ["after 99 % were drained", f"{drained['step_us']:.0f}", f"{drained['first_step_us'] / 1000:.1f}"]
+                )
+        yield from _table("A step of recovery", ["", "µs", "the first, ms"], rows)
+
+
+def _table(title, heads, rows):
+    yield f"\n### {title}\n"
+    widths = [max(len(str(row[i])) for row in [heads, *rows]) for i in range(len(heads))]
+    for number, row in enumerate([heads, *rows]):
+        cells = [
+            str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "| " + " | ".join(cells) + " |"
+        if number == 0:
+            yield (
+                "| "
+                + " | ".join("-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
+                + " |"
+            )
+
+
+def _color(name):
+    return FLOOR if name == "floor" else OURS if name in ("memory", "journal", "fsync", "journal-s3") else THEIRS
+
+
+def _plot_cpu(results):
+    subjects = results.get("cpu_per_event", {}).get("saturation")
+    if not subjects:
+        return None
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(subjects) + 1.2))
+    ordered = sorted(subjects.items(), key=lambda item: -item[1]["cpu_us"])
+    for name, one in ordered:
+        bar = axes.barh(one["title"], one["cpu_us"], color=_color(name))
+        axes.bar_label(bar, [f" {one['cpu_us']:.1f}  ({one['ratio']:.2f} x)"], fontsize=8)
+    axes.set_xlabel("CPU µs per event, user + system, at saturation under half a vCPU (x floor)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.2)
+    return figure
+
+
+def _plot_held(results):
+    held = results.get("held")
+    if not held:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    names = list(next(iter(held.values())))
+    for number, (share, subjects) in enumerate(held.items()):
+        rates = [one["held"]["rate"] if one["held"] else 0 for one in subjects.values()]
+        at = [position + number * 0.38 for position in range(len(names))]
+        bars = axes.bar(at, rates, 0.36, color=[_color(name) for name in names], alpha=0.65 + 0.35 * number)
+        axes.bar_label(bars, [f"{rate:,}\n{share} vCPU" for rate in rates], fontsize=8)
+    axes.set_xticks([position + 0.19 * (len(held) - 1) for position in range(len(names))], names)
+    axes.set_ylabel("events/s held, no error, p99 in budget")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.2)
+    return figure
+
+
+def _plot_latency(results):
+    held = results.get("held", {}).get("0.25")
+    if not held:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    for name, one in held.items():
+        points = sorted(one["points"], key=lambda point: point["rate"])
+        for percentile, style in (("p99", "-o"), ("p50", ":")):
+            axes.plot(
+                [point["rate"] for point in points],
+                [point[percentile] / 1000 for point in points],
+                style,
+                color=_color(name),
+                label=f"{name} {percentile}",
+                markersize=3,
+            )
+    axes.axhline(results["p99_budget_us"] / 1000, color="#a33", linewidth=0.8, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("offered events/s at 0.25 vCPU")
+    axes.set_ylabel("latency from when due, ms")
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":  # the tables and plots anew from a bench.json
+    import sys
+
+    folder = Path(sys.argv[1])
+    read = json.loads((folder / "bench.json").read_text())
+    read["recovery"] = {int(files): one for files, one in read.get("recovery", {}).items()}
+    write(read, folder)
