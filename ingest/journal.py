@@ -148,6 +148,7 @@ class Journal:
         # Group commit.
         self._waiting: list[_Group] = []
         self._syncing: list[_Group] = []
+        self._decided: list[_Group] = []
         self._sealing: list[Batch] = []
         self._synced_folders: set[Path] = set()
         self._sync_over = asyncio.Event()
@@ -198,6 +199,8 @@ class Journal:
             )
         except TornTail as error:
             self._fail(batch, error)
+            if not self.deferred:
+                self._rewrite_now(batch)
             return False
         except StorageError as error:
             self._latch(error)
@@ -239,8 +242,8 @@ class Journal:
         groups, self._waiting = self._waiting, []
         segments = {group.batch.segment for group in groups if group.batch is not None and not group.refused}
         if not segments:
-            for group in groups:
-                self._settle(group.entries, committed=False)
+            self._decided += groups
+            self._answer_decided()
             return
         self._syncing = groups
         self._sync_over.clear()
@@ -275,21 +278,32 @@ class Journal:
         for group in groups:
             batch = group.batch
             if batch is None or group.refused:
-                self._settle(group.entries, committed=False)
                 continue
             error = outcome[batch.segment]
             if error is not None:
                 for other in groups:
                     self._mark_refused(other, batch)
                 self._fail(batch, error)
-                self._settle(group.entries, committed=False)
             else:
                 batch.acknowledge(group.size, group.events)
                 self._metrics.accepted += group.events
-                self._settle(group.entries, committed=True)
+        self._decided += groups
+        self._answer_decided()
         if self._waiting:
             self._start_sync()
         self._pass_on_sealed()
+
+    def _answer_decided(self) -> None:
+        """Answer, in order, what is decided; while a segment is broken, nothing.
+
+        It may still hold lines that are refused: were the client told so before they are gone from the disk, a crash
+        in between would have recovery store what got a 503.
+        """
+        if self._broken:
+            return
+        decided, self._decided = self._decided, []
+        for group in decided:
+            self._settle(group.entries, committed=not group.refused)
 
     def _pass_on_sealed(self) -> None:
         ready = [batch for batch in self._sealing if not batch.tail_events and batch not in self._broken]
@@ -341,6 +355,7 @@ class Journal:
                 await self._rewrite(batch)
                 self._broken.remove(batch)
                 self._pass_on_sealed()
+            self._answer_decided()
             try:
                 await loop.run_in_executor(self._executor, self._probe)
             except (OSError, StorageError):
@@ -364,16 +379,35 @@ class Journal:
                 self._executor, self._publish_lines, segment, batch.view()
             )
         except StorageError as error:
-            log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
-            self._seal_open(batch)
+            self._not_rewritten(batch, error)
         else:
-            segment.fd = fd
-            segment.size = batch.size
-            segment.broken = False
-            segment.named = True
-            log.info("segment_rewritten", key=batch.key, events=batch.events)
+            self._rewritten(batch, fd)
         finally:
             batch.release_buffer()
+
+    def _rewrite_now(self, batch: Batch) -> None:
+        """Do the same on the loop: without group commit the refusals are answered as soon as this returns."""
+        self._close(batch.segment)
+        try:
+            fd = self._publish_lines(batch.segment, batch.view())
+        except StorageError as error:
+            self._not_rewritten(batch, error)
+        else:
+            self._rewritten(batch, fd)
+        self._broken.remove(batch)
+        self._pass_on_sealed()
+
+    def _rewritten(self, batch: Batch, fd: int) -> None:
+        segment: Segment = batch.segment
+        segment.fd = fd
+        segment.size = batch.size
+        segment.broken = False
+        segment.named = True
+        log.info("segment_rewritten", key=batch.key, events=batch.events)
+
+    def _not_rewritten(self, batch: Batch, error: StorageError) -> None:
+        log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
+        self._seal_open(batch)
 
     def _publish_lines(self, segment: Segment, lines: memoryview) -> int:
         # Crash points: temporary written, synced, renamed, folder synced. Before the rename the old segment counts, and
