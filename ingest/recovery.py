@@ -291,16 +291,18 @@ class Recovery:
         body = copy.found.body
         if body is None:
             body = await self._call(copy.file.path.read_bytes)
-        return await self._put(copy.file.key, body, copy.found)
+        return await self._put(copy.file.key, body, copy)
 
     async def _quarantine(self, copy: _Copy) -> Result:
         key = quarantine_key(copy.file.key, self._dlq_prefix)
         if copy.is_segment:
             key = key.removesuffix(".gz")
-        return await self._put(key, await self._call(copy.file.path.read_bytes), copy.found)
+        return await self._put(key, await self._call(copy.file.path.read_bytes), copy)
 
-    async def _put(self, key: str, body: bytes, found: codec.Inspection) -> Result:
-        metadata = ObjectMetadata(found.events, found.first_ts, found.last_ts, instance_of(key))
+    async def _put(self, key: str, body: bytes, copy: _Copy) -> Result:
+        # The instance is in the file's own key: a quarantined segment goes under a name that is no batch's.
+        found, instance = copy.found, instance_of(copy.file.key)
+        metadata = ObjectMetadata(found.events, found.first_ts, found.last_ts, instance)
 
         async def create() -> None:
             if not await self._store.create(key, body, metadata):
