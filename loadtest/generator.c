@@ -11,7 +11,7 @@
  *   pipelined  DEPTH requests in one segment                           origin     an Origin header in place of a trace id (CORS)
  *   warm       one and the same request, over and over: what the rotation is there to avoid, for comparison
  * It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
- * (near 1: the generator was the bottleneck, the figure is void) and the largest delay of its own pacing.
+ * (near 1: the generator was the bottleneck, the figure is void) and the largest delay that was its own: an event due, a connection free, and not yet sent.
  *
  * Build: cc -O2 -o generator generator.c */
 #define _GNU_SOURCE
@@ -121,6 +121,7 @@ static void build_request(struct request *r, int number) {
 /* ---- The connections ---- */
 struct connection {
     int descriptor, waiting;        /* answers still to come */
+    int64_t idle_at;                /* since when it has had nothing to do */
     int64_t due;                    /* of the event in flight (all DEPTH of a pipelined group share it) */
     struct request *body_of;        /* split: whose body is still to be sent, at body_at */
     int64_t body_at;
@@ -163,6 +164,7 @@ static void open_connection(int number) {
     c->body_of = NULL;
     struct epoll_event wish = {.events = EPOLLIN, .data.u32 = number};
     epoll_ctl(poller, EPOLL_CTL_ADD, c->descriptor, &wish);
+    c->idle_at = clock_now();
     push(idle, idle_first, &idle_count, number);
 }
 
@@ -247,7 +249,9 @@ static void receive(int number) {
     }
     memmove(c->buffer, c->buffer + at, c->held -= at);
     if (c->held == READ_BUFFER) die("an answer of more than %d bytes", READ_BUFFER);
-    if (!c->waiting && !c->body_of) push(idle, idle_first, &idle_count, number);
+    if (c->waiting || c->body_of) return;
+    c->idle_at = clock_now();
+    push(idle, idle_first, &idle_count, number);
 }
 
 static void send_late_bodies(int64_t now) {
@@ -272,7 +276,8 @@ static double run(double rate, double seconds, uint64_t *unsent) {
         now = clock_now();
         int64_t due = rate > 0 ? start + (int64_t)(due_count * gap) : now;
         while (idle_count && due <= now && due < end && now < end + OVERTIME) {
-            if (rate > 0 && sent && now - due > largest_lag && idle_count == connection_count) largest_lag = now - due;
+            int64_t free_at = connections[idle[idle_first]].idle_at, lag = now - (due > free_at ? due : free_at);
+            if (rate > 0 && lag > largest_lag) largest_lag = lag;
             send_event(pull(idle, &idle_first, &idle_count), due);
             due_count++;
             if (rate > 0) due = start + (int64_t)(due_count * gap);

@@ -148,9 +148,9 @@ class Running:
         self.end()
 
 
-def start_sink(keep=None):
+def start_sink(keep=None, port=None):
     """The S3 sink, on the generator's core: what it spends is not the collector's."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, str(HERE / "s3_sink.py"), str(port), *(["--keep", str(keep)] if keep else [])]
     process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, GENERATOR_CORE))
     deadline = time.monotonic() + 10
