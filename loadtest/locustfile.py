@@ -3,8 +3,8 @@
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8080 --scenario spike --store ./data/objects
 
 Mix: POST events with a log-normal size (200 B to 8 KB, median 500 B), GET pixels, preflights, a new connection now and
-then, several user agents, cookies, X-Forwarded-For chains, and a few hostile requests (unknown paths and methods, bodies
-that are too large, bytes that are not HTTP, heads that never end). Every event carries an id that is never used twice.
+then, several user agents, cookies, X-Forwarded-For chains, and a few hostile requests (unknown paths and methods,
+bodies that are too large, bytes that are not HTTP, heads that never end). Every event has an id never used twice.
 
 Scenarios, over --seconds with --rate requests a second as the base: `steady`; `ramp` (from 1 x to 10 x); `spike` (10 x
 for 10 s in the middle); `outage` (steady; scenario.py takes the store away in the middle); `soak` (steady, for long).
@@ -46,7 +46,7 @@ AGENTS = [
 
 
 class Ledger:
-    """Which ids were acknowledged, refused, or left without an answer."""
+    """Which ids were acknowledged, refused, or left without an answer (also because the scenario ended)."""
 
     def __init__(self):
         self.numbers = count()
@@ -55,9 +55,13 @@ class Ledger:
         self.unknown = set()
 
     def new_id(self):
-        return f"ev-{RUN}-{next(self.numbers)}"
+        event_id = f"ev-{RUN}-{next(self.numbers)}"
+        self.unknown.add(event_id)
+        return event_id
 
     def settle(self, event_id, status):
+        """Note the answer; status 0: there was none."""
+        self.unknown.discard(event_id)
         if 200 <= status < 300:
             self.acknowledged.add(event_id)
         elif status:
@@ -154,7 +158,7 @@ class Visitor(FastHttpUser):
         )
         started = time.perf_counter()
         problem = None
-        ledger.refused.add(event_id)
+        ledger.settle(event_id, 400)
         try:
             with socket.create_connection((target.hostname, target.port), 5) as connection:
                 connection.settimeout(0.2)
