@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local test lint format soak bench build push lock clean
+.PHONY: help install run-local test lint format soak bench micro build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -82,6 +82,9 @@ soak: install ## the long fault-injection rounds
 
 bench: ## the figures of docs/benchmarks.md (15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
+
+micro: .venv-bench/.installed ## micro-benchmarks of the event encoding, the codec and the partial scan
+	@.venv-bench/bin/python -m pytest -c loadtest/micro/pytest.ini loadtest/micro
 
 build: ## the container image
 	@docker build --tag $(IMAGE):$(TAG) .

@@ -168,7 +168,7 @@ def read_history(path):
 
 
 def knee(history):
-    """Where the ramp bent: p99 above KNEE_P99_MS for good, or failures. Locust's percentiles are of the last ten seconds."""
+    """Where the ramp bent: p99 above KNEE_P99_MS for good, or failures (percentiles are of the last ten seconds)."""
     bent = [row for row in history if row["failures"] or (row["p99"] or 0) > KNEE_P99_MS]
     last_good = max((number for number, row in enumerate(history) if row not in bent), default=0)
     rates = [row["tps"] for row in history]
