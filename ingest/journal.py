@@ -318,8 +318,12 @@ class Journal:
         """Give up a descriptor: refuse what waits for it, cut the batch, and have it rewritten."""
         segment: Segment = batch.segment
         segment.broken = True
-        self._close(segment, keep_syncing=any(group.batch is batch for group in self._syncing))
         batch.cut()
+        if segment.fd is not None:
+            # Before anybody is told: until the rewrite is published, a crash would hand the refused lines to recovery.
+            with suppress(OSError):
+                self._fs.truncate(segment.fd, batch.size)
+        self._close(segment, keep_syncing=any(group.batch is batch for group in self._syncing))
         for group in (*self._syncing, *self._waiting):
             self._mark_refused(group, batch)
         self._broken.append(batch)
