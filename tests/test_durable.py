@@ -203,6 +203,17 @@ def test_a_create_whose_name_cannot_be_synced_leaves_nothing(fs):
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_what_is_appended_to_a_created_file_after_a_roll_back_leaves_no_hole(fs):
+    fd = create(fs, fs.root / "a", fs.root, sync=False)
+    size = append(fs, fd, OLD, 0)
+    fs.capacity = len(OLD) + 5
+    with pytest.raises(StorageError):
+        append(fs, fd, NEW, size)
+    fs.capacity = None
+    append(fs, fd, NEW, size)
+    assert (fs.root / "a").read_bytes() == OLD + NEW
+
+
 def test_create_without_sync_makes_none(fs):
     create(fs, fs.root / "d/a", fs.root, sync=False)
     assert {operation for operation, _ in fs.calls} == {"mkdir", "open"}

@@ -99,8 +99,7 @@ class DirectoryStore:
         return how(self._fs, path, body, root=self._root, synced=self._synced, temporary_in=self._temporaries)
 
     def _make_temporaries(self) -> None:
-        # Not synced: a power cut takes nothing with it but temporaries.
-        make_dirs(self._fs, self._temporaries, self._root, sync=False)
+        make_dirs(self._fs, self._temporaries, self._root, sync=True, synced=self._synced)
 
     @staticmethod
     def _read(path: Path) -> bytes:

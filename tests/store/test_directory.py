@@ -1,0 +1,164 @@
+"""The directory store: whole files under their names at every power cut, and nothing else where objects are."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ingest.config import load
+from ingest.durable import Filesystem, StorageError
+from ingest.store import ObjectMetadata
+from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
+from tests.fakes import CrashableFilesystem, power_cuts
+
+KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
+METADATA = ObjectMetadata(events=1, first_ts=1, last_ts=1, instance="host-token")
+OLD, NEW = b"old" * 1000, b"new" * 2000
+
+
+def run(root, call, fs=None):
+    async def main():
+        with ThreadPoolExecutor(1) as executor:
+            store = DirectoryStore(load({"STORE_DIR": str(root)}), fs or Filesystem(), executor)
+            return await call(store)
+
+    return asyncio.run(main())
+
+
+def objects(root):
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and TEMPORARIES not in p.parts
+    }
+
+
+async def put(store):
+    await store.start()
+    await store.put(KEY, NEW, METADATA)
+
+
+async def create(store):
+    await store.start()
+    return await store.create(KEY, NEW, METADATA)
+
+
+def old_object(_fs, root):
+    (root / "objects" / KEY).parent.mkdir(parents=True)
+    (root / "objects" / KEY).write_bytes(OLD)
+
+
+@pytest.mark.parametrize("before", [None, old_object], ids=["new key", "old object"])
+def test_at_every_power_cut_a_put_shows_the_old_or_the_whole_new_object(tmp_path, before):
+    seen = set()
+    for left in power_cuts(tmp_path, lambda fs, root: run(root / "objects", put, fs), before=before, fates=5):
+        found = objects(left.root)
+        assert set(found) <= {f"objects/{KEY}"}
+        seen.add(found.get(f"objects/{KEY}"))
+        if left.finished:
+            assert found == {f"objects/{KEY}": NEW}
+    assert seen == {NEW, OLD if before else None}
+
+
+@pytest.mark.parametrize("before", [None, old_object], ids=["new key", "old object"])
+def test_at_every_power_cut_a_create_has_added_a_whole_object_or_nothing(tmp_path, before):
+    for left in power_cuts(tmp_path, lambda fs, root: run(root / "objects", create, fs), before=before, fates=5):
+        found = objects(left.root)
+        if before:
+            assert found == {f"objects/{KEY}": OLD}
+        else:
+            assert found in ({}, {f"objects/{KEY}": NEW})
+        if left.finished:
+            assert left.outcome is (before is None)
+            assert found == {f"objects/{KEY}": OLD if before else NEW}
+
+
+def test_a_deleted_object_does_not_come_back(tmp_path):
+    fs = CrashableFilesystem(tmp_path)
+
+    async def put_and_delete(store):
+        await put(store)
+        await store.delete(KEY)
+
+    run(tmp_path / "objects", put_and_delete, fs)
+    for seed in range(10):
+        fs.crash(random.Random(seed))
+        assert objects(tmp_path) == {}
+
+
+def test_only_objects_lie_where_objects_are(tmp_path):
+    async def scenario(store):
+        await put(store)
+        assert await create(store) is False
+
+    run(tmp_path, scenario)
+    assert objects(tmp_path) == {KEY: NEW}
+    assert list((tmp_path / TEMPORARIES).iterdir()) == []
+
+
+def test_old_temporaries_are_swept_at_start_and_young_ones_left_to_their_owner(tmp_path):
+    (tmp_path / TEMPORARIES).mkdir()
+    for name, age in (("old", TEMPORARY_MAX_AGE + 60), ("young", 60)):
+        path = tmp_path / TEMPORARIES / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    run(tmp_path, lambda store: store.start())
+    assert [path.name for path in (tmp_path / TEMPORARIES).iterdir()] == ["young"]
+
+
+def test_a_put_does_without_a_start_and_without_the_folder_of_temporaries(tmp_path):
+    async def scenario(store):
+        await store.put(KEY, OLD, METADATA)
+        (tmp_path / TEMPORARIES).rmdir()
+        await store.put(KEY, NEW, METADATA)
+
+    run(tmp_path, scenario)
+    assert objects(tmp_path) == {KEY: NEW}
+
+
+@pytest.mark.parametrize("key", ["/etc/x", "../x", "raw/../../x", "", ".tmp/x", "raw/\0x"])
+def test_no_key_leads_out_of_the_directory(tmp_path, key):
+    async def scenario(store):
+        for call in (
+            store.put(key, NEW, METADATA),
+            store.create(key, NEW, METADATA),
+            store.get(key),
+            store.delete(key),
+        ):
+            with pytest.raises(StorageError) as caught:
+                await call
+            assert not caught.value.transient
+
+    run(tmp_path / "objects", scenario)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "fdatasync", "rename", "fsync_dir"])
+def test_a_full_disk_is_a_storage_error_that_says_so(tmp_path, operation):
+    fs = CrashableFilesystem(tmp_path)
+    fs.fail(operation, errno.ENOSPC, times=1000)
+    with pytest.raises(StorageError) as caught:
+        run(tmp_path / "objects", lambda store: store.put(KEY, NEW, METADATA), fs)
+    assert (caught.value.errno, caught.value.transient) == (errno.ENOSPC, True)
+    assert "free space" in caught.value.hint
+
+
+def test_the_loop_goes_on_while_the_disk_works(tmp_path):
+    class SlowDisk(Filesystem):
+        def fdatasync(self, fd: int) -> None:
+            time.sleep(0.2)
+            super().fdatasync(fd)
+
+    async def scenario(store):
+        task = asyncio.create_task(store.put(KEY, NEW, METADATA))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0.005)
+            turns += 1
+        assert turns > 5
+
+    run(tmp_path, scenario, SlowDisk())

@@ -1,0 +1,461 @@
+"""The S3 store on the wire: what a put carries, how often it is sent, and what every bad answer means."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import hashlib
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ingest.config import load
+from ingest.durable import StorageError
+from ingest.store import ObjectMetadata
+from ingest.store.s3 import ONE_WRITE, S3Store
+from tests.s3_server import CREDENTIALS
+from tests.store.scripted_server import make_certificate, refused, scripted_server
+
+KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
+BODY = b"body" * 1000
+METADATA = ObjectMetadata(events=7, first_ts=11, last_ts=13, instance="host-token")
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@asynccontextmanager
+async def s3_store(endpoint: str, **environ: str):
+    environ = {
+        "RAW_BUCKET": "bucket",
+        "AWS_REGION": "eu-west-1",
+        "S3_ENDPOINT_URL": endpoint,
+        "S3_TIMEOUT": "5s",
+        **environ,
+    }
+    with ThreadPoolExecutor(2) as executor:
+        store = S3Store(load(environ), executor)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+def run(scenario, *, certificate=None, **environ):
+    """Run `scenario(store, server)` against a server that answers what the scenario tells it to."""
+
+    async def main():
+        async with scripted_server(certificate) as server, s3_store(server.endpoint, **environ) as store:
+            await scenario(store, server)
+
+    asyncio.run(main())
+
+
+# --------------------------------------------------------------------------------------------- what a put carries
+
+
+def test_a_put_carries_checksum_metadata_and_type_and_nothing_encoded():
+    async def scenario(store, server):
+        await store.put(KEY, BODY, METADATA)
+        (request,) = server.requests
+        assert (request.method, request.path, request.body) == ("PUT", f"/bucket/{KEY.replace('=', '%3D')}", BODY)
+        crc = base64.b64encode(zlib.crc32(BODY).to_bytes(4, "big")).decode()
+        expected = {
+            "x-amz-checksum-crc32": crc,
+            "x-amz-meta-events": "7",
+            "x-amz-meta-first-ts": "11",
+            "x-amz-meta-last-ts": "13",
+            "x-amz-meta-instance": "host-token",
+            "content-type": "application/gzip",
+            "content-length": str(len(BODY)),
+        }
+        assert {name: request.headers.get(name) for name in expected} == expected
+        unwanted = {"content-encoding", "transfer-encoding", "expect", "x-amz-trailer", "if-none-match"}
+        unwanted |= {"x-amz-storage-class", "x-amz-tagging", "x-amz-server-side-encryption"}
+        assert unwanted.isdisjoint(request.headers)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [ONE_WRITE, ONE_WRITE + 1], ids=["a batch", "large"])
+def test_only_a_large_body_is_announced_and_sent_in_pieces(size):
+    body = bytes(range(256)) * (ONE_WRITE // 256) + b"x" * (size - ONE_WRITE)
+
+    async def scenario(store, server):
+        await store.put(KEY, body, METADATA)
+        (request,) = server.requests
+        assert request.body == body
+        assert ("expect" in request.headers) is (size > ONE_WRITE)
+
+    run(scenario)
+
+
+def test_over_http_the_body_is_signed():
+    async def scenario(store, server):
+        await store.put(KEY, BODY, METADATA)
+        headers = server.requests[0].headers
+        assert headers["x-amz-content-sha256"] == hashlib.sha256(BODY).hexdigest()
+        assert "x-amz-checksum-crc32" in headers["authorization"]
+
+    run(scenario)
+
+
+def test_over_tls_the_checksum_is_signed_and_the_body_is_not(tmp_path, monkeypatch):
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+
+    async def scenario(store, server):
+        await store.put(KEY, BODY, METADATA)
+        (request,) = server.requests
+        assert request.body == BODY
+        assert request.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+        assert "x-amz-checksum-crc32" in request.headers["authorization"]
+        assert "transfer-encoding" not in request.headers
+
+    run(scenario, certificate=certificate)
+
+
+def test_an_endpoint_that_only_the_sdk_knows_of_counts_as_much_for_the_signature(monkeypatch):
+    async def main():
+        async with scripted_server() as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+            with ThreadPoolExecutor(1) as executor:
+                settings = load({"RAW_BUCKET": "bucket", "AWS_REGION": "eu-west-1"})
+                store = S3Store(settings, executor)
+                await store.put(KEY, BODY, METADATA)
+                await store.close()
+            assert server.requests[0].headers["x-amz-content-sha256"] == hashlib.sha256(BODY).hexdigest()
+
+    asyncio.run(main())
+
+
+def test_a_certificate_nobody_trusts_is_refused(tmp_path):
+    async def scenario(store, server):
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert (caught.value.transient, server.requests) == (False, [])
+        assert "certificates" in caught.value.hint
+
+    run(scenario, certificate=make_certificate(tmp_path / "certificate.pem"))
+
+
+def test_encryption_class_and_tags_go_with_every_put():
+    async def scenario(store, server):
+        await store.put(KEY, BODY, METADATA)
+        await store.create(KEY, BODY, METADATA)
+        for request in server.requests:
+            assert request.headers["x-amz-server-side-encryption"] == "aws:kms"
+            assert request.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/events"
+            assert request.headers["x-amz-storage-class"] == "INTELLIGENT_TIERING"
+            assert request.headers["x-amz-tagging"] == "team=data&stage=raw"
+
+    run(
+        scenario,
+        S3_SSE="aws:kms",
+        S3_SSE_KMS_KEY_ID="alias/events",
+        S3_STORAGE_CLASS="INTELLIGENT_TIERING",
+        S3_TAGS="team=data&stage=raw",
+    )
+
+
+# --------------------------------------------------------------------------------------------- create-only
+
+
+def test_create_asks_the_store_to_refuse_a_key_that_exists():
+    async def scenario(store, server):
+        assert await store.create(KEY, BODY, METADATA) is True
+        assert [request.headers.get("if-none-match") for request in server.requests] == ["*"]
+
+    run(scenario)
+
+
+def test_412_means_that_the_key_is_stored_already():
+    async def scenario(store, server):
+        server.answers = [refused(412, "PreconditionFailed")]
+        assert await store.create(KEY, BODY, METADATA) is False
+
+    run(scenario)
+
+
+def test_409_means_try_again():
+    async def scenario(store, server):
+        server.answers = [refused(409, "ConditionalRequestConflict")]
+        with pytest.raises(StorageError) as caught:
+            await store.create(KEY, BODY, METADATA)
+        assert caught.value.transient
+
+    run(scenario)
+
+
+def test_a_store_without_conditional_puts_is_asked_first():
+    async def scenario(store, server):
+        server.answers = [refused(404, head=True)]
+        assert await store.create(KEY, BODY, METADATA) is True
+        assert [request.method for request in server.requests] == ["HEAD", "PUT"]
+        assert "if-none-match" not in server.requests[1].headers
+        server.requests.clear()
+        assert await store.create(KEY, BODY, METADATA) is False
+        assert [request.method for request in server.requests] == ["HEAD"]
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+@pytest.mark.parametrize(("status", "transient"), [(403, False), (500, True), (503, True)])
+def test_a_question_without_an_answer_puts_nothing(status, transient):
+    async def scenario(store, server):
+        server.answers = [refused(status, head=True)]
+        with pytest.raises(StorageError) as caught:
+            await store.create(KEY, BODY, METADATA)
+        assert caught.value.transient is transient
+        assert [request.method for request in server.requests] == ["HEAD"]
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+# --------------------------------------------------------------------------------------------- what errors mean
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "transient", "hint"),
+    [
+        (403, "AccessDenied", False, "s3:PutObject"),
+        (403, "InvalidAccessKeyId", False, "access key"),
+        (403, "SignatureDoesNotMatch", False, "secret"),
+        (403, "RequestTimeTooSkewed", False, "clock"),
+        (400, "ExpiredToken", True, "expired"),
+        (404, "NoSuchBucket", False, "RAW_BUCKET"),
+        (301, "PermanentRedirect", False, "AWS_REGION"),
+        (400, "AuthorizationHeaderMalformed", False, "AWS_REGION"),
+        (400, "BadDigest", True, "on its way"),
+        (400, "RequestTimeout", True, "S3_TIMEOUT"),
+        (500, "InternalError", True, "500 InternalError"),
+        (503, "SlowDown", True, "UPLOAD_CONCURRENCY"),
+        (429, "TooManyRequests", True, "429"),
+        (501, "NotImplemented", False, "S3_CONDITIONAL_PUTS"),
+        (400, "InvalidStorageClass", False, "S3_STORAGE_CLASS"),
+        (400, "SomethingNew", False, "400 SomethingNew"),
+        (599, "", True, "599"),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_whether_to_try_again(status, code, transient, hint):
+    async def scenario(store, server):
+        server.answers = [refused(status, code)]
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert (caught.value.operation, caught.value.subject) == ("put", KEY)
+        assert caught.value.transient is transient
+        assert hint in caught.value.hint
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("page", [b"", b"<html>login</html>"], ids=["empty", "a login page"])
+def test_a_200_that_is_no_stores_is_not_taken_for_stored(page):
+    async def scenario(store, server):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page)
+        for call in (store.put, store.create):
+            server.answers = [head + page]
+            with pytest.raises(StorageError) as caught:
+                await call(KEY, BODY, METADATA)
+            assert ("500" if page else "ETag") in caught.value.hint
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"nonsense\r\n\r\n"], ids=["none", "half", "nonsense"])
+def test_a_connection_that_breaks_is_worth_another_try(answer):
+    async def scenario(store, server):
+        server.answers = [answer, answer]  # aiohttp itself sends once more when a connection closes without a word
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert caught.value.transient
+        assert len(server.requests) <= 2
+
+    run(scenario, S3_TIMEOUT="1s")
+
+
+def test_nobody_at_home_is_worth_another_try():
+    async def main():
+        async with s3_store("http://127.0.0.1:1") as store:
+            with pytest.raises(StorageError) as caught:
+                await store.put(KEY, BODY, METADATA)
+            assert caught.value.transient
+            assert "endpoint" in caught.value.hint
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["silent", "trickling"])
+def test_a_put_ends_at_the_timeout(how):
+    async def scenario(store, server):
+        await store.start()
+        if how == "silent":
+            server.answers = [None]
+        else:
+            # Each byte comes long before a read would time out; the whole answer would take a minute.
+            server.trickle = 0.1
+            server.answers = [refused(500, "x" * 500)]
+        before = time.monotonic()
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert 0.4 < time.monotonic() - before < 5
+        assert caught.value.transient
+        assert "S3_TIMEOUT" in caught.value.hint
+
+    run(scenario, S3_TIMEOUT="500ms")
+
+
+def test_a_cancelled_put_is_cancelled_and_not_failed():
+    async def scenario(store, server):
+        await store.start()
+        server.answers = [None]
+        task = asyncio.create_task(store.put(KEY, BODY, METADATA))
+        await server.requested.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await store.put(KEY, BODY, METADATA)
+
+    run(scenario)
+
+
+def test_an_error_of_our_own_stays_what_it_is():
+    async def scenario(store, _server):
+        with pytest.raises(TypeError):
+            await store.put(KEY, "no bytes", METADATA)
+
+    run(scenario)
+
+
+# --------------------------------------------------------------------------------------------- the client
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_the_sdk_does_not_try_again_by_itself(status):
+    async def scenario(store, server):
+        server.answers = [refused(status, "SlowDown")] * 5
+        with pytest.raises(StorageError):
+            await store.put(KEY, BODY, METADATA)
+        assert len(server.requests) == 1
+
+    run(scenario)
+
+
+def test_one_client_keeps_its_connections():
+    async def scenario(store, server):
+        for _ in range(5):
+            await store.put(KEY, BODY, METADATA)
+        assert server.connections == 1
+        await asyncio.gather(*(store.put(KEY, BODY, METADATA) for _ in range(20)))
+        assert server.connections <= 3 + 1
+
+    run(scenario, UPLOAD_CONCURRENCY="3")
+
+
+def test_the_loop_goes_on_while_the_sdk_is_loaded():
+    async def scenario(store, _server):
+        task = asyncio.create_task(store.start())
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        await task
+        assert turns > 20  # loaded on the loop, it would be two or three
+
+    run(scenario)
+
+
+def test_the_collector_runs_again_after_the_start():
+    async def scenario(store, _server):
+        await store.start()
+        assert gc.isenabled()
+
+    run(scenario)
+    gc.unfreeze()
+
+
+def test_a_collector_that_was_off_stays_off():
+    async def scenario(store, _server):
+        gc.disable()
+        try:
+            await store.start()
+            assert not gc.isenabled()
+        finally:
+            gc.enable()
+
+    run(scenario)
+    gc.unfreeze()
+
+
+def test_calls_wait_for_one_start_and_survive_that_one_of_them_is_cancelled():
+    async def scenario(store, server):
+        puts = [asyncio.create_task(store.put(f"{KEY}{n}", BODY, METADATA)) for n in range(4)]
+        await asyncio.sleep(0.01)
+        puts[0].cancel()
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+        assert isinstance(outcomes[0], asyncio.CancelledError)
+        assert outcomes[1:] == [None] * 3
+        assert len(server.requests) == 3
+
+    run(scenario)
+
+
+def test_credentials_that_come_later_are_found_later(monkeypatch):
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+
+    async def scenario(store, server):
+        for call in (store.start(), store.put(KEY, BODY, METADATA)):
+            with pytest.raises(StorageError) as caught:
+                await call
+            assert caught.value.transient
+            assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+        for name, value in CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+        await store.put(KEY, BODY, METADATA)
+        assert len(server.requests) == 1
+
+    run(scenario)
+
+
+def test_a_store_that_never_started_can_be_closed_and_so_can_one_that_is_starting():
+    async def scenario(store, server):
+        await store.close()
+        starting = asyncio.create_task(store.start())
+        await asyncio.sleep(0.01)
+        await store.close()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert server.requests == []
+
+    run(scenario)
+
+
+def test_without_a_bucket_the_sdk_is_never_imported():
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from ingest.config import load
+from ingest.durable import Filesystem
+from ingest.store import create_store
+import ingest.store.s3
+create_store(load({}), fs=Filesystem(), executor=ThreadPoolExecutor(1))
+create_store(load({"RAW_BUCKET": "bucket", "AWS_REGION": "x"}), fs=Filesystem(), executor=ThreadPoolExecutor(1))
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"aiobotocore", "botocore", "aiohttp", "boto3"}))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
