@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ingest.durable import KeyedFile, StorageError, prune, published_path
-from ingest.names import parse_key, segment_key, segment_path
+from ingest.names import parse_key, segment_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -108,10 +108,6 @@ class Backlog:
                 self._lent.add(path)
                 return file
         return None
-
-    def has(self, key: str) -> bool:
-        """Tell whether a slot holds a segment of this key, listed or not. Blocks."""
-        return any(segment_path(slot.path, key).exists() for slot in (self._own, *self._adopted))
 
     def defer(self, file: KeyedFile) -> None:
         """Take back a segment that could not be put: its turn comes in the next pass."""

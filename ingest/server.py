@@ -41,13 +41,14 @@ from ingest.durable import Filesystem, Slot, StorageError
 from ingest.event import EventEncoder
 from ingest.journal import Journal, NoJournal
 from ingest.metrics import Metrics, Page
-from ingest.names import KeyFactory, dlq_path
+from ingest.names import KeyFactory, dlq_path, segment_path
 from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Pages, Tick
 from ingest.store import create_store
 from ingest.upload import Uploader
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from pathlib import Path
     from typing import Any
 
     from ingest.config import Settings
@@ -167,7 +168,7 @@ class Server:
             self._executor,
             token=keys.token,
             backlog_bytes=lambda: self._backlog.bytes,
-            has_segment=self._backlog.has,
+            has_segment=self._has_segment,
         )
         if settings.durability == "memory":
             self._journal: Journal | NoJournal = NoJournal()
@@ -216,6 +217,7 @@ class Server:
             metrics,
             self._intake.commit,
             self._intake.refusing,
+            buffered=lambda: self._uploader.pending_bytes + self._intake.size,
             max_connections=self._max_connections(),
             deferred=journal is not None and journal.deferred,
         )
@@ -328,9 +330,14 @@ class Server:
 
     def _has_dead_letter(self, key: str) -> bool:
         """Tell whether any slot has a dead-letter file of this key. Blocks."""
-        with suppress(OSError):
-            return any(dlq_path(slot, key).exists() for slot in self._settings.dlq_dir.iterdir() if slot.name.isdigit())
-        return False
+        return any(dlq_path(slot, key).exists() for slot in _slots(self._settings.dlq_dir))
+
+    def _has_segment(self, key: str) -> bool:
+        """Tell whether any slot has a segment of this key, held by whom it may be. Blocks.
+
+        What a dead process left in the DLQ and in its journal may have been adopted by two others.
+        """
+        return any(segment_path(slot, key).exists() for slot in _slots(self._settings.journal_dir))
 
     # Stop.
 
@@ -418,3 +425,9 @@ class Server:
         self._backlog.close()
         self._dlq.close()
         self._journal_slot.release()
+
+
+def _slots(base: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in base.iterdir() if path.name.isdigit()]
+    return []
