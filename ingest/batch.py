@@ -82,7 +82,7 @@ class Batch:
         self._window = memoryview(self._buffer)
         self._readers = 1
 
-    def append(self, data: bytes, events: int, seconds: int) -> None:
+    def append(self, data: bytes, events: int) -> None:
         """Add lines behind the tail; `acknowledge` makes them count."""
         at = self.size + self.tail_size
         end = at + len(data)
@@ -91,10 +91,12 @@ class Batch:
         self._window[at:end] = data
         self.tail_size += len(data)
         self.tail_events += events
-        self.last_ts = seconds
 
-    def acknowledge(self, size: int, events: int) -> None:
-        """Move the first `size` bytes of the tail, `events` lines, to what is promised."""
+    def acknowledge(self, size: int, events: int, seconds: int) -> None:
+        """Move the first `size` bytes of the tail, `events` lines of second `seconds`, to what is promised."""
+        if not self.events:
+            self.first_ts = seconds  # what the batch was opened for may have been refused
+        self.last_ts = seconds
         self.size += size
         self.events += events
         self.tail_size -= size
@@ -145,7 +147,7 @@ class BatchJournal(Protocol):
     def write(self, batch: Batch, data: bytes) -> bool:
         """Write lines to the segment; False when the disk refuses, and then nothing of them is left in it."""
 
-    def group(self, batch: Batch, size: int, events: int, entries: Sequence[Any]) -> None:
+    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
         """Settle the entries once the lines are synced."""
 
     def refuse(self, entries: Sequence[Any]) -> None:
@@ -261,8 +263,10 @@ class Intake:
             batch.timer = None
         if self._journal is not None:
             self._journal.seal(batch)
-        else:
+        elif batch.events:
             self._submit(batch)
+        else:
+            batch.release_buffer()  # all it was opened for was refused
 
     def is_open(self, batch: Batch) -> bool:
         """Tell whether this is the batch that takes events now."""
@@ -277,12 +281,12 @@ class Intake:
         if journal is not None and not journal.write(batch, data):
             self._refuse(entries, events)
             return
-        batch.append(data, events, seconds)
+        batch.append(data, events)
         if self._deferred:
             assert journal is not None  # noqa: S101 - only a journal defers
-            journal.group(batch, len(data), events, entries)
+            journal.group(batch, len(data), events, seconds, entries)
         else:
-            batch.acknowledge(len(data), events)
+            batch.acknowledge(len(data), events, seconds)
             self._metrics.accepted += events
             self._settle(entries, committed=True)
         if batch.events + batch.tail_events >= self._batch_size:

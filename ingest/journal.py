@@ -100,12 +100,13 @@ class Segment:
 class _Group:
     """Entries that are settled together, in their turn: lines of one batch, or (without a batch) refused ones."""
 
-    __slots__ = ("batch", "entries", "events", "refused", "size")
+    __slots__ = ("batch", "entries", "events", "refused", "seconds", "size")
 
-    def __init__(self, batch: Batch | None, size: int, events: int, entries: Sequence[Any]) -> None:
+    def __init__(self, batch: Batch | None, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
         self.batch = batch
         self.size = size
         self.events = events
+        self.seconds = seconds
         self.entries = entries
         self.refused = batch is None
 
@@ -150,7 +151,6 @@ class Journal:
         self._syncing: list[_Group] = []
         self._decided: list[_Group] = []
         self._sealing: list[Batch] = []
-        self._synced_folders: set[Path] = set()
         self._sync_over = asyncio.Event()
 
         # After a failure.
@@ -225,13 +225,13 @@ class Journal:
 
     # Group commit.
 
-    def group(self, batch: Batch, size: int, events: int, entries: Sequence[Any]) -> None:
+    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
         """Settle the entries once the lines are synced: with the sync under way over, one more serves all that wait."""
-        self._queue(_Group(batch, size, events, entries))
+        self._queue(_Group(batch, size, events, seconds, entries))
 
     def refuse(self, entries: Sequence[Any]) -> None:
         """Settle entries as refused, but not before those of earlier ticks: answers keep their order."""
-        self._queue(_Group(None, 0, 0, entries))
+        self._queue(_Group(None, 0, 0, 0, entries))
 
     def _queue(self, group: _Group) -> None:
         self._waiting.append(group)
@@ -259,7 +259,8 @@ class Journal:
             try:
                 if not segment.named:
                     # Before the first acknowledgement: synced bytes in a file without a name are lost all the same.
-                    make_dirs(self._fs, segment.path.parent, self._root, sync=True, synced=self._synced_folders)
+                    # Nor is it remembered which folders were synced: this one may have been pruned and made again.
+                    make_dirs(self._fs, segment.path.parent, self._root, sync=True)
                     self._fs.fsync_dir(segment.path.parent)
                     segment.named = True
                 if segment.fd is not None:
@@ -285,7 +286,7 @@ class Journal:
                     self._mark_refused(other, batch)
                 self._fail(batch, error)
             else:
-                batch.acknowledge(group.size, group.events)
+                batch.acknowledge(group.size, group.events, group.seconds)
                 self._metrics.accepted += group.events
         self._decided += groups
         self._answer_decided()
