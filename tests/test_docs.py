@@ -1,14 +1,29 @@
-"""The documentation says what the code does: the tables of variables and metrics are equal, in both directions."""
+"""The documentation says what the code does: tables are equal in both directions, and every name and link is real."""
 
+import ast
+import importlib
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+import ingest
+from ingest import server
+from ingest.__main__ import _parser
+from ingest.config import load
+from ingest.forms import parse_duration, parse_size
 from ingest.metrics import METRICS
+from ingest.protocol import answers, request, states
 from ingest.variables import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
+PAGES = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in (REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").glob("*.md"))
+)
+SOURCES = sorted((REPOSITORY / "ingest").rglob("*.py"))
 
 
 def section(file, name=None):
@@ -22,14 +37,28 @@ def section(file, name=None):
 
 def rows(text, first_column):
     """The cells of each row of each table that begins with this column, heads and rules left out."""
-    tables = re.findall(rf"(?m)^\| {first_column} \|.*\n\| --- .*\n((?:\|.*\n)*)", text)
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for table in tables for line in table.splitlines()]
+    tables = re.findall(rf"(?m)^\| {first_column} +\|.*\n\| -+ .*\n((?:\|.*\n)*)", text)
+    return [
+        [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split(" | ")]
+        for table in tables
+        for line in table.splitlines()
+    ]
 
 
 def default(variable):
     """As it stands in a table: code, but where it only describes what holds when the variable is unset."""
     described = variable.optional and "/" not in variable.default
     return variable.default if described else f"`{variable.default}`"
+
+
+def code(text):
+    """What is set as code, in lines and in blocks."""
+    blocks = re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", text)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text))
+    return blocks + spans
+
+
+# ---------------------------------------------------------------------------------------------------- settings
 
 
 def test_the_readme_lists_every_variable_with_its_default_and_meaning():
@@ -50,6 +79,27 @@ def test_the_configuration_page_has_no_other_variables():
     assert len(rows(section("docs/configuration.md"), "Variable")) == len(VARIABLES)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_setting_that_a_page_shows_can_be_set(page):
+    shown = re.findall(r"`([A-Z][A-Z0-9_]+)=([^`…\s]+)", section(page))
+    shown = {name: value for name, value in shown if name in {variable.name for variable in VARIABLES}}
+    load({**shown, "DLQ_DIR": "/tmp/dlq"})
+
+
+def test_the_tuning_table_does_its_sums_right():
+    table = rows(section("docs/tuning.md"), "Peak events/s")
+    assert table
+    for peak, tasks, size, limit, interval, every, events in table:
+        rate = int(peak.replace(",", "")) / int(tasks.split()[0])
+        seconds = min(parse_duration(interval.strip("`")), int(size.strip("`")) / rate)
+        assert every.startswith(f"{seconds:g} s")
+        assert int(events.replace(",", "")) == seconds * rate
+        assert seconds * rate * 500 <= parse_size(limit.strip("`")), "a line is said to have 500 bytes"
+
+
+# ----------------------------------------------------------------------------------------------------- metrics
+
+
 def test_the_operations_page_lists_every_metric_and_says_what_to_do():
     listed = rows(section("docs/ops.md", "metrics"), "Metric")
     expected = {
@@ -67,25 +117,238 @@ def test_the_operations_page_explains_every_way_to_lose_an_event(metric):
     assert all(f"`{value}`" in advice for value, _ in metric.series)
 
 
-WORDS = {variable.name for variable in VARIABLES} | {metric.name for metric in METRICS}
-NOT_OURS = {"AWS_ENDPOINT_URL"}
+def test_the_pipeline_page_explains_every_reason_to_seal():
+    (metric,) = [metric for metric in METRICS if metric.name == "batch_sealed_total"]
+    listed = [reason for reason, _ in rows(section("docs/pipeline.md"), "Reason")]
+    assert listed == [f"`{value}`" for value, _ in metric.series]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md", "docs/ops.md"])
-def test_no_page_names_a_variable_or_a_metric_that_does_not_exist(page):
-    text = section(page)
-    variables = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", text))
-    metrics = set(
-        re.findall(
-            r"\b((?:http|s3|dlq|events|batch|journal|upload|backlog|process)_[a-z_]+_(?:total|current|bytes|seconds))\b",
-            text,
-        )
-    )
-    storage_classes = {
-        word
-        for variable in VARIABLES
-        if variable.name == "S3_STORAGE_CLASS"
-        for word in re.findall(r"\w+", variable.accepted)
+# -------------------------------------------------------------------------------------------- tables of the code
+
+
+@pytest.mark.parametrize("text", [section("docs/architecture.md"), states.__doc__], ids=["page", "docstring"])
+def test_the_table_of_connection_states_is_that_of_the_code(text):
+    listed = rows(text, "[Ss]tate")
+    assert listed == [
+        [state.value, rule.entered, rule.deadline, rule.on_expiry] for state, rule in states.STATES.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [section("docs/architecture.md"), section("docs/shutdown.md"), server.__doc__],
+    ids=["architecture", "shutdown", "docstring"],
+)
+def test_the_table_of_the_drain_is_that_of_the_code(text):
+    listed = rows(text, "[Ss]tep")
+    assert [(step, ends) for step, _, ends in listed] == [(row.step.value, row.ends) for row in server.DRAIN]
+    assert listed == rows(server.__doc__, "step"), "what happens is told in the same words"
+
+
+def test_the_readme_has_the_routes_of_the_code():
+    listed = {
+        path.strip("`"): {method.strip("`") for method in methods.split(", ")}
+        for path, methods, _ in rows(section("README.md"), "Path")
     }
-    assert variables - WORDS - NOT_OURS - storage_classes == set()
-    assert metrics - WORDS == set()
+    known = {path.decode(): set(methods.split(", ")) for path, methods in request._METHODS.items()}
+    assert listed == known
+
+
+def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
+    listed = {
+        tuple(shown.removesuffix("?…").split(" "))
+        for requests, _ in rows(section("docs/pipeline.md"), "Request")
+        for shown in re.findall(r"`([A-Z]+ /[^`]*)`", requests)
+    }
+    known = {(method, path.decode()) for path, methods in request._METHODS.items() for method in methods.split(", ")}
+    assert listed == known
+
+
+def test_the_pipeline_page_lists_every_refusal():
+    errors = {error for error in vars(answers).values() if isinstance(error, answers.ClientError)}
+    known = {(str(error.status), error.reason, "closed" if error.close else "kept") for error in errors}
+    no_method = answers.method_not_allowed("…")
+    known.add((str(no_method.status), no_method.reason, "closed" if no_method.close else "kept"))
+    listed = rows(section("docs/pipeline.md"), "Status")
+    assert {(status, reason, connection) for status, reason, _, connection in listed} == known
+    assert len(listed) == len(known)
+
+
+# ----------------------------------------------------------------------------------------------------- log events
+
+
+def log_events():
+    """Every event the code logs, with the levels it is logged at."""
+    levels = {"debug", "info", "warning", "error", "critical"}
+    found = {}
+    for call in (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))):
+        if not (isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)):
+            continue
+        match call.func:
+            case ast.Attribute(value=ast.Name(id="log"), attr=level) if level in levels:
+                told = {level}
+            case ast.Attribute(attr="_complain"):
+                told = {"error"}
+            case ast.Name(id="tell" | "write"):
+                told = levels
+            case _:
+                continue
+        found.setdefault(call.args[0].value, set()).update(told)
+    return found
+
+
+def test_the_operations_page_lists_every_log_event_at_its_level():
+    known = log_events()
+    listed = {event.strip("`"): level.split(", ") for event, level, *_ in rows(section("docs/ops.md"), "Event")}
+    assert set(listed) == set(known)
+    assert [event for event, levels in listed.items() if not set(levels) <= known[event]] == []
+
+
+# ------------------------------------------------------------------------------------------------------ names
+
+
+def python_names():
+    """What the code calls things: modules, functions, classes, attributes, arguments."""
+    names = set()
+    for path in SOURCES:
+        names.add(path.stem)
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    names.add(name)
+                case ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
+                    names.add(name)
+                case ast.keyword(arg=name) if name:
+                    names.add(name)
+    return names
+
+
+VARIABLE_NAMES = {variable.name for variable in VARIABLES}
+METRIC_NAMES = {metric.name for metric in METRICS}
+NOT_OURS = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ACCOUNT_ID"}
+RECORD = {"user_agent"}
+DEFAULTS = {variable.default for variable in VARIABLES}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_variable_that_does_not_exist(page):
+    text = section(page)
+    named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", text))
+    words = {word for variable in VARIABLES for word in re.findall(r"[A-Z_]+", variable.accepted)}
+    tables = {"SCAN_LIMIT", "RLIMIT_NOFILE"} | {name for name in python_names() if name.isupper()}
+    assert named - VARIABLE_NAMES - NOT_OURS - words - tables == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_metric_that_does_not_exist(page):
+    named = re.findall(
+        r"\b((?:http|s3|dlq|events|batch|journal|upload|backlog|process)_[a-z_]+_(?:total|current|bytes|seconds))\b",
+        section(page),
+    )
+    assert set(named) - METRIC_NAMES == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_log_event_or_a_function_that_does_not_exist(page):
+    words = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", section(page)))
+    assert words - set(log_events()) - METRIC_NAMES - RECORD - DEFAULTS - python_names() == set()
+
+
+def dotted_names():
+    modules = {path.relative_to(REPOSITORY / "ingest").with_suffix("").as_posix().split("/")[0] for path in SOURCES}
+    for page in PAGES:
+        for name in re.findall(r"`([a-z_0-9]+(?:\.[A-Za-z_0-9]+)+)`", section(page)):
+            if name.split(".")[0] in modules and not name.endswith((".py", ".md")):
+                yield pytest.param(name, id=f"{page}-{name}")
+
+
+@pytest.mark.parametrize("name", list(dotted_names()))
+def test_a_name_that_a_page_points_to_is_in_the_code(name):
+    found = ingest
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            found = importlib.import_module(f"{found.__name__}.{part}")
+
+
+# ------------------------------------------------------------------------------------------- links and commands
+
+
+def anchors(text):
+    """Where a link into a page may point: its headings, as they are turned into anchors."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_repository_leads_somewhere(page):
+    text = re.sub(r"(?ms)^```.*?^```", "", section(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_that_a_page_names_exists(page):
+    targets = set(re.findall(r"(?m)^([a-z][a-z-]*):", section("Makefile")))
+    named = {
+        target
+        for text in code(section(page))
+        for target in re.findall(r"(?m)^(?:\$ |[A-Z_]+=\S+ )*make +([a-z][a-z-]*)", text)
+    }
+    assert named - targets == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_a_page_shows_is_understood(page):
+    pattern = r"(?m)^(?:\$ )?(?:estat-ingest|(?:\S*/)?python3? -m ingest)((?: +[a-z./-][\w./-]*)*)"
+    for words in (shlex.split(found) for text in code(section(page)) for found in re.findall(pattern, text)):
+        _parser(words).parse_args([*words, "ls"] if words == ["dlq"] else words)
+
+
+# --------------------------------------------------------------------------------------------------- deployment
+
+
+def json_blocks(page):
+    return [json.loads(block) for block in re.findall(r"(?ms)^```json\n(.*?)^```", section(page))]
+
+
+def test_the_task_definition_agrees_with_the_image_and_the_settings():
+    (task,) = [block for block in json_blocks("README.md") if "containerDefinitions" in block]
+    (container,) = task["containerDefinitions"]
+    dockerfile = section("Dockerfile")
+    (options, command) = re.findall(r"(?m)^HEALTHCHECK (.*) CMD (\[.*\])$", dockerfile)[0]
+    check = container["healthCheck"]
+    assert check["command"] == ["CMD", *json.loads(command)]
+    assert options == (
+        f"--interval={check['interval']}s --timeout={check['timeout']}s"
+        f" --start-period={check['startPeriod']}s --retries={check['retries']}"
+    )
+    settings = load({entry["name"]: entry["value"] for entry in container["environment"]})
+    assert container["stopTimeout"] > settings.drain_delay + settings.drain_timeout
+    assert task["ephemeralStorage"]["sizeInGiB"] << 30 > settings.dlq_max_size_bytes
+    (mount,) = container["mountPoints"]
+    assert f"VOLUME {mount['containerPath']}" in dockerfile
+    assert f"EXPOSE {container['portMappings'][0]['containerPort']}" in dockerfile
+
+
+def test_the_policy_allows_what_the_task_definition_puts():
+    (policy,) = [block for block in json_blocks("README.md") if "Statement" in block]
+    (task,) = [block for block in json_blocks("README.md") if "containerDefinitions" in block]
+    settings = load({entry["name"]: entry["value"] for entry in task["containerDefinitions"][0]["environment"]})
+    (statement,) = policy["Statement"]
+    assert statement["Action"] == "s3:PutObject"
+    assert statement["Resource"] == [
+        f"arn:aws:s3:::{settings.raw_bucket}/{prefix}/*" for prefix in (settings.raw_prefix, settings.dlq_prefix)
+    ]
+
+
+def test_the_changelog_begins_with_this_version():
+    versions = re.findall(r"(?m)^## (\S+)", section("CHANGELOG.md"))
+    assert versions[0] == ingest.__version__
