@@ -63,11 +63,14 @@ class Collector:
         prefix: Sequence[str] = (),
         name: str = "collector",
         dlq_folder: Path | None = None,
+        measured: bool = True,
     ) -> None:
+        """`measured=False` spares a process that will be killed the cost of coverage, which it could never report."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.dlq_folder = dlq_folder or folder / "data" / "dlq"
         self.env = {"HTTP_ADDR": "127.0.0.1:0", **(env or {})}
+        self.measured = measured
         self.command = [*prefix, *command]
         self.stderr = _fresh(folder, name)
         self.rusage: struct_rusage | None = None
@@ -80,7 +83,7 @@ class Collector:
         """Starts the process and does not wait for it."""
         with self.stderr.open("wb") as out:
             self._process = subprocess.Popen(
-                self.command, cwd=self.folder, env=bare_environment(self.env), stdin=subprocess.DEVNULL, stdout=out,
+                self.command, cwd=self.folder, env=bare_environment(self.env, measured=self.measured), stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out,
             )  # fmt: skip
         return self
@@ -217,10 +220,10 @@ class Collector:
         return self._process.returncode
 
 
-def bare_environment(env: Mapping[str, str]) -> dict[str, str]:
+def bare_environment(env: Mapping[str, str], *, measured: bool = True) -> dict[str, str]:
     """Nothing of the caller's but path, locale and coverage's switches; no AWS file or metadata service is found."""
     plain = ("PATH", "LANG", "LD_LIBRARY_PATH")
-    kept = {k: v for k, v in os.environ.items() if k in plain or k.startswith("COVERAGE_")}
+    kept = {k: v for k, v in os.environ.items() if k in plain or (measured and k.startswith("COVERAGE_"))}
     if start := kept.get("COVERAGE_PROCESS_START"):
         kept["COVERAGE_PROCESS_START"] = str(Path(start).absolute())
     return {

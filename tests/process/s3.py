@@ -44,7 +44,7 @@ class S3Process:
         with (self.folder / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-                env=bare_environment({}), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=bare_environment({}, measured=False), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 30
         while True:

@@ -38,7 +38,7 @@ def dead_letters(collectors, env, sent, count):
 def segments(collectors, env, sent, count):
     """`count` journal segments, one of each killed predecessor."""
     for _ in range(count):
-        collector = collectors({**env, "FLUSH_INTERVAL": "1h"}, name="before").start()
+        collector = collectors({**env, "FLUSH_INTERVAL": "1h"}, name="before", measured=False).start()
         send(sent, collector.port, 200, pipeline=4)
         collector.kill()
     files = sorted((collector.folder / "data/dlq/journal").rglob("*.jsonl"))
