@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 
 from ingest.protocol.answers import CONTINUE, HEAD_TOO_LARGE, MALFORMED, UNAVAILABLE_CLOSE
-from ingest.protocol.meter import Meter
+from ingest.protocol.meter import EMPTY_LINES, Meter
 from ingest.protocol.request import HeaderNames, RequestReader
 from ingest.protocol.states import STATES, State
 
@@ -62,6 +62,7 @@ class Connection(RequestReader, asyncio.Protocol):
         "_held",
         "_input",
         "_lingered",
+        "_lingering",
         "_slice",
         "_slow",
         "_stalled",
@@ -85,6 +86,7 @@ class Connection(RequestReader, asyncio.Protocol):
         self._framing = 0
         self._held = 0
         self._lingered = 0
+        self._lingering = False
 
         # Back-pressure. `slow` sends `feed` off its short way.
         self._slow = False
@@ -104,13 +106,16 @@ class Connection(RequestReader, asyncio.Protocol):
         self.deadline = tick.loop_time() + tick.limits.idle_timeout
         if not tick.admit(self):
             self.write(tick.book.plain.refused_close)
-            self._linger = True
+            self._linger = tick.watch(self)
             self._end()
             tick.schedule()
 
     def data_received(self, data: bytes) -> None:
-        """Queue a read for the tick."""
+        """Queue a read for the tick; after a large one no more is taken until it is fed."""
         tick = self._tick
+        if len(data) > SLICE and self._transport is not None:
+            # The loop reads a socket up to 32 times a turn while its buffer comes back full.
+            self._transport.pause_reading()
         if not tick.reads:
             tick.schedule()
         tick.reads.append((self, data))
@@ -152,8 +157,6 @@ class Connection(RequestReader, asyncio.Protocol):
             offset = self._feed_parser(data)
             if self._phase is not _IDLE or offset >= 0:
                 self._part_fed(data, before, offset)
-            else:
-                self.deadline = tick.idle_deadline
         else:
             self._feed_by_lines(data)
             self._slice_fed()
@@ -167,9 +170,9 @@ class Connection(RequestReader, asyncio.Protocol):
         elif self._stalled and self._stalled_until is _NEVER and self.pending < PENDING_ANSWERS // 2:
             self._unstall()
         elif not self.pending and self._phase is _IDLE:
+            self.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
             if self._tick.draining:
                 self.drain()
-            self.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
 
     def await_commit(self) -> None:
         """One answer is owed until the group commit is through."""
@@ -184,10 +187,10 @@ class Connection(RequestReader, asyncio.Protocol):
         unread makes the kernel send a reset, which can overtake the answer (RFC 9112 §9.6).
         """
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._lingering:
             return
         if self._linger and not self._eof:
-            self._linger = False
+            self._lingering = True
             self.deadline = self._tick.loop_time() + LINGER_SECONDS
             transport.resume_reading()
             transport.write_eof()
@@ -202,14 +205,24 @@ class Connection(RequestReader, asyncio.Protocol):
     @property
     def state(self) -> State:
         """Where the connection stands between two reads."""
-        return State.AWAITING_COMMIT if self._phase is _IDLE and self.pending else self._phase
+        if self.pending and (self._phase is _IDLE or self._phase is _CLOSING):
+            return State.AWAITING_COMMIT
+        return self._phase
 
     def is_overdue(self, now: float) -> bool:
-        """Tell whether the deadline of the state, or the patience with a client that does not read, has passed."""
-        return now >= self._stalled_until or (now >= self.deadline and self.state is not State.AWAITING_COMMIT)
+        """Tell whether the deadline of the state has passed; while nothing is read, the patience with a stalled client.
+
+        What waits for a group commit has all the time the disk takes.
+        """
+        if self._stalled:
+            return now >= self._stalled_until
+        return now >= self.deadline and self.state is not State.AWAITING_COMMIT
 
     def expire(self) -> None:
-        """Close without a word; a client that stopped reading would not read one either."""
+        """Close without a word; a client that stopped reading would not read one either.
+
+        Answers that wait for a group commit are still written, and one more deadline ends the flushing of what is.
+        """
         if self._stalled:
             self._tick.metrics.timed_out_answer += 1
             self.abort()
@@ -219,13 +232,19 @@ class Connection(RequestReader, asyncio.Protocol):
             setattr(self._tick.metrics, rule.metric, getattr(self._tick.metrics, rule.metric) + 1)
         if rule.on_expiry == "abort":
             self.abort()
-        elif self._transport is not None:
-            self._transport.close()
+        else:
+            self.deadline = self._tick.now + LINGER_SECONDS
+            self._end()
+            if not self.pending:
+                self.finish()
 
     def drain(self) -> None:
         """End at once if nothing is under way; else the next answer will be the last."""
-        if self._phase is _IDLE and not self.pending and not self._input and self._transport is not None:
-            self._transport.close()
+        if self._phase is _BODY:
+            self._keep_alive = False
+        elif self._phase is _IDLE and not self.pending and not self._input:
+            self._end()
+            self.finish()
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -237,6 +256,8 @@ class Connection(RequestReader, asyncio.Protocol):
         super()._end()
         self._slow = True
         self._input = b""
+        if self._held:
+            self._release()
         self._tick.closing.append(self)
 
     # Feeding.
@@ -299,7 +320,8 @@ class Connection(RequestReader, asyncio.Protocol):
             return
         alone = len(self._tick.lines) == before
         if offset >= 0:
-            self._framing = offset if alone else Meter().measure(data[:offset])
+            head = data[:offset]
+            self._framing = len(head.lstrip(EMPTY_LINES)) if alone else Meter().measure(head)
             self._resume_after_upgrade()
             if not self._ending:
                 if self._phase is _IDLE:
@@ -308,19 +330,18 @@ class Connection(RequestReader, asyncio.Protocol):
         elif self._phase is _IDLE:
             self._framing = 0
         else:
-            self._framing = len(data) - self._body_size if alone else Meter().measure(data)
+            self._framing = len(data.lstrip(EMPTY_LINES)) - self._body_size if alone else Meter().measure(data)
         self._slice_fed()
 
     def _slice_fed(self) -> None:
         if self._ending:
             return
         if self._phase is _IDLE:
-            self.deadline = self._tick.idle_deadline
             if self._held:
                 self._hold()
             return
         self._hold()
-        if self._framing >= self._tick.limits.head:
+        if self._head_exceeds():
             self._reject(HEAD_TOO_LARGE)
         elif self._expecting is not None and self._phase is _BODY:
             awaited = self._expecting is self._head
@@ -340,6 +361,7 @@ class Connection(RequestReader, asyncio.Protocol):
                 line = data.find(b"\n", at) + 1 or end
                 stop = min(line, at + max(limit - self._framing, 1))
             piece = data[at:stop]
+            size = len(piece.lstrip(EMPTY_LINES)) if self._phase is _IDLE else len(piece)
             body = self._body_size
             offset = self._feed_parser(piece)
             if offset >= 0:
@@ -351,10 +373,17 @@ class Connection(RequestReader, asyncio.Protocol):
             elif self._phase is _IDLE:
                 self._framing = 0
             else:
-                self._framing += len(piece) - (self._body_size - body)
-                if self._framing > limit and not self._ending:
+                self._framing += size - (self._body_size - body)
+                if self._head_exceeds():
                     self._reject(HEAD_TOO_LARGE)
             at = stop
+
+    def _head_exceeds(self) -> bool:
+        """Tell whether MAX_HEADER_BYTES are used up though the request needs more of them."""
+        limit = self._tick.limits.head
+        if self._framing != limit:
+            return self._framing > limit
+        return not (self._phase is _BODY and self._declared())
 
     # Back-pressure.
 
@@ -368,6 +397,9 @@ class Connection(RequestReader, asyncio.Protocol):
         self._stalled = False
         self._stalled_until = _NEVER
         if not self._ending:
+            # What the client sent meanwhile could not be read: that time was not its own.
+            tick = self._tick
+            self.deadline = max(self.deadline, tick.loop_time() + tick.limits.read_timeout)
             self.data_received(b"")
 
     def _hold(self) -> None:
@@ -376,7 +408,7 @@ class Connection(RequestReader, asyncio.Protocol):
         held = len(self._input) + (self._framing + self._body_size if unfinished else 0)
         self._tick.held += held - self._held
         self._held = held
-        if unfinished and held and self._tick.over_budget():
+        if held and self._tick.over_budget():
             self._reject(UNAVAILABLE_CLOSE)
 
     def _release(self) -> None:
@@ -384,7 +416,15 @@ class Connection(RequestReader, asyncio.Protocol):
         self._held = 0
 
     def _drop(self, data: bytes) -> None:
-        """Read and leave what comes after the end; at most 64 KiB of it."""
+        """Read and leave what comes after the end; at most 64 KiB of it. Until the last answer nothing is closed."""
         self._lingered += len(data)
-        if self._transport is not None and (self._lingered > LINGER_BYTES or self._eof) and not self.pending:
-            self._transport.close()
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._lingering:
+            if self._lingered > LINGER_BYTES:
+                transport.pause_reading()
+        elif self._lingered > LINGER_BYTES or self._eof:
+            transport.close()
+        else:
+            transport.resume_reading()

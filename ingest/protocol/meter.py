@@ -7,12 +7,14 @@ line by line. Only a pipelining client whose reads end inside a request causes t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
-from httptools import HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserUpgrade
 
-if TYPE_CHECKING:
-    from typing import Any
+from ingest.protocol.request import new_parser
+
+EMPTY_LINES: Final = b"\r\n"
+"""Between requests they mean nothing (RFC 9112 §2.2), and belong to none."""
 
 
 class Meter:
@@ -56,7 +58,7 @@ class Meter:
 
     def measure(self, data: bytes) -> int:
         """Return the bytes of the unfinished request at the end of `data` that are not body; 0 when there is none."""
-        parser: Any = HttpRequestParser(self)
+        parser = new_parser(self)
         framing = at = 0
         end = len(data)
         while at < end:
@@ -65,11 +67,13 @@ class Meter:
             else:
                 stop = data.find(b"\n", at) + 1 or end
             body = self._body_size
+            piece = data[at:stop]
+            size = len(piece.lstrip(EMPTY_LINES)) if self._idle else len(piece)
             try:
-                parser.feed_data(data[at:stop])
+                parser.feed_data(piece)
             except HttpParserUpgrade:
                 # Only the last line can be the one: the slice was cut behind it.
-                return framing + stop - at
-            framing = 0 if self._idle else framing + stop - at - (self._body_size - body)
+                return framing + size
+            framing = 0 if self._idle else framing + size - (self._body_size - body)
             at = stop
         return framing

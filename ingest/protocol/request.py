@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from httptools import HttpRequestParser, parse_url
+from httptools import HttpParserError, HttpRequestParser, parse_url
 from httptools.parser.errors import HttpParserInvalidURLError
 
 from ingest.event import COOKIE
@@ -22,6 +22,7 @@ from ingest.protocol.answers import (
     BAD_HOST,
     BAD_JSON,
     BODY_TOO_LARGE,
+    MALFORMED,
     NOT_FOUND,
     UNAVAILABLE_CLOSE,
     Answers,
@@ -89,6 +90,17 @@ class HeaderNames:
         return wanted
 
 
+def new_parser(callbacks: object) -> HttpRequestParser:
+    """Return a parser that leaves it to us when a connection ends.
+
+    `Connection: close` counts in a head only, where `on_headers_complete` asks for it. By itself the parser would heed
+    it in a trailer too, and call the next request malformed.
+    """
+    parser = HttpRequestParser(callbacks)
+    parser.set_dangerous_leniencies(lenient_keep_alive=True)
+    return parser
+
+
 class RequestReader:
     """Reads the requests of one connection out of its parser's callbacks."""
 
@@ -115,6 +127,7 @@ class RequestReader:
         "_query",
         "_replay",
         "_tick",
+        "_two_hosts",
         "_url",
         "deadline",
     )
@@ -134,7 +147,7 @@ class RequestReader:
         self._learned = names.learned
         self._body_limit = tick.limits.body
         self._body_limit_digits = len(str(tick.limits.body))
-        self._parser = HttpRequestParser(self)
+        self._parser = new_parser(self)
         self._peer: Peer
 
         # Where the byte stream stands.
@@ -157,6 +170,7 @@ class RequestReader:
         self._expecting: dict[bytes, bytes] | None = None
         self._answers: Answers = tick.book.plain
         self._replay = b""
+        self._two_hosts = False
 
     # The parser's callbacks, in the order in which they fire.
 
@@ -227,7 +241,9 @@ class RequestReader:
         """Add the event, or the page, to the tick."""
         if self._muted:
             return
+        tick = self._tick
         self._phase = _IDLE
+        self.deadline = tick.idle_deadline
         if self._fields:
             self._fields = {}  # trailers (RFC 9110 §6.5.1): dropped, or the next request would inherit them
         kind = self._kind
@@ -239,7 +255,6 @@ class RequestReader:
                 self._show_page()
                 return
             body = self._query
-        tick = self._tick
         encoder = tick.encoder
         if encoder.embed_json and kind == _POST_EVENT:
             line = encoder.encode_json(tick.seconds, self._head, self._peer, body)
@@ -265,6 +280,9 @@ class RequestReader:
         """Tell events from pages by path and method, for any form of target (RFC 9112 §3.2)."""
         target = self._url
         self._url = b""
+        if self._two_hosts:
+            self._reject(BAD_HOST)
+            return
         if not target.startswith(b"/") and target != b"*":
             try:
                 url = parse_url(target)
@@ -335,7 +353,9 @@ class RequestReader:
         if self._phase is _BODY:
             return
         if name == _HOST:
-            self._reject(BAD_HOST)
+            # Refused at the end of the head, when its Origin is known; without a target it goes the way of `_route`.
+            self._two_hosts = True
+            self._url = b""
         elif name not in _FIRST_LINE_WINS:
             self._fields[name] += (b"; " if name == COOKIE else b", ") + value
 
@@ -347,7 +367,7 @@ class RequestReader:
             return
         if head.get(_EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
             self._expecting = head
-            if self._kind == _POST_EVENT and self._tick.over_budget():
+            if self._kind == _POST_EVENT and self._tick.refuses_events():
                 self._reject(UNAVAILABLE_CLOSE)
                 return
         if _UPGRADE in head and parser.should_upgrade() and not self._ending:
@@ -362,17 +382,22 @@ class RequestReader:
     def _resume_after_upgrade(self) -> None:
         """Put a fresh parser behind a head that has only the framing headers; the request itself is already known."""
         deadline = self.deadline
-        parser = self._parser = HttpRequestParser(self)
+        parser = self._parser = new_parser(self)
         framing = self._replay
         self._replay = b""
         if framing:
-            keep = b"" if self._keep_alive else b"Connection: close\r\n"
-            parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b%b\r\n" % (framing, keep))
+            refused = False
+            try:
+                parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n" % framing)
+            except HttpParserError:  # a coding that does not end in chunked: the first parser stopped before it looked
+                refused = True
             self._url = b""
             self._fields = {}
             self._phase = _BODY
             self.deadline = deadline
             self._muted = False
+            if refused:
+                self._reject(MALFORMED)
         else:
             self._muted = False
             self._phase = _BODY
@@ -385,13 +410,17 @@ class RequestReader:
     # Refusals and the end.
 
     def _reject(self, error: ClientError) -> None:
-        """Refuse the request under way and read no further; the first reason stands."""
+        """Refuse the request under way and read no further; the first reason stands.
+
+        Of a head that cannot be parsed no field is known: which of them the parser has told depends on how its bytes
+        were cut into reads.
+        """
         if self._ending:
             return
         tick = self._tick
         tick.count_rejected(error)
         if self._phase is not _BODY:
-            self._answers = self._answers_for(self._fields)
+            self._answers = tick.book.plain if error is MALFORMED else self._answers_for(self._fields)
         tick.answer_in_turn(self, self._answers.refuse(error, close=True))
         self._linger = True
         self._end()

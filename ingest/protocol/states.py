@@ -8,7 +8,7 @@ is: bytes that trickle in buy no time.
 | idle            | connect; the end of a request             | IDLE_TIMEOUT | close     |
 | headers         | the first byte of a request               | READ_TIMEOUT | close     |
 | body            | the end of the head; the deadline goes on | READ_TIMEOUT | close     |
-| awaiting-commit | idle with answers owed (`fsync`)          | none         | wait      |
+| awaiting-commit | idle or closing, answers owed (`fsync`)   | none         | wait      |
 | closing         | a refusal; `Connection: close`            | 2 s          | abort     |
 
 At the end of input every state answers what is owed, and then closes.
@@ -46,6 +46,6 @@ STATES: Final[dict[State, Rule]] = {
     State.IDLE: Rule("connect; the end of a request", "IDLE_TIMEOUT", "close", "timed_out_idle"),
     State.HEADERS: Rule("the first byte of a request", "READ_TIMEOUT", "close", "timed_out_request"),
     State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", "timed_out_request"),
-    State.AWAITING_COMMIT: Rule("idle with answers owed (`fsync`)", "none", "wait"),
+    State.AWAITING_COMMIT: Rule("idle or closing, answers owed (`fsync`)", "none", "wait"),
     State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
 }

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Entry: TypeAlias = "tuple[RequestReader, bytes, bytes]"
 """One answer that is due: the connection, what to write once its event is committed, and what if it is refused."""
 
+REFUSED_LINGERING: Final = 32
+"""Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
+
 NOT_AN_EVENT: Final = b""
 """The line of an answer that waits its turn among events: it adds nothing to the batch and nothing can refuse it."""
 
@@ -70,9 +73,11 @@ class Tick:
     """
 
     __slots__ = (
+        "_buffered",
         "_commit",
         "_loop",
         "_max_connections",
+        "_refusing",
         "_wall_clock",
         "blanks",
         "book",
@@ -92,7 +97,7 @@ class Tick:
         "pages",
         "read_deadline",
         "reads",
-        "refusing",
+        "refused",
         "seconds",
     )
 
@@ -107,6 +112,7 @@ class Tick:
         commit: Callable[[list[bytes], int, int, list[Entry]], None],
         refusing: Callable[[int], bool],
         *,
+        buffered: Callable[[], int],
         max_connections: int,
         deferred: bool = False,
         wall_clock: Callable[[], float] = time.time,
@@ -122,10 +128,13 @@ class Tick:
         self.book = book
         self.pages = pages
         self.metrics = metrics
-        self.refusing = refusing
+        self._refusing = refusing
+        self._buffered = buffered
         self.deferred = deferred
         self.draining = False
         self.connections: set[Connection] = set()
+        self.refused: set[Connection] = set()
+        """Those over MAX_CONNECTIONS that linger with their refusal."""
         self.held = 0
         """Bytes of unfinished requests on all connections."""
 
@@ -231,8 +240,16 @@ class Tick:
         self.metrics.connections += 1
         return True
 
+    def watch(self, connection: Connection) -> bool:
+        """Let a connection that was not admitted linger, if its descriptor can be spared."""
+        if len(self.refused) >= REFUSED_LINGERING:
+            return False
+        self.refused.add(connection)
+        return True
+
     def dismiss(self, connection: Connection) -> None:
         """Forget a connection that is gone."""
+        self.refused.discard(connection)
         if connection in self.connections:
             self.connections.remove(connection)
             self.metrics.connections -= 1
@@ -252,14 +269,18 @@ class Tick:
         setattr(self.metrics, error.metric, getattr(self.metrics, error.metric) + 1)
 
     def over_budget(self) -> bool:
-        """Tell whether all that is held, unfinished requests included, exceeds `MAX_BUFFER_BYTES`."""
-        return self.refusing(self.held)
+        """Tell whether all that is held, unfinished requests and batches, exceeds `MAX_BUFFER_BYTES`."""
+        return self.held + self._buffered() > self.limits.buffered
+
+    def refuses_events(self) -> bool:
+        """Tell whether an event that came now would be refused, for whatever reason."""
+        return self._refusing(self.held)
 
     def sweep(self) -> None:
         """Close what has outlived its deadline. Called about twice a second; a deadline is late by at most that."""
         self.read_clocks()
         now = self.now
-        overdue = [connection for connection in self.connections if connection.is_overdue(now)]
+        overdue = [connection for connection in (*self.connections, *self.refused) if connection.is_overdue(now)]
         for connection in overdue:
             connection.expire()
 

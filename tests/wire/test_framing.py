@@ -1,0 +1,420 @@
+"""Where a request begins and ends: framing, its errors, and what must not leak from one request into the next."""
+
+import pytest
+
+from tests.wire.fakes_wire import Wire, chunked, post, request
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+# Keep-alive and pipelining.
+
+
+def test_pipelined_requests_are_answered_in_order(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(
+        client,
+        post(b"1")
+        + request("GET", "/collect?2")
+        + request("GET", "/nowhere")
+        + post(b"3", "X: y")
+        + request("GET", "/health")
+        + request("POST", "/collect", CHUNKED)
+        + chunked(b"4")
+        + request("OPTIONS", "/collect"),
+    )
+    assert client.statuses == [200, 200, 404, 200, 200, 200, 204]
+    assert wire.events == ["1", "2", "3", "4"]
+    assert not client.sees_end
+
+
+def test_a_connection_serves_requests_one_after_the_other():
+    wire = Wire()
+    client = wire.connect()
+    for number in range(50):
+        client.send(post(b"%d" % number))
+        wire.pass_time(30)
+    assert client.statuses == [200] * 50
+    assert wire.events == [str(number) for number in range(50)]
+
+
+def test_connection_close_ends_it_and_nothing_after_it_is_read(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1") + post(b"2", "Connection: close") + post(b"3"))
+    answers = client.answers()
+    assert [answer.headers.get("Connection") for answer in answers] == [None, "close"]
+    assert wire.events == ["1", "2"]
+    assert client.closed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request("GET", "/health", "Connection: close"),
+        request("GET", "/nowhere", "Connection: Close"),
+        request("GET", "/collect", "Connection: foo, close"),
+        request("PUT", "/collect", "Connection: close"),
+        request("OPTIONS", "/collect", "Connection: close"),
+        request("GET", "/health", version="1.0"),
+    ],
+)
+def test_connection_close_is_confirmed_by_every_answer(data, feed):
+    client = Wire().connect()
+    feed(client, data)
+    assert [answer.headers.get("Connection") for answer in client.answers()] == ["close"]
+    assert client.closed
+
+
+def test_a_refused_event_leaves_a_connection_that_may_be_used_again(feed):
+    wire = Wire()
+    wire.refuse = True
+    client = wire.connect()
+    feed(client, post(b"1") + post(b"2"))
+    assert [(answer.status, answer.headers["Retry-After"]) for answer in client.answers()] == [(503, "1")] * 2
+    wire.refuse = False
+    feed(client, post(b"3"))
+    assert wire.events == ["3"]
+    assert not client.sees_end
+
+
+# HTTP/1.0
+
+
+def test_http_1_0_needs_no_host_and_closes(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("POST", "/collect", "Content-Length: 2", version="1.0", host=None) + b"{}" + post(b"2"))
+    assert client.statuses == [200]
+    assert wire.events == ["{}"]
+    assert client.closed
+
+
+def test_http_1_0_keeps_alive_when_asked(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1", "Connection: keep-alive", version="1.0") + post(b"2", version="1.0"))
+    assert client.statuses == [200, 200]
+    assert wire.events == ["1", "2"]
+    assert client.closed
+
+
+# Chunked bodies.
+
+
+@pytest.mark.parametrize("extension", ["", ";a=b", ';a="b;c"'])
+def test_a_chunked_body_is_put_together(extension, feed):
+    wire = Wire()
+    client = wire.connect()
+    body = [b"a", b"\r\n0\r\n\r\n", b"x" * 300, b"\n" * 20]
+    feed(client, request("POST", "/collect", CHUNKED) + chunked(*body, extension=extension) + post(b"next"))
+    assert client.statuses == [200, 200]
+    assert wire.events == [b"".join(body).decode(), "next"]
+
+
+def test_an_empty_chunked_body_is_an_event(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("POST", "/collect", CHUNKED) + chunked() + post(b"next"))
+    assert wire.events == ["", "next"]
+
+
+TRAILERS = (
+    "Cookie: evil=1",
+    "User-Agent: evil",
+    "X-Forwarded-For: 198.51.100.66",
+    "Origin: https://evil.example",
+    "Expect: 100-continue",
+    "Host: evil.example",
+    "Upgrade: h2c",
+    "Connection: upgrade",
+)
+
+
+@pytest.mark.parametrize("trailers", [*((one,) for one in TRAILERS), TRAILERS, TRAILERS[::-1]])
+def test_trailers_set_no_field_of_this_request_or_the_next(trailers, feed):
+    wire = Wire(peer=("10.0.0.1", 1))
+    client = wire.connect()
+    feed(
+        client,
+        request("POST", "/collect", CHUNKED)
+        + chunked(b"1", trailers=trailers)
+        + post(b"2")
+        + request("POST", "/collect", CHUNKED, "Cookie: own=1", "X-Forwarded-For: 203.0.113.7")
+        + chunked(b"3", trailers=trailers)
+        + request("GET", "/collect?4", "User-Agent: own"),
+    )
+    fields = [(record["ip"], record["user_agent"], record["cookie"], record["body"]) for record in wire.records]
+    assert fields == [
+        ("10.0.0.1", "", "", "1"),
+        ("10.0.0.1", "", "", "2"),
+        ("203.0.113.7", "", "own=1", "3"),
+        ("10.0.0.1", "own", "", "4"),
+    ]
+    assert not any("Access-Control-Allow-Origin" in answer.headers for answer in client.answers())
+    assert client.statuses == [200] * 4
+
+
+def test_a_trailer_does_not_close_the_connection(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("POST", "/collect", CHUNKED) + chunked(b"1", trailers=["Connection: close"]) + post(b"2"))
+    assert client.statuses == [200, 200]
+    assert wire.events == ["1", "2"]
+
+
+# Malformed.
+
+LENGTH = "Content-Length: 2"
+MALFORMED = {
+    "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "no version": b"GET /collect\r\n\r\n",
+    "unknown method": b"BREW /collect HTTP/1.1\r\nHost: x\r\n\r\n",
+    "method in lower case": b"post /collect HTTP/1.1\r\nHost: x\r\n\r\n",
+    "version": b"GET /collect HTTP/1.2\r\nHost: x\r\n\r\n",
+    "not a version": b"GET /collect HTTPS/1.1\r\nHost: x\r\n\r\n",
+    "bare line feeds": b"GET /collect HTTP/1.1\nHost: x\n\n",
+    "bare carriage return": b"GET /collect HTTP/1.1\r\nHost: x\rA: b\r\n\r\n",
+    "NUL": request("GET", "/collect", "X: a\0b"),
+    "space before the colon": b"GET /collect HTTP/1.1\r\nHost : x\r\n\r\n",
+    "empty name": b"GET /collect HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
+    "folded line": request("GET", "/collect", "X: a\r\n b"),
+    "bytes beyond ASCII in the target": b"GET /coll\xc3\xa9ct HTTP/1.1\r\nHost: x\r\n\r\n",
+    "Content-Length and Transfer-Encoding": request("POST", "/collect", LENGTH, CHUNKED) + chunked(b"{}"),
+    "Transfer-Encoding and Content-Length": request("POST", "/collect", CHUNKED, LENGTH) + chunked(b"{}"),
+    "two lengths": request("POST", "/collect", LENGTH, "Content-Length: 3") + b"{}",
+    "the same length twice": request("POST", "/collect", LENGTH, LENGTH) + b"{}",
+    "list of lengths": request("POST", "/collect", "Content-Length: 2, 2") + b"{}",
+    "negative length": request("POST", "/collect", "Content-Length: -1"),
+    "signed length": request("POST", "/collect", "Content-Length: +2") + b"{}",
+    "length in hexadecimal": request("POST", "/collect", "Content-Length: 0x2") + b"{}",
+    "empty length": request("POST", "/collect", "Content-Length:"),
+    "length beyond 64 bits": request("POST", "/collect", "Content-Length: 18446744073709551617"),
+    "coding that is not chunked": request("POST", "/collect", "Transfer-Encoding: gzip"),
+    "identity": request("POST", "/collect", "Transfer-Encoding: identity"),
+    "chunked twice": request("POST", "/collect", CHUNKED, CHUNKED) + chunked(b"{}"),
+    "chunked not last": request("POST", "/collect", "Transfer-Encoding: chunked, gzip") + chunked(b"{}"),
+    "chunk size": request("POST", "/collect", CHUNKED) + b"xyz\r\n",
+    "empty chunk size": request("POST", "/collect", CHUNKED) + b"\r\n",
+    "negative chunk size": request("POST", "/collect", CHUNKED) + b"-1\r\n",
+    "chunk size beyond 64 bits": request("POST", "/collect", CHUNKED) + b"fffffffffffffffff\r\n",
+    "chunk longer than its size": request("POST", "/collect", CHUNKED) + b"1\r\nab\r\n0\r\n\r\n",
+    "line feed alone after a chunk size": request("POST", "/collect", CHUNKED) + b"1\na\r\n0\r\n\r\n",
+    "length in a trailer": request("POST", "/collect", CHUNKED) + chunked(b"{}", trailers=["Content-Length: 5"]),
+    "HTTP/1.0 with Transfer-Encoding": request("POST", "/collect", CHUNKED, version="1.0") + chunked(b"{}"),
+    "HTTP/1.0 with Transfer-Encoding, kept alive": request(
+        "POST", "/collect", CHUNKED, "Connection: keep-alive", version="1.0"
+    ),
+    "no host": request("POST", "/collect", LENGTH, host=None) + b"{}",
+    "two hosts": request("POST", "/collect", LENGTH, "Host: d.example") + b"{}",
+    "the same host twice": request("POST", "/collect", "Host: c.example", LENGTH) + b"{}",
+    "three hosts": request("POST", "/collect", "host: c.example", LENGTH, "HOST: c.example") + b"{}",
+    "two hosts, then a bad header": request("POST", "/collect", "Host: d.example", "Bad Name: x"),
+    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "upgrade with a coding that is not chunked": request(
+        "POST", "/collect", "Connection: upgrade", "Upgrade: h2c", "Transfer-Encoding: gzip"
+    ),
+    "upgrade with both framings": request("POST", "/collect", "Connection: upgrade", "Upgrade: h2c", LENGTH, CHUNKED)
+    + b"{}",
+    "upgrade with a bad chunk": request("POST", "/collect", "Connection: upgrade", "Upgrade: h2c", CHUNKED) + b"zz\r\n",
+    "upgrade over HTTP/1.0 with Transfer-Encoding": request(
+        "POST", "/collect", "Connection: upgrade", "Upgrade: h2c", CHUNKED, version="1.0"
+    ),
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_is_400_after_what_was_sound_and_the_connection_ends(data, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"sound") + data + post(b"never"))
+    before, refused = client.answers()
+    assert before.status == 200
+    assert (refused.status, refused.headers["Connection"]) == (400, "close")
+    assert refused.body
+    assert wire.events == ["sound"]
+    assert wire.metrics.http_requests_rejected_malformed_total == 1
+    assert client.sees_end
+    client.end()
+    assert client.closed
+    assert wire.loop.failures == []
+
+
+def test_an_event_that_was_not_whole_is_no_event(feed):
+    for data in (post(b"0123456789")[:-1], request("POST", "/collect", CHUNKED) + chunked(b"ab")[:-1]):
+        wire = Wire()
+        client = wire.connect()
+        feed(client, data)
+        client.end()
+        assert wire.lines == []
+        assert client.statuses == []
+        assert client.closed
+
+
+def test_empty_lines_between_requests_are_left_out(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, b"\r\n\r\n" + post(b"1") + b"\r\n" + post(b"2"))
+    assert client.statuses == [200, 200]
+    assert wire.events == ["1", "2"]
+
+
+# Expect: 100-continue
+
+EXPECT = "Expect: 100-continue"
+
+
+def test_a_client_that_waits_for_continue_is_told_to_go_on():
+    wire = Wire()
+    client = wire.connect()
+    for expect in (EXPECT, "expect: 100-Continue"):
+        client.transport.sent.clear()
+        client.send(request("POST", "/collect", "Content-Length: 2", expect))
+        assert client.transport.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"{}")
+        assert client.statuses == [100, 200]
+    client.transport.sent.clear()
+    client.send(request("POST", "/collect", EXPECT, CHUNKED))
+    assert client.statuses == [100]
+    client.send(chunked(b"x"))
+    assert client.statuses == [100, 200]
+    assert wire.events == ["{}", "{}", "x"]
+    assert wire.metrics.requests == 3
+
+
+def test_a_client_that_does_not_wait_is_not_told(feed):
+    wire = Wire()
+    client = wire.connect()
+    client.send(post(b"{}", EXPECT))
+    assert client.statuses == [200]
+    client = wire.connect()
+    feed(client, post(b"{}", EXPECT) + post(b"2"))
+    assert [answer.status for answer in client.answers()] == [200, 200]
+
+
+def test_continue_comes_after_the_answers_before_it():
+    wire = Wire()
+    client = wire.connect()
+    client.send(post(b"1") + request("POST", "/collect", "Content-Length: 2", EXPECT))
+    assert client.statuses == [200, 100]
+
+
+def test_http_1_0_is_never_told_to_continue(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"{}", EXPECT, version="1.0"))
+    assert client.statuses == [200]
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "refusing", "status"),
+    [({"MAX_BODY_SIZE": "100"}, 101, False, 413), ({}, 2, True, 503)],
+)
+def test_a_refused_expectation_gets_its_final_status_and_a_close(settings, length, refusing, status, feed):
+    wire = Wire(settings)
+    wire.refuse = refusing
+    client = wire.connect()
+    feed(client, request("POST", "/collect", f"Content-Length: {length}", EXPECT) + b"x" * length + post())
+    (answer,) = client.answers()
+    assert client.statuses == [status]
+    assert answer.headers["Connection"] == "close"
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert client.sees_end
+    assert wire.lines == []
+
+
+def test_a_page_is_shown_to_who_expects_though_events_are_refused(feed):
+    wire = Wire()
+    wire.refuse = True
+    client = wire.connect()
+    feed(client, request("GET", "/health", EXPECT) + request("GET", "/health"))
+    assert client.statuses == [200, 200]
+
+
+# Upgrade is ignored (RFC 9110 §7.8); the parser would stop there.
+
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+@pytest.mark.parametrize("behind", [b"", post(b"behind"), request("GET", "/collect?behind", *UPGRADE)])
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        (post(b"body", *UPGRADE), "body"),
+        (post(b"", *UPGRADE), ""),
+        (post(b"GET /collect?smuggled HTTP/1.1\r\nHost: x\r\n\r\n", *UPGRADE), ...),
+        (request("POST", "/collect", *UPGRADE, CHUNKED) + chunked(b"bo", b"dy"), "body"),
+        (request("POST", "/collect", *UPGRADE, CHUNKED) + chunked(b"body", trailers=["Cookie: evil"]), "body"),
+        (request("POST", "/collect", *UPGRADE, CHUNKED) + chunked(), ""),
+        (request("POST", "/collect", *UPGRADE), ""),
+        (request("GET", "/collect?q", *UPGRADE, "HTTP2-Settings: AAMAAABk"), "q"),
+        (post(b"body", "Connection: keep-alive, Upgrade", "Upgrade: h2c, websocket"), "body"),
+        (post(b"body", "Upgrade: h2c"), "body"),
+        (post(b"body", *UPGRADE, EXPECT), "body"),
+    ],
+)
+def test_an_upgrade_is_ignored_and_nothing_is_lost(data, event, behind, feed):
+    wire = Wire(peer=("10.0.0.1", 1))
+    client = wire.connect()
+    feed(client, post(b"before", "Cookie: c=1") + data + behind)
+    event = data.partition(b"\r\n\r\n")[2].decode() if event is ... else event
+    assert wire.events == ["before", event, *(["behind"] if behind else [])]
+    assert [answer.status for answer in client.answers()] == [200] * len(wire.events)
+    assert all(record["cookie"] == "" for record in wire.records[1:])
+    assert not client.sees_end
+    feed(client, post(b"later"))
+    assert wire.events[-1] == "later"
+
+
+def test_the_head_of_an_upgrade_counts(feed):
+    wire = Wire(peer=("10.0.0.1", 1))
+    client = wire.connect()
+    fields = ("Cookie: own=1", "User-Agent: own", "Origin: https://a.example", "X-Forwarded-For: 203.0.113.7")
+    feed(client, post(b"1", *fields, *UPGRADE) + post(b"2", *UPGRADE))
+    assert [(one["ip"], one["user_agent"], one["cookie"]) for one in wire.records] == [
+        ("203.0.113.7", "own", "own=1"),
+        ("10.0.0.1", "", ""),
+    ]
+    first, second = client.answers()
+    assert first.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert "Access-Control-Allow-Origin" not in second.headers
+
+
+@pytest.mark.parametrize("body", [("Content-Length: 1",), ("Content-Length: 0",), (CHUNKED,), ()])
+def test_an_upgrade_with_connection_close_closes(body, feed):
+    wire = Wire()
+    client = wire.connect()
+    content = {"Content-Length: 1": b"x", CHUNKED: chunked(b"x")}.get(body[0] if body else "", b"")
+    feed(client, request("POST", "/collect", "Connection: upgrade, close", "Upgrade: h2c", *body) + content + post())
+    (answer,) = client.answers()
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    assert len(wire.lines) == 1
+    assert client.closed
+
+
+def test_an_upgrade_of_http_1_0_keeps_its_version(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1", *UPGRADE, version="1.0") + post(b"2"))
+    assert wire.events == ["1"]
+    assert client.closed
+
+
+def test_an_upgrade_to_a_page_is_ignored_too(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", "/health", *UPGRADE) + request("PUT", "/collect", *UPGRADE, LENGTH) + b"{}" + post())
+    assert client.statuses == [200, 405, 200]
+
+
+@pytest.mark.parametrize("target", ["c.example:443", "/collect"])
+def test_connect_is_refused_and_what_follows_is_not_read(target, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1") + request("CONNECT", target, "Content-Length: 3") + b"abc" + post(b"2"))
+    _, answer = client.answers()
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
+    assert answer.headers["Connection"] == "close"
+    assert wire.events == ["1"]
+    assert client.sees_end

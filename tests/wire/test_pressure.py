@@ -1,0 +1,212 @@
+"""Back-pressure and bounds: what one client, or all of them, can make the process hold."""
+
+import pytest
+
+from ingest.protocol.connection import SLICE, UNSENT_ANSWERS
+from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, post, request
+
+READ_BYTES = 256_000
+"""What the event loop hands over at once, at most."""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request("GET", "/x", host=""),
+        request("GET", "/collect", host="", version="1.1"),
+        post(b""),
+        request("GET", "/x", "Origin: https://" + "o" * 200),
+    ],
+)
+def test_unsent_answers_are_bounded_and_none_is_lost(data):
+    wire = Wire()
+    client = wire.connect()
+    transport = client.transport
+    transport.stuck = True
+    count = 0
+    for _ in range(3):
+        burst = data * (READ_BYTES // len(data))
+        count += READ_BYTES // len(data)
+        transport.receive(burst)
+        wire.loop.settle()
+    assert not transport.reading
+    one_slice = SLICE // len(data) * 450
+    assert transport.largest_unsent <= UNSENT_ANSWERS + one_slice
+    while transport.unsent or transport.kernel:
+        transport.read_by_client(10_000)
+        wire.loop.settle()
+    transport.stuck = False
+    transport.read_by_client()
+    wire.loop.settle()
+    assert len(client.answers()) == count
+    assert transport.reading
+    assert transport.largest_unsent <= UNSENT_ANSWERS + one_slice
+    assert wire.tick.held == 0
+
+
+def test_a_client_that_stops_reading_is_dropped():
+    wire = Wire({"READ_TIMEOUT": "8s"})
+    client = wire.connect()
+    client.transport.stuck = True
+    client.send(post() * 3000)
+    began = wire.loop.now
+    while not client.closed:
+        wire.pass_time(SWEEP_SECONDS)
+        assert wire.loop.now - began < 100
+    assert 8 <= wire.loop.now - began <= 8 + 2 * SWEEP_SECONDS
+    assert client.transport.reset
+    assert wire.metrics.timed_out_answer == 1
+    assert wire.tick.held == 0
+
+
+def test_a_client_that_reads_slowly_is_served():
+    wire = Wire({"READ_TIMEOUT": "8s"})
+    client = wire.connect()
+    client.transport.stuck = True
+    client.send(post(b"x") * 3000)
+    for _ in range(300):
+        wire.pass_time(1)
+        client.transport.read_by_client(20_000)
+        wire.loop.settle()
+        if not client.transport.unsent:
+            break
+    assert client.statuses == [200] * 3000
+    assert not client.closed
+
+
+def test_a_client_that_stops_reading_its_last_answer_is_dropped():
+    wire = Wire({"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"})
+    client = wire.connect()
+    client.transport.stuck = True
+    client.send(post(b"x", "Connection: close"))
+    wire.pass_time(70)
+    assert client.closed
+
+
+def test_input_is_fed_in_slices_so_that_one_client_does_not_hold_up_the_turn():
+    wire = Wire()
+    greedy, other = wire.connect(), wire.connect()
+    greedy.transport.receive(post(b"x") * 3000)
+    other.transport.receive(post(b"y"))
+    wire.loop.turn()
+    assert "y" in wire.events
+    assert len(wire.events) < SLICE // len(post(b"x")) + 2
+    assert not greedy.transport.reading
+    wire.loop.settle()
+    assert wire.events.count("x") == 3000
+    assert greedy.transport.reading
+
+
+def test_a_fast_sender_is_held_back_after_one_read_of_the_loop():
+    # libuv hands over up to 32 reads of one socket in one turn.
+    wire = Wire()
+    client = wire.connect()
+    client.transport.receive(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 7000)
+    for _ in range(3):
+        client.transport.receive(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 7000)
+    assert sum(len(data) for _, data in wire.tick.reads) <= READ_BYTES
+    wire.loop.settle()
+    assert len(client.answers()) == 4 * 7000
+
+
+# MAX_CONNECTIONS
+
+
+def test_a_connection_too_many_is_told_to_come_back():
+    wire = Wire({"MAX_CONNECTIONS": "3"})
+    clients = [wire.connect() for _ in range(3)]
+    refused = wire.connect()
+    (answer,) = refused.answers()
+    assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
+    assert refused.sees_end
+    assert (wire.metrics.connections, wire.metrics.http_connections_refused_total) == (3, 1)
+    refused.send(post(b"no")).end()
+    assert refused.closed
+    assert wire.lines == []
+    assert clients[0].send(post()).statuses == [200]
+    clients[0].end()
+    assert clients[0].closed
+    assert wire.metrics.connections == 2
+    assert wire.connect().send(post()).statuses == [200]
+
+
+def test_refused_connections_do_not_pile_up():
+    wire = Wire({"MAX_CONNECTIONS": "3"})
+    for _ in range(3):
+        wire.connect()
+    refused = [wire.connect() for _ in range(100)]
+    wire.pass_time(2 + SWEEP_SECONDS)
+    assert all(client.closed for client in refused)
+    assert all(client.statuses == [503] for client in refused)
+    assert wire.metrics.connections == 3
+
+
+# MAX_BUFFER_BYTES, with requests that are not complete yet.
+
+BUFFER = {"MAX_BUFFER_BYTES": "65536", "MAX_BODY_SIZE": "20000", "BATCH_BYTES": "10000"}
+
+
+def test_unfinished_requests_count_and_the_one_over_the_bound_is_refused():
+    wire = Wire(BUFFER)
+    clients = []
+    for number in range(20):
+        client = wire.connect()
+        clients.append(client)
+        client.send(post(b"x" * 10000, f"X: {number}")[:-1])
+        assert wire.tick.held <= 65536 + 256
+    taken = [client for client in clients if not client.transport.sent]
+    refused = [client for client in clients if client.transport.sent]
+    assert len(taken) == 6
+    for client in refused:
+        (answer,) = client.answers()
+        assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
+    for client in taken:
+        client.send(b"x")
+        assert client.statuses == [200]
+    assert wire.tick.held == 0
+    assert len(wire.lines) == 6
+
+
+def test_what_batches_hold_counts_too():
+    wire = Wire(BUFFER)
+    wire.held_elsewhere = 60000
+    client = wire.connect()
+    client.send(post(b"x" * 10000)[:-1])
+    assert client.statuses == [503]
+    client = wire.connect()
+    client.send(post(b"x" * 3000)[:-1])
+    wire.held_elsewhere = 65536
+    client.send(b"x")
+    assert client.statuses == [200]
+
+
+def test_a_refused_request_holds_nothing_while_it_lingers():
+    wire = Wire(BUFFER)
+    wire.held_elsewhere = 60000
+    for _ in range(10):
+        client = wire.connect()
+        client.send(post(b"x" * 10000)[:-1])
+        assert client.statuses == [503]
+    assert wire.tick.held == 0
+
+
+def test_input_that_waits_counts():
+    wire = Wire()
+    client = wire.connect()
+    client.transport.stuck = True
+    client.send(post(b"x") * 3000)
+    waiting = len(post(b"x")) * (3000 - len(wire.lines))
+    assert wire.tick.held == pytest.approx(waiting, abs=len(post(b"x")))
+    client.transport.vanish()
+    wire.loop.settle()
+    assert wire.tick.held == 0
+
+
+def test_a_request_that_is_split_is_refused_only_when_it_is_whole(feed):
+    # A full queue or a full disk refuses events: not pages, and not connections.
+    wire = Wire()
+    wire.refuse = True
+    client = wire.connect()
+    feed(client, request("GET", "/health") + post(b"1") + request("GET", "/ready"))
+    assert client.statuses == [200, 503, 200]
+    assert not client.sees_end

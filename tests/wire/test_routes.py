@@ -1,0 +1,287 @@
+"""What each request of the contract's table is answered, however its bytes arrive."""
+
+import pytest
+
+from ingest.protocol.answers import PIXEL
+from tests.wire.fakes_wire import DATE, Wire, chunked, post, request
+
+METHODS = {
+    "/collect": "GET, HEAD, POST, OPTIONS",
+    "/health": "GET, HEAD",
+    "/ready": "GET, HEAD",
+    "/metrics": "GET, HEAD",
+}
+
+
+def test_post_is_an_event_and_answered_empty(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b'{"a":1}'))
+    (answer,) = client.answers()
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers == {"Date": DATE.decode(), "Content-Length": "0"}
+    assert wire.events == ['{"a":1}']
+    assert not client.sees_end
+
+
+def test_get_is_an_event_and_answered_with_a_pixel(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", "/collect?a=1&b=%20?c"))
+    (answer,) = client.answers()
+    assert (answer.status, answer.body) == (200, PIXEL)
+    assert len(PIXEL) == 43
+    assert answer.headers["Content-Type"] == "image/gif"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert wire.events == ["a=1&b=%20?c"]
+
+
+def test_an_empty_body_and_an_empty_query_are_events(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"") + request("GET", "/collect") + request("GET", "/collect?") + request("POST", "/collect"))
+    assert client.statuses == [200] * 4
+    assert wire.events == ["", "", "", ""]
+
+
+def test_the_record_has_the_client_the_agent_and_the_cookie(feed):
+    wire = Wire(peer=("10.1.2.3", 1))
+    client = wire.connect()
+    feed(
+        client,
+        post(b"b", "X-Forwarded-For: 203.0.113.7", "x-forwarded-for: 10.9.9.9", "USER-AGENT: A/1", "User-Agent: B")
+        + post(b"c", "Cookie: a=1", "cookie: b=2"),
+    )
+    assert wire.lines == [
+        b'{"ts":1764721594,"ip":"203.0.113.7","user_agent":"A/1","cookie":"","body":"b"}\n',
+        b'{"ts":1764721594,"ip":"10.1.2.3","user_agent":"","cookie":"a=1; b=2","body":"c"}\n',
+    ]
+
+
+def test_head_is_answered_and_no_event(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("HEAD", "/collect") + request("HEAD", "/health") + request("HEAD", "/nowhere") + post())
+    answers = client.answers(heads=range(3))
+    assert [answer.status for answer in answers] == [200, 200, 404, 200]
+    assert answers[1].headers["Content-Length"] == "3"
+    assert len(wire.events) == 1
+
+
+def test_pages(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", "/health?probe=1") + request("GET", "/ready") + request("GET", "/metrics"))
+    health, ready, metrics = client.answers()
+    assert (health.status, health.body) == (200, b"ok\n")
+    assert (ready.status, ready.body) == (200, b"ok\n")
+    assert (metrics.status, metrics.body) == (200, b"# metrics\n")
+    assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert wire.events == []
+
+
+def test_ready_is_503_while_draining_and_health_is_not(feed):
+    wire = Wire()
+    wire.ready = False
+    client = wire.connect()
+    feed(client, request("GET", "/ready") + request("GET", "/health"))
+    ready, health = client.answers()
+    assert (ready.status, ready.headers["Retry-After"]) == (503, "1")
+    assert health.status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/collect/", "//collect", "/COLLECT", "/collec%74", "/healthz", "*"])
+def test_another_path_is_404_and_the_connection_lives(path, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", path) + post())
+    assert client.statuses == [404, 200]
+    assert len(wire.events) == 1
+
+
+@pytest.mark.parametrize("path", METHODS)
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "PROPFIND", "POST", "OPTIONS"])
+def test_another_method_is_405_and_names_those_there_are(path, method, feed):
+    if method in METHODS[path].split(", "):
+        pytest.skip("allowed")
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request(method, path, "Content-Length: 2") + b"{}" + post())
+    refused, accepted = client.answers()
+    assert (refused.status, refused.headers["Allow"]) == (405, METHODS[path])
+    assert accepted.status == 200
+    assert len(wire.events) == 1
+
+
+def test_a_body_of_no_event_is_read_and_left(feed):
+    wire = Wire()
+    client = wire.connect()
+    body = b"GET /collect?smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    feed(
+        client,
+        request("GET", "/health", f"Content-Length: {len(body)}")
+        + body
+        + request("GET", "/collect?own", "Transfer-Encoding: chunked")
+        + chunked(body)
+        + post(b"last"),
+    )
+    assert client.statuses == [200, 200, 200]
+    assert wire.events == ["own", "last"]
+
+
+@pytest.mark.parametrize(
+    ("target", "event"),
+    [
+        ("http://c.example/collect?q=1", "q=1"),
+        ("http://c.example:8080/collect?q=1#f", "q=1"),
+        ("https://user@c.example/collect", ""),
+        ("HTTP://c.example/collect?x=/collect", "x=/collect"),
+        ("/collect?q=1#f", "q=1"),
+    ],
+)
+def test_any_form_of_target(target, event, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", target) + post(b"body", target=target))
+    assert client.statuses == [200, 200]
+    assert wire.events == [event, "body"]
+
+
+def test_an_absolute_target_without_a_path_is_the_root(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("GET", "http://c.example") + request("OPTIONS", "*"))
+    assert client.statuses == [404, 404]
+
+
+# CORS: the origin is echoed, for sendBeacon always sends credentials.
+
+
+def test_options_answers_a_preflight(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(
+        client,
+        request(
+            "OPTIONS",
+            "/collect",
+            "Origin: https://shop.example",
+            "Access-Control-Request-Method: POST",
+            "Access-Control-Request-Headers: content-type,x-a",
+        ),
+    )
+    (answer,) = client.answers()
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers == {
+        "Date": DATE.decode(),
+        "Allow": METHODS["/collect"],
+        "Vary": "Origin",
+        "Access-Control-Allow-Origin": "https://shop.example",
+        "Access-Control-Allow-Credentials": "true",
+        "Access-Control-Allow-Methods": METHODS["/collect"],
+        "Access-Control-Allow-Headers": "content-type,x-a",
+        "Access-Control-Max-Age": "86400",
+    }
+
+
+def test_options_without_an_origin_is_no_preflight(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("OPTIONS", "/collect") + post())
+    options, _ = client.answers()
+    assert options.status == 204
+    assert not any(name.startswith("Access-Control") for name in options.headers)
+
+
+WITH_ORIGIN = "Origin: https://shop.example"
+ERRORS = {
+    "200": (post(b"{}", WITH_ORIGIN), 200),
+    "pixel": (request("GET", "/collect", WITH_ORIGIN), 200),
+    "page": (request("GET", "/health", WITH_ORIGIN), 200),
+    "404": (request("GET", "/no", WITH_ORIGIN), 404),
+    "405": (request("PUT", "/collect", WITH_ORIGIN), 405),
+    "400 of a chunk": (request("POST", "/collect", WITH_ORIGIN, "Transfer-Encoding: chunked") + b"zz\r\n", 400),
+    "400 of two hosts": (request("POST", "/collect", WITH_ORIGIN, "Host: other"), 400),
+    "400 of two hosts, the origin last": (request("POST", "/collect", "Host: other", WITH_ORIGIN), 400),
+    "400 of no host": (request("POST", "/collect", WITH_ORIGIN, host=None), 400),
+    "413": (request("POST", "/collect", WITH_ORIGIN, "Content-Length: 9999999"), 413),
+    "431": (request("POST", "/collect", WITH_ORIGIN, "X: " + "x" * 20000), 431),
+    "CONNECT": (request("CONNECT", "c.example:443", WITH_ORIGIN), 405),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), ERRORS.values(), ids=ERRORS.keys())
+def test_every_answer_to_an_origin_lets_its_page_read_it(data, status, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, data)
+    (answer,) = client.answers()
+    assert answer.status == status
+    assert answer.headers["Vary"] == "Origin"
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+
+
+def test_a_refusal_lets_its_page_read_it(feed):
+    wire = Wire()
+    wire.refuse = True
+    client = wire.connect()
+    feed(client, post(b"{}", WITH_ORIGIN) + request("GET", "/collect", WITH_ORIGIN))
+    for answer in client.answers():
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert len(client.answers()) == 2
+
+
+def test_an_origin_that_is_not_allowed_gets_no_permission(feed):
+    wire = Wire({"CORS_ORIGINS": "https://shop.example,https://other.example"})
+    client = wire.connect()
+    feed(
+        client,
+        post(b"1", "Origin: https://evil.example")
+        + post(b"2", "Origin: https://other.example")
+        + request("OPTIONS", "/collect", "Origin: https://evil.example")
+        + post(b"3"),
+    )
+    evil, other, preflight, none = client.answers()
+    assert evil.headers["Vary"] == "Origin"
+    assert "Access-Control-Allow-Origin" not in evil.headers
+    assert other.headers["Access-Control-Allow-Origin"] == "https://other.example"
+    assert not any(name.startswith("Access-Control") for name in preflight.headers)
+    assert "Access-Control-Allow-Origin" not in none.headers
+    assert wire.events == ["1", "2", "3"]
+
+
+def test_an_origin_sticks_to_its_own_request(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1", "Origin: https://a.example") + post(b"2") + post(b"3", "Origin: https://b.example"))
+    allowed = [answer.headers.get("Access-Control-Allow-Origin") for answer in client.answers()]
+    assert allowed == ["https://a.example", None, "https://b.example"]
+
+
+def test_the_date_follows_the_clock_and_answers_of_many_origins_stay_right():
+    wire = Wire()
+    client = wire.connect()
+    for second in range(3):
+        wire.clock += second
+        for number in range(600):
+            client.send(post(b"", f"Origin: https://{number}.example"))
+    answers = client.answers()
+    assert len({answer.headers["Date"] for answer in answers}) == 3
+    assert all(
+        answer.headers["Access-Control-Allow-Origin"] == f"https://{number % 600}.example"
+        for number, answer in enumerate(answers)
+    )
+
+
+# BODY_FORMAT=json
+
+
+def test_json_bodies_are_embedded_and_others_refused_on_a_connection_that_lives(feed):
+    wire = Wire({"BODY_FORMAT": "json"})
+    client = wire.connect()
+    feed(client, post(b'{"a": [1,\n2]}') + post(b"{nope") + post(b"") + request("GET", "/collect?a=1") + post(b"3"))
+    assert client.statuses == [200, 400, 200, 200, 200]
+    assert wire.events == [{"a": [1, 2]}, "", "a=1", 3]
+    assert wire.metrics.http_requests_rejected_not_json_total == 1
