@@ -24,6 +24,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -39,7 +40,7 @@ from ingest.recovery import Recovery, Waiting, instance_of
 from ingest.store import ObjectMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Executor
 
     from ingest.batch import Batch
@@ -107,7 +108,8 @@ class _Upload:
     batch: Batch
     events: int
     held: int
-    body: bytes | None = None
+    encoding: asyncio.Future[bytes] | None = None
+    gone: bool = False
 
 
 class Uploader:
@@ -160,6 +162,7 @@ class Uploader:
         self._changed = asyncio.Event()
         self._last_chance = asyncio.Event()
         self._closed = False
+        self._failed = False
 
         self.attempts = Attempts(settings, metrics, clock=clock, on_change=self._breaker_changed)
         self.recovery = Recovery(
@@ -200,12 +203,19 @@ class Uploader:
 
     async def run(self) -> None:
         """Work until `drain` has ended. What it raises is a bug of ours."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            tasks.create_task(self.recovery.run())
-            for _ in range(self._workers):
-                tasks.create_task(self._work())
-            self._spill_excess()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self.recovery.run())
+                for _ in range(self._workers):
+                    tasks.create_task(self._work())
+                self._spill_excess()
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._tasks = None
+            self._changed.set()
 
     def _refuses(self) -> bool:
         return self._disk_refuses or self._dlq.full
@@ -218,14 +228,16 @@ class Uploader:
     async def _spill(self, upload: _Upload) -> None:
         self._metrics.upload_batches_spilled_total += 1
         log.info("batch_spilled", key=upload.batch.key, events=upload.events)
-        await self._to_disk(upload)
+        with self._kept_on_failure(upload):
+            await self._to_disk(upload)
 
     async def _work(self) -> None:
         while (upload := await self._take()) is not None:
-            if await self._to_store(upload) or await self._to_disk(upload):
-                continue
-            # It kept its place. Nothing is gained by trying again at once, for this batch or another.
-            await self._pause(KEEP_PAUSE)
+            with self._kept_on_failure(upload):
+                arrived = await self._to_store(upload) or await self._to_disk(upload)
+            if not arrived:
+                # It kept its place. Nothing is gained by trying again at once, for this batch or another.
+                await self._pause(KEEP_PAUSE)
 
     async def _take(self) -> _Upload | None:
         while not self._queue:
@@ -238,6 +250,20 @@ class Uploader:
             finally:
                 self._waiting_workers -= 1
         return None if self._closed else self._queue.popleft()
+
+    @contextmanager
+    def _kept_on_failure(self, upload: _Upload) -> Iterator[None]:
+        """Let a bug of ours, or a cancellation, lose no batch: `drain` finds it in the queue."""
+        try:
+            yield
+        except BaseException:
+            self._put_back(upload)
+            raise
+
+    def _put_back(self, upload: _Upload) -> None:
+        if not upload.gone and upload not in self._queue:
+            self._queue.insert(sum(waiting.number < upload.number for waiting in self._queue), upload)
+            self._arrived.set()
 
     def _batches_wait(self) -> bool:
         return bool(self._queue)
@@ -296,9 +322,9 @@ class Uploader:
             # One loop step: pending -> backlog.
             self._disk_took(upload)
             return True
-        if full and self._last_chance.is_set() and upload.body is not None:
+        if full and self._last_chance.is_set():
             try:
-                await self._dlq.save(batch.key, upload.body, upload.events, force=True)
+                await self._dlq.save(batch.key, await self._encode(upload), upload.events, force=True)
             except StorageError as reason:
                 log.error("dlq_save_failed", key=batch.key, operation=reason.operation, hint=reason.hint)
             else:
@@ -306,29 +332,28 @@ class Uploader:
                 self._disk_took(upload)
                 return True
         self._disk_refuses = True
-        self._queue.insert(sum(waiting.number < upload.number for waiting in self._queue), upload)
-        self._arrived.set()
+        self._put_back(upload)
         return False
 
     async def _encode(self, upload: _Upload) -> bytes:
-        if upload.body is not None:
-            return upload.body
-        batch = upload.batch
-        view = batch.view()
-        encoding = asyncio.get_running_loop().run_in_executor(self._executor, codec.encode, view, batch.events)
+        """Compress the batch, once. A task that is cancelled here does not stop the thread, nor what follows it."""
+        if upload.encoding is None:
+            view = upload.batch.view()
+            loop = asyncio.get_running_loop()
+            upload.encoding = loop.run_in_executor(self._executor, codec.encode, view, upload.events)
+            upload.encoding.add_done_callback(partial(self._encoded, upload, view))
+        return await asyncio.shield(upload.encoding)
 
-        def give_back(_: asyncio.Future[bytes]) -> None:
-            view.release()
-            batch.release_buffer()
-
-        # Cancelling the task does not stop the thread: the buffer goes back when the call has returned, and not before.
-        encoding.add_done_callback(give_back)
-        upload.body = await asyncio.shield(encoding)
-        self._metrics.batch_encoded_bytes_total += batch.size
-        self._metrics.batch_compressed_bytes_total += len(upload.body)
-        self.pending_bytes += len(upload.body) - upload.held
-        upload.held = len(upload.body)
-        return upload.body
+    def _encoded(self, upload: _Upload, view: memoryview, encoding: asyncio.Future[bytes]) -> None:
+        view.release()
+        upload.batch.release_buffer()
+        if encoding.cancelled() or encoding.exception() is not None:
+            return
+        body = encoding.result()
+        self._metrics.batch_encoded_bytes_total += upload.held
+        self._metrics.batch_compressed_bytes_total += len(body)
+        self.pending_bytes += len(body) - upload.held
+        upload.held = len(body)
 
     def _disk_took(self, upload: _Upload) -> None:
         if self._disk_refuses:
@@ -337,6 +362,7 @@ class Uploader:
         self._leave(upload)
 
     def _leave(self, upload: _Upload) -> None:
+        upload.gone = True
         self.pending_events -= upload.events
         self.pending_bytes -= upload.held
         self.pending_batches -= 1
@@ -379,18 +405,23 @@ class Uploader:
         skipping = asyncio.ensure_future(skip.wait())
         skipping.add_done_callback(lambda _: self._changed.set())
         try:
-            await self._until(lambda: not self.pending_batches or skip.is_set(), disk_from)
-            if not self.pending_batches and not skip.is_set() and self.attempts.breaker.state is State.CLOSED:
+            await self._until(lambda: not self.pending_batches or self._cut_short(skip), disk_from)
+            if not self.pending_batches and self.attempts.breaker.state is State.CLOSED:
                 self.recovery.hurry()
-                await self._until(lambda: self.recovery.ended or skip.is_set(), disk_from)
+                await self._until(lambda: self.recovery.ended or self._cut_short(skip), disk_from)
         finally:
             skipping.cancel()
         self.recovery.stop()
         self.attempts.abort()
         self._last_chance.set()
-        while self._tasks and self._queue:
-            self._tasks.create_task(self._spill(self._queue.popleft()))
-        await self._until(lambda: not self.pending_batches and self.recovery.ended, deadline)
+        saving = [asyncio.ensure_future(self._to_disk(self._queue.popleft())) for _ in range(len(self._queue))]
+        if saving:
+            done, _ = await asyncio.wait(saving, timeout=max(deadline - self._clock(), 0.0))
+            for task in done:
+                if (error := task.exception()) is not None:
+                    log.critical("batch_not_saved", exc_info=error)
+        # What the workers have in hand they save by themselves, and what kept its place they try again.
+        await self._until(lambda: self._failed or (not self.pending_batches and self.recovery.ended), deadline)
         self._closed = True
         self._arrived.set()
         return Drained(
@@ -401,6 +432,10 @@ class Uploader:
             lost_batches=self.pending_batches,
             lost_events=self.pending_events,
         )
+
+    def _cut_short(self, skip: asyncio.Event) -> bool:
+        """Tell whether the operator is in a hurry, or nobody works any more because `run` failed."""
+        return skip.is_set() or self._failed
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         while not condition() and (left := deadline - self._clock()) > 0:

@@ -36,7 +36,8 @@ class Batch:
 
     def __init__(self, sequence, events=3, start=None, **how):
         self.key = key(sequence, token=OWN, **how)
-        self.data = bytearray(lines(events, sequence * 100 if start is None else start))
+        self.written = lines(events, sequence * 100 if start is None else start)
+        self.data = bytearray(self.written)
         self.size = len(self.data)
         self.events = events
         self.first_ts, self.last_ts = 1764684000, 1764684000 + events
@@ -74,8 +75,7 @@ class Journal:
     def retain(self, batch):
         if not self.has_segments:
             return False
-        data = codec.encode(b"", 0) if batch.given_back else bytes(batch.data)
-        self.keep(batch.key, data if not batch.given_back else lines(batch.events), batch.events)
+        self.keep(batch.key, batch.written, batch.events)
         return True
 
     def keep(self, name, data, events):
@@ -246,9 +246,8 @@ def test_after_s3_app_retries_tries_the_batch_goes_to_the_dlq_and_from_there_to_
         async with rig.running():
             rig.submit(batch)
             await rig.until(lambda: rig.metrics.dlq_enqueued == 4)
-            assert rig.store_.tries == [("put", batch.key)] * tries
             await rig.done()
-            assert rig.store_.tries[-1] == ("create", batch.key)
+            assert rig.store_.tries == [("put", batch.key)] * tries + [("create", batch.key)]
             assert rig.metrics.dlq_reuploaded == 4
             assert rig.store_.stored() == ["100", "101", "102", "103"]
             assert files(rig.root) == []
@@ -709,6 +708,46 @@ def test_a_file_the_store_never_takes_does_not_stop_the_others(tmp_path, monkeyp
     asyncio.run(main())
 
 
+def test_a_segment_with_a_bad_line_is_salvaged_and_quarantined_as_the_lines_it_is(tmp_path):
+    rig = rig_of(tmp_path)
+    data = lines(3) + b"{bad\n" + lines(2, 3) + b'{"torn'
+    rig.metrics.recovered += 6
+    rig.journal.keep(key(1), data, 6)
+
+    async def main():
+        async with rig.running():
+            await rig.done()
+            assert bodies(rig.store_.objects[key(1)]) == ["0", "1", "2", "3", "4"]
+            name = key(1, prefix="raw_dlq").removesuffix(".gz")
+            assert rig.store_.objects[name] == data
+            assert rig.store_.metadata[name].instance == "host-fedcba9876543210"
+            assert (rig.metrics.stored, rig.metrics.dropped_corrupt) == (5, 1)
+
+    asyncio.run(main())
+
+
+def test_a_file_that_vanishes_on_its_way_is_no_failure(tmp_path, monkeypatch):
+    rig = rig_of(tmp_path)
+    gone = leave(rig.root, key(1), body(2))
+    leave(rig.root, key(2), body(3))
+    real = codec.inspect_gzip
+
+    def inspect(path):
+        found = real(path)
+        if path == gone:
+            gone.unlink()
+        return found
+
+    monkeypatch.setattr(recovery.codec, "inspect_gzip", inspect)
+
+    async def main():
+        async with rig.running():
+            await rig.done()
+            assert (rig.metrics.stored, rig.metrics.dropped_corrupt) == (3, 2)
+
+    asyncio.run(main())
+
+
 # Of the two copies of a key in backlog and DLQ (promise 7).
 
 
@@ -1007,6 +1046,53 @@ def test_what_no_disk_takes_is_told(tmp_path):
             rig.submit(Batch(1), Batch(2))
             left = await uploader.drain(time.monotonic() + 0.5, rig.skip)
             assert (left.lost_batches, left.lost_events) == (2, 6)
+
+    asyncio.run(main())
+
+
+def test_a_bug_of_ours_ends_the_work_loudly_and_the_drain_still_saves_every_batch(tmp_path):
+    rig = rig_of(tmp_path, upload_queue=20, upload_concurrency=1)
+    rig.store_.took = 0.02
+
+    async def broken(*_):
+        raise RuntimeError("a bug")
+
+    async def main():
+        async with rig.open():
+            uploader = rig.uploader = Uploader(
+                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+            )
+            rig.metrics.pending["queue"] = lambda: uploader.pending_events
+            task = asyncio.ensure_future(uploader.run())
+            rig.submit(*(Batch(n) for n in range(5)))
+            rig.store_.put = broken
+            with pytest.raises(BaseExceptionGroup):
+                await task
+            rig.submit(Batch(5))
+            began = time.monotonic()
+            left = await uploader.drain(began + 20, asyncio.Event())
+            assert time.monotonic() - began < 2
+            assert (left.dlq_files, left.lost_batches) == (6, 0)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_run_leaves_every_batch_to_the_drain(tmp_path):
+    rig = rig_of(tmp_path, then="hang", s3_timeout="60s", upload_queue=20)
+
+    async def main():
+        async with rig.open():
+            uploader = rig.uploader = Uploader(
+                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+            )
+            rig.metrics.pending["queue"] = lambda: uploader.pending_events
+            task = asyncio.ensure_future(uploader.run())
+            rig.submit(*(Batch(n) for n in range(5)))
+            await rig.until(lambda: len(rig.store_.tries) == 2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            left = await uploader.drain(time.monotonic() + 20, asyncio.Event())
+            assert (left.dlq_files, left.lost_batches) == (5, 0)
 
     asyncio.run(main())
 

@@ -490,6 +490,44 @@ def test_the_scan_sleeps_three_times_as_long_as_it_works(bench, monkeypatch):
     asyncio.run(main())
 
 
+def test_a_file_that_cannot_be_read_when_it_is_counted_counts_for_nothing(bench):
+    blocked = leave(bench.root, key(1), b"")
+    blocked.unlink()
+    blocked.mkdir()
+
+    async def main():
+        async with bench.open() as dlq:
+            assert (dlq.files, dlq.events, bench.metrics.recovered) == (1, 0, 0)
+            blocked.rmdir()
+            blocked.write_bytes(body(5))
+            file = await dlq.next()
+            assert file.events == 0, "what was not counted must not leave the books"
+            bench.metrics.recovered += 5
+            bench.metrics.stored += 5
+            await dlq.done(file)
+            assert (dlq.files, dlq.events) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_slots_that_are_adopted_while_others_are_counted_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(dlq_module, "COUNT_CHUNK", 5)
+    bench = Bench(tmp_path)
+    for n in range(30):
+        leave(bench.root, key(n), body(1))
+    gone = Slot.take_first_free(bench.fs, bench.settings.dlq_dir)
+    leave(gone.path, key(100), body(4))
+    gone.release()
+
+    async def main():
+        async with bench.open(scan=False) as dlq:
+            adopted = Slot.adopt_free(bench.fs, bench.settings.dlq_dir, [bench.slot])
+            await asyncio.gather(dlq.scan(), dlq.adopt(adopted), dlq.scan())
+            assert bench.metrics.recovered == dlq.events == 34
+
+    asyncio.run(main())
+
+
 def test_files_without_a_header_of_ours_count_for_nothing_and_are_lent(bench):
     leave(bench.root, key(1), b"")
     leave(bench.root, key(2), b"garbage that is longer than a header of ours")
@@ -746,6 +784,51 @@ def test_evict_leaves_the_file_that_is_being_put(tmp_path):
             assert files(bench.root) == [key(1, token=OWN), key(3, token=OWN)]
             await bench.store(lent)
             assert bench.metrics.dropped_evicted == 3
+
+    asyncio.run(main())
+
+
+def test_evict_drops_nothing_for_a_batch_that_can_never_fit(tmp_path):
+    bench = Bench(tmp_path, dlq_max_size_bytes=len(body(3)), dlq_on_full="evict")
+
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1, 3)
+            with pytest.raises(DlqFull):
+                await bench.save(2, 3000)
+            assert (dlq.files, bench.metrics.dropped_evicted) == (1, 0)
+
+    asyncio.run(main())
+
+
+def test_evict_passes_over_what_is_gone_already(tmp_path):
+    bench = Bench(tmp_path, dlq_max_size_bytes=3 * len(body(3)), dlq_on_full="evict")
+
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(3):
+                await bench.save(n)
+            await bench.save(3)  # drops 0, and knows the names of 1 and 2
+            await bench.store(await dlq.next())
+            await bench.save(4)
+            await bench.save(5)
+            assert files(bench.root) == [key(n, token=OWN) for n in (3, 4, 5)]
+            assert bench.metrics.dropped_evicted == 6
+
+    asyncio.run(main())
+
+
+def test_a_volume_that_cannot_be_measured_is_taken_to_have_room(tmp_path, monkeypatch):
+    def statvfs(_):
+        raise OSError(errno.EIO, "as told")
+
+    monkeypatch.setattr(volume_module.os, "statvfs", statvfs)
+    bench = Bench(tmp_path, disk_reserve="1GiB")
+
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1)
+            assert not dlq.full
 
     asyncio.run(main())
 
