@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,7 @@ def test_the_pipeline_page_lists_every_refusal():
 # ----------------------------------------------------------------------------------------------------- log events
 
 
+@cache
 def log_events():
     """Every event the code logs, with the levels it is logged at."""
     levels = {"debug", "info", "warning", "error", "critical"}
@@ -207,6 +209,7 @@ def test_the_operations_page_lists_every_log_event_at_its_level():
 # ------------------------------------------------------------------------------------------------------ names
 
 
+@cache
 def python_names():
     """What the code calls things: modules, functions, classes, attributes, arguments."""
     names = set()
