@@ -18,7 +18,7 @@ compiler=$(command -v cc || command -v gcc || command -v clang) || {
 
 make .venv-bench/.installed
 built=$(mktemp -d)
-trap 'rm -rf "$built" bench-out/work' EXIT
+trap 'rm -rf "$built"' EXIT
 "$compiler" -O2 -Wall -o "$built/generator" loadtest/generator.c
 ulimit -n "$(ulimit -Hn)"
 .venv-bench/bin/python loadtest/bench.py --generator "$built/generator" "$@"

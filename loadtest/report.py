@@ -95,14 +95,15 @@ def _tables(results):
         yield "**The machine was not quiet: take no figure from this run.**"
     if noise["generator_bound"]:
         yield f"**The generator was the limit in: {', '.join(noise['generator_bound'])}.**"
-    yield from _table(
-        "Budgets",
-        ["what", "figure", "budget", ""],
-        [
-            [row["what"], row["figure"], row["budget"], "met" if row["met"] else "**MISSED**"]
-            for row in results["budgets"]
-        ],
-    )
+    if results["budgets"]:
+        yield from _table(
+            "Budgets",
+            ["what", "figure", "budget", ""],
+            [
+                [row["what"], row["figure"], row["budget"], "met" if row["met"] else "**MISSED**"]
+                for row in results["budgets"]
+            ],
+        )
     for load, subjects in results.get("cpu_per_event", {}).items():
         yield from _table(
             f"CPU per event, {load}, half a vCPU",
@@ -129,7 +130,7 @@ def _tables(results):
                     name,
                     f"{one['collector_us']:.1f}",
                     f"{one['floor_us']:.1f}",
-                    f"{one['ratio']:.2f}" if one["ratio"] else "-",
+                    f"{one['ratio']:.2f}",
                     str(one["errors"]),
                 ]
                 for name, one in results["variants"].items()

@@ -30,8 +30,8 @@ class Subject:
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     ours: bool = False
-    split: bool = False
-    """Needs another command for the load that sends head and body apart."""
+    unparsed: bool = False
+    """Has to be told when a read is not one event."""
 
 
 def _collector(name, title, durability, **more):
@@ -55,7 +55,7 @@ S3 = {
     "AWS_ACCESS_KEY_ID": "bench",
     "AWS_SECRET_ACCESS_KEY": "bench-secret",
 }
-FLOOR = Subject("floor", "floor (fixed bytes)", (sys.executable, str(HERE / "floor.py"), "@PORT@"), split=True)
+FLOOR = Subject("floor", "floor (fixed bytes)", (sys.executable, str(HERE / "floor.py"), "@PORT@"), unparsed=True)
 MEMORY = _collector("memory", "collector, memory", "memory")
 JOURNAL = _collector("journal", "collector, journal", "journal")
 FSYNC = _collector("fsync", "collector, fsync", "fsync")
@@ -79,7 +79,7 @@ def peers():
 class Running:
     """A subject that has been started and has answered; ended by `end`, or at the end of a `with`."""
 
-    def __init__(self, subject, folder, *, share=None, s3_port=0, split=False):
+    def __init__(self, subject, folder, *, share=None, s3_port=0, variant="plain"):
         self.subject = subject
         self.port = free_port()
         self.folder = folder / f"{subject.name}-{self.port}"
@@ -102,8 +102,8 @@ class Running:
             (self.folder / "nginx.conf").write_text(_filled((HERE / "peers" / "nginx.conf").read_text(), fill))
             environment["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin"
         command = [_filled(word, fill) for word in subject.command]
-        if split and subject.split:
-            command.append("split")
+        if subject.unparsed and variant in ("split", "pipelined"):
+            command.append(variant)
         self.output = (self.folder / "output").open("wb")
         self.limit = open_limit(subject.name)
         self.limit.set_cpu(share)
