@@ -507,7 +507,7 @@ def test_when_idle_a_dlq_file_is_the_probe(tmp_path, monkeypatch):
     async def main():
         async with rig.running() as uploader:
             rig.submit(Batch(1))
-            await rig.until(lambda: rig.dlq.files == 1)
+            await rig.until(lambda: rig.metrics.dlq_enqueued == 3)
             await rig.done()
             assert rig.store_.tries[3] == ("create", key(1, token=OWN))
             assert uploader.attempts.breaker.state is State.CLOSED
