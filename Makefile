@@ -59,7 +59,7 @@ install: .venv/.installed ## everything that running and testing needs, into .ve
 	@touch $@
 
 run-local: .venv/.runtime ## serve on :8080, objects into ./data/objects
-	@echo "Try:      curl -i -d '{\"hello\":\"world\"}' http://127.0.0.1:8080/collect"
+	@address="$${HTTP_ADDR:-:8080}"; echo "Try:      curl -i -d '{\"hello\":\"world\"}' http://127.0.0.1:$${address##*:}/collect"
 	@echo "Objects:  $${STORE_DIR:-./data/objects}/raw/dt=*/hr=*/*.jsonl.gz, every $${FLUSH_INTERVAL:-5s} and when you stop it (Ctrl-C)"
 	@exec env -u RAW_BUCKET HTTP_ADDR="$${HTTP_ADDR:-:8080}" FLUSH_INTERVAL="$${FLUSH_INTERVAL:-5s}" LOG_PRETTY="$${LOG_PRETTY:-true}" \
 	  $(BIN)/python -m ingest serve
