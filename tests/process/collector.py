@@ -83,9 +83,13 @@ class Collector:
         """Starts the process and does not wait for it."""
         with self.stderr.open("wb") as out:
             self._process = subprocess.Popen(
-                self.command, cwd=self.folder, env=bare_environment(self.env, measured=self.measured), stdin=subprocess.DEVNULL, stdout=out,
+                self.command,
+                cwd=self.folder,
+                env=bare_environment(self.env, measured=self.measured),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
                 stderr=out,
-            )  # fmt: skip
+            )
         return self
 
     def start(self, timeout: float = 20.0) -> Collector:
