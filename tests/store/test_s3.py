@@ -141,6 +141,23 @@ def test_an_endpoint_that_only_the_sdk_knows_of_counts_as_much_for_the_signature
     asyncio.run(main())
 
 
+def test_at_an_endpoint_of_its_own_the_bucket_is_in_the_path(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setenv("no_proxy", "localhost")
+
+    async def main():
+        async with (
+            scripted_server() as server,
+            s3_store(server.endpoint.replace("127.0.0.1", "localhost")) as store,
+        ):
+            await store.put(KEY, BODY, METADATA)
+            (request,) = server.requests
+            assert request.headers["host"].startswith("localhost:")
+            assert request.path.startswith("/bucket/raw/")
+
+    asyncio.run(main())
+
+
 def test_a_certificate_nobody_trusts_is_refused(tmp_path):
     async def scenario(store, server):
         with pytest.raises(StorageError) as caught:
