@@ -84,8 +84,11 @@ class EventEncoder:
         """
         if not body:
             return self.encode(seconds, head, peer, body)
+        # In brackets it is nested as deeply as in the record, which has to be readable again: orjson stops at 1,024.
+        # Only a body that is one value makes a list of one.
         try:
-            orjson.loads(body)
+            if len(orjson.loads(b"".join((b"[", body, b"]")))) != 1:
+                return None
         except orjson.JSONDecodeError:
             return None
         # The record is encoded with an empty body, whose quotes and brace then give way to the value.
