@@ -15,7 +15,7 @@ def padded(size: int, method: str, target: str, *headers: str) -> bytes:
     return request(method, target, *headers, "X-Pad: " + "p" * (size - len(head)))
 
 
-# Bodies: 413.
+# Bodies that are too large.
 
 
 def test_a_body_of_the_largest_size_is_taken(feed):
@@ -81,7 +81,7 @@ def test_the_size_of_one_body_is_not_that_of_the_next(feed):
     assert client.statuses == [200] * 4
 
 
-# Heads: 431, counted in raw bytes as they arrive.
+# Heads that are too large, counted in raw bytes as they arrive.
 
 SMALL = {"MAX_HEADER_BYTES": "1024"}
 LARGE = {"MAX_HEADER_BYTES": "9001"}

@@ -275,7 +275,7 @@ def test_the_date_follows_the_clock_and_answers_of_many_origins_stay_right():
     )
 
 
-# BODY_FORMAT=json
+# JSON bodies.
 
 
 def test_json_bodies_are_embedded_and_others_refused_on_a_connection_that_lives(feed):

@@ -1,0 +1,165 @@
+"""The same over real sockets and uvloop: what a fake transport can only claim."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+from ingest.config import load
+from ingest.event import EventEncoder
+from ingest.metrics import CONTENT_TYPE, Metrics
+from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Pages, Tick
+from ingest.protocol.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS
+from tests.wire.fakes_wire import post, read_answers, request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+LOOPS = {"uvloop": uvloop.run, "asyncio": asyncio.run}
+READ_BYTES = 1 << 18
+
+
+class WatchedTick(Tick):
+    """Notes the most bytes that waited for one turn, and the most that one client left unsent."""
+
+    most_read = most_unsent = 0
+
+    def run(self) -> None:
+        self.most_read = max(self.most_read, sum(len(data) for _, data in self.reads))
+        super().run()
+        for connection in self.connections:
+            if connection._transport is not None:
+                self.most_unsent = max(self.most_unsent, connection._transport.get_write_buffer_size())
+
+
+@contextlib.asynccontextmanager
+async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tuple[str, int]]]:
+    loop = asyncio.get_running_loop()
+    settings = load({})
+    encoder = EventEncoder(settings)
+    tick = WatchedTick(
+        loop,
+        ConnectionLimits.of(settings),
+        encoder,
+        AnswerBook(settings.cors_origins),
+        Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b"")),
+        Metrics(),
+        lambda _lines, _events, _seconds, entries: tick.settle(entries, committed=True),
+        lambda _unfinished: False,
+        buffered=lambda: 0,
+        max_connections=100,
+    )
+    failures: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _loop, context: failures.append(context))
+    listener = socket.create_server(("127.0.0.1", 0))
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        listener.setsockopt(socket.SOL_SOCKET, buffer, kernel_buffer)
+    address = listener.getsockname()
+    server = await loop.create_server(partial(Connection, tick, HeaderNames(encoder.headers)), sock=listener)
+    try:
+        yield tick, address
+    finally:
+        server.close()
+        for connection in list(tick.connections):
+            connection.abort()
+        await asyncio.sleep(0)
+    assert failures == []
+
+
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS.keys())
+def converse(request: pytest.FixtureRequest) -> Callable[..., WatchedTick]:
+    """Return a way to serve a client that runs in a thread of its own, with plain blocking calls."""
+
+    def run(client: Callable[[socket.socket], None], *, kernel_buffer: int = 1 << 20) -> WatchedTick:
+        async def main() -> WatchedTick:
+            with ThreadPoolExecutor(1) as thread:
+                async with listening(kernel_buffer) as (tick, address):
+                    with socket.create_connection(address, timeout=20) as sock:
+                        await asyncio.get_running_loop().run_in_executor(thread, client, sock)
+                    return tick
+
+        return request.param(main())
+
+    return run
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    received = bytearray()
+    while data := sock.recv(1 << 16):
+        received += data
+    return bytes(received)
+
+
+def test_an_error_reaches_a_client_that_is_still_sending(converse):
+    def client(sock: socket.socket) -> None:
+        sock.sendall(request("POST", "/collect", "Content-Length: 99999999"))
+        sent = 0
+        while sent < LINGER_BYTES - 10_000:
+            sent += sock.send(b"x" * 1000)
+        received = read_to_end(sock)  # the end comes, and no reset, though the client has not ended its half
+        assert [answer.status for answer in read_answers(received)] == [413]
+
+    tick = converse(client)
+    assert tick.metrics.http_requests_rejected_body_too_large_total == 1
+
+
+def test_a_client_that_ends_its_half_with_the_request_is_answered(converse):
+    requests = [post(b"1", "Connection: close"), post(b"1", version="1.0"), post(b"1"), b"nonsense\r\n\r\n"]
+
+    def client(sock: socket.socket) -> None:
+        address = sock.getpeername()
+        for data in requests * 10:
+            with socket.create_connection(address, timeout=20) as other:
+                other.sendall(data)
+                other.shutdown(socket.SHUT_WR)
+                (answer,) = read_answers(read_to_end(other))
+                assert answer.status == (400 if data.startswith(b"nonsense") else 200)
+
+    converse(client)
+
+
+def test_a_client_that_does_not_read_is_fed_no_further_and_loses_nothing(converse):
+    count = 60_000
+
+    def client(sock: socket.socket) -> None:
+        data = request("GET", "/collect", host="") * count
+        sent = 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        sock.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while sent < len(data):
+                sent += sock.send(data[sent : sent + 65536])
+        assert sent < len(data), "the server reads on though nobody takes its answers"
+        sock.settimeout(20)
+        received = bytearray()
+        while sent < len(data):
+            readable, writable, _ = select.select([sock], [sock], [], 20)
+            if writable:
+                sent += sock.send(data[sent : sent + 65536])
+            if readable:
+                received += sock.recv(1 << 20)
+        sock.shutdown(socket.SHUT_WR)
+        received += read_to_end(sock)
+        assert len(read_answers(received)) == count
+
+    tick = converse(client, kernel_buffer=65536)
+    a_slice = SLICE // len(request("GET", "/collect", host="")) + 1
+    assert UNSENT_ANSWERS < tick.most_unsent <= UNSENT_ANSWERS + 2 * a_slice * 200
+
+
+def test_a_fast_sender_is_read_once_a_turn(converse):
+    def client(sock: socket.socket) -> None:
+        sock.sendall(post(b"x" * 16000) * 256)
+        sock.shutdown(socket.SHUT_WR)
+        assert len(read_answers(read_to_end(sock))) == 256
+
+    tick = converse(client)
+    assert tick.most_read <= READ_BYTES
