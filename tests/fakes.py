@@ -198,9 +198,9 @@ class CrashableFilesystem(Filesystem):
         """Let the nth call of `operation` from now on, and `times` in all, fail; `when` picks the paths that count."""
         self._faults.append(_Fault(operation, error, nth - 1, times, when))
 
-    def short_write(self, takes: int, *, nth: int = 1) -> None:
-        """Let the nth write from now on take only so many bytes."""
-        self._faults.append(_Fault("write", 0, nth - 1, 1, None, takes))
+    def short_write(self, takes: int, *, nth: int = 1, when: Callable[[Path], bool] | None = None) -> None:
+        """Let the nth write from now on take only so many bytes; `when` picks the paths that count."""
+        self._faults.append(_Fault("write", 0, nth - 1, 1, when, takes))
 
     def heal(self) -> None:
         """Forget the faults that have not happened yet."""

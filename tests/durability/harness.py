@@ -14,6 +14,10 @@ Who may lose what, at the death of a process (the table of §4):
 
     kill        memory: all that is neither stored nor in the DLQ. journal, fsync: nothing
     power cut   fsync: nothing. memory, journal: all that is neither stored nor in the DLQ
+
+One thing is left out: on this disk a folder whose sync has failed can never be synced again, and whoever tries is told
+that it went well. File systems abort when that fails, and take no more writes. After such a failure a power cut may
+take what is not stored.
 """
 
 from __future__ import annotations
@@ -233,6 +237,7 @@ class World:
         self.landing: list[Callable[[], None]] = []
         self.fuse: Fuse | None = None
         self.struck: Process | None = None
+        self.folder_sync_failed = False
         self.unhandled: list[str] = []
         self._capture = capture_logs()
         self.logs = self._capture.__enter__()
@@ -277,10 +282,9 @@ class World:
             process.disk.dead = True
             self.bury(process)
         self.fs.crash(choice)
-        covered = self.settings.durability == "fsync"
-        if not covered:
+        if self.settings.durability != "fsync" or self.folder_sync_failed:
             # Nothing is promised of what is not stored and in no dead-letter file, and a roll-back was not synced.
-            held = self.stored_numbers().keys() | self.ledger.safe
+            held = self.stored_numbers().keys() | (set() if self.folder_sync_failed else self.ledger.safe)
             self.ledger.demote(self.ledger.owed - held)
             if self.settings.durability == "journal":
                 self.ledger.demote(set(self.ledger.refused))
@@ -421,6 +425,8 @@ class World:
         self.late_puts = 0
         store_fates(self.store).clear()
         # The processes at work come to an end with their work, and a fresh one takes what they left.
+        for process in list(self.processes):
+            process.seal()
         assert self.wait_for(lambda: not any(process.pending for process in self.processes), seconds=600, step=5), [
             process.figures() for process in self.processes
         ]
@@ -819,7 +825,11 @@ class Disk(Filesystem):
 
     def fsync_dir(self, path):
         self._meet("fsync_dir", path)
-        self._fs.fsync_dir(path)
+        try:
+            self._fs.fsync_dir(path)
+        except OSError:
+            self._world.folder_sync_failed = True
+            raise
 
     def close_all(self) -> None:
         for fd in self._open:
