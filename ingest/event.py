@@ -181,7 +181,7 @@ def _single_address(value: bytes) -> str | None:
 def _viewer_address(value: bytes) -> str | None:
     """Return the address of `CloudFront-Viewer-Address`: it ends in a port and writes IPv6 without brackets."""
     host, colon, port = value.strip().rpartition(b":")
-    if colon and port.isdigit() and not host.endswith(b":"):
+    if colon and port.isdigit():
         packed = _pack_element(host)
         if packed is not None:
             return _text(packed)
