@@ -197,6 +197,7 @@ class Intake:
         # The open batch, and why it should be sealed already though it could not be.
         self._batch: Batch | None = None
         self._due = ""
+        self._closed = False
 
     @property
     def events(self) -> int:
@@ -225,8 +226,13 @@ class Intake:
                 batch = self._open(seconds)
             room = 0 if batch is None else batch.limit - batch.events - batch.tail_events
             if batch is None or room <= 0:
-                self._refuse(entries, events)
-                return
+                if batch is None or not self._has_room():
+                    self._refuse(entries, events)
+                    return
+                # Room came that nobody announced: the disk was freed by others.
+                self.seal(self._due)
+                batch = None
+                continue
             if events <= room:
                 self._append(batch, lines, events, seconds, entries)
                 return
@@ -268,6 +274,11 @@ class Intake:
         else:
             batch.release_buffer()  # all it was opened for was refused
 
+    def close(self) -> None:
+        """Seal for the drain, and refuse what still comes: nobody would take it any further."""
+        self.seal("drain")
+        self._closed = True
+
     def is_open(self, batch: Batch) -> bool:
         """Tell whether this is the batch that takes events now."""
         return batch is self._batch
@@ -295,6 +306,8 @@ class Intake:
             self._seal_if_room("bytes")
 
     def _open(self, seconds: int) -> Batch | None:
+        if self._closed:
+            return None
         partition = self._keys.partition_of(seconds)
         batch = Batch(self._keys.new_key(seconds, partition), partition, seconds, self._batch_size, self._pool)
         if self._journal is not None and not self._journal.begin(batch):

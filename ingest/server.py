@@ -384,7 +384,7 @@ class Server:
             await asyncio.sleep(0.02)
 
     async def _seal(self) -> None:
-        self._intake.seal("drain")
+        self._intake.close()
         while self._journal.sealing and asyncio.get_running_loop().time() < self._deadline:  # noqa: ASYNC110 - a last sync
             await asyncio.sleep(0.01)
 
