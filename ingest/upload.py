@@ -284,6 +284,7 @@ class Uploader:
             if result is Result.STORED:
                 # One loop step: pending -> stored.
                 self._metrics.stored += upload.events
+                log.info("batch_stored", key=batch.key, events=upload.events, size=upload.held)
                 self._journal.release(batch)
                 self._leave(upload)
                 return True

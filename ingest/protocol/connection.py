@@ -15,8 +15,8 @@ bytes: what was fed less what came out as body. The parser names no offsets, so 
 request of a pipeline is measured again, line by line, by `Meter`; a slice that begins inside a request is fed line
 by line.
 
-Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES, MAX_BODY_SIZE, and 64 KiB of
-unsent answers plus those of one slice; all of it counts into MAX_BUFFER_BYTES.
+Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, which
+count into MAX_BUFFER_BYTES, and beside that 64 KiB of unsent answers plus those of one slice.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ CONTENT_TYPE = "application/gzip"
 ONE_WRITE = 1024 * 1024
 
 _DENIED = (
-    "the credentials may not do this: allow s3:PutObject, for recovery s3:ListBucket, with KMS kms:GenerateDataKey"
+    "the credentials may not do this: allow s3:PutObject, with KMS kms:GenerateDataKey, and with "
+    "S3_CONDITIONAL_PUTS=false s3:GetObject and s3:ListBucket"
 )
 _KEYS = "the credentials are wrong: check the access key and its secret"
 _REGION = "the bucket is in another region: fix AWS_REGION"
