@@ -31,6 +31,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from structlog.testing import capture_logs
@@ -42,7 +43,8 @@ from ingest.dlq import DeadLetterQueue
 from ingest.durable import FILE_MODE, Filesystem, Slot, StorageError
 from ingest.journal import Journal, NoJournal
 from ingest.metrics import Metrics
-from ingest.names import KeyFactory, dlq_path, parse_key, partition_of, segment_path
+from ingest.names import KeyFactory, parse_key, partition_of
+from ingest.server import Server
 from ingest.upload import Uploader
 from tests.fakes import CrashableFilesystem, MemoryStore
 
@@ -597,10 +599,10 @@ class Process:
             self.intake.seal("storage")
 
     def _has_dead_letter(self, key: str) -> bool:
-        return _in_some_slot(self.settings.dlq_dir, lambda slot: dlq_path(slot, key))
+        return Server._has_dead_letter(SimpleNamespace(_settings=self.settings), key)
 
     def _has_segment(self, key: str) -> bool:
-        return _in_some_slot(self.settings.journal_dir, lambda slot: segment_path(slot, key))
+        return Server._has_segment(SimpleNamespace(_settings=self.settings), key)
 
     # What a client does, and a signal.
 
@@ -920,12 +922,3 @@ def store_fates(store: MemoryStore) -> deque[Any]:
 
 def _events(lines: bytes) -> list[dict[str, Any]]:
     return [json.loads(text) for text in lines.splitlines()]
-
-
-def _in_some_slot(base: Path, path_in: Callable[[Path], Path]) -> bool:
-    with suppress(OSError):
-        return any(path_in(slot).exists() for slot in base.iterdir() if slot.name.isdigit())
-    return False
-
-
-__all__ = ["START", "Process", "World", "events_in", "line", "numbers_in", "segment_path"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import subprocess
 import sys
 import textwrap
@@ -298,6 +299,20 @@ def test_a_write_that_fails_is_rolled_back_and_refused(journal, error, taken):
     assert sorted(world.stored_numbers()) == kept
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_rolled_back_does_not_come_back_with_a_power_cut(world, seed):
+    world = world("fsync")
+    process = world.start()
+    kept = process.commit(2)
+    world.fs.short_write(60)  # two whole lines and a part
+    world.fs.fail("write", errno.ENOSPC)
+    lost = process.commit(3)
+    assert process.answers == committed(kept) + refused(lost)
+    world.power_cut(random.Random(seed).randrange)
+    world.recover()
+    assert sorted(world.stored_numbers()) == kept
+
+
 def test_a_full_volume_refuses_and_takes_again_when_space_returns(journal):
     world = journal()
     process = world.start()
@@ -407,17 +422,23 @@ def test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_publ
     assert sorted(world.stored_numbers()) == kept
 
 
-def test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk(world):
-    """Before that, a crash would have recovery store what got a 503."""
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "cut fails"])
+def test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk(world, cut):
+    """Before that, a crash would have recovery store what got a 503. It comes before each call, as a kill and as a
+    power cut."""
     for calls in range(12):
-        one = world("fsync")
-        process = one.start()
-        process.commit(2)
-        one.fs.fail("fdatasync", when=is_segment)
-        process.commit(2, run=False)
-        one.burn(calls, power=(lambda n: n - 1) if calls % 2 else None)
-        one.run()
-        one.recover()
+        for power in (None, nothing_kept, lambda n: n - 1):
+            one = world("fsync")
+            process = one.start()
+            process.commit(2)
+            one.fs.fail("fdatasync", when=is_segment)
+            if not cut:
+                one.fs.fail("truncate", when=is_segment)
+            process.commit(2, run=False)
+            one.burn(calls, power=power)
+            one.run()
+            one.recover()
+            one.close()
 
 
 def test_what_was_written_behind_a_failed_sync_is_refused_with_it(world):
@@ -485,6 +506,22 @@ def test_a_segment_that_cannot_be_rewritten_is_uploaded_from_memory_and_stays_un
     assert sorted(world.stored_numbers()) == kept
     assert segments(world) == []
     world.recover()
+
+
+def test_a_segment_that_cannot_be_rewritten_is_at_least_cut(world):
+    """What was refused is not stored even if the process is killed before its batch is."""
+    world = world("fsync")
+    process = world.start()
+    kept = process.commit(3)
+    world.late_puts = 1
+    world.fs.fail("fdatasync", when=is_segment)
+    world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
+    lost = process.commit(2)
+    assert process.answers == committed(kept) + refused(lost)
+    assert on_disk(world) == kept
+    world.kill(process)
+    world.recover()
+    assert sorted(world.stored_numbers()) == kept
 
 
 def test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place(journal):
@@ -830,19 +867,16 @@ def test_the_own_segments_are_never_recovered(journal):
     assert sorted(world.stored_numbers()) == numbers
 
 
-def test_the_rewrite_under_way_in_the_own_slot_is_not_taken_for_one_that_was_left(world):
-    world = world("fsync")
-    process = world.start(run=False)
-    kept = process.commit(2, run=False)
-    while not process.answers:
-        process.run_job()
-        world.run_loops()
-    world.fs.fail("fdatasync", when=is_segment)
-    process.commit(1, run=False)
-    world.run()
-    assert process.answers[0] == (kept[0], True)
-    assert on_disk(world) == kept
-    world.recover()
+def test_a_temporary_of_this_process_is_not_taken_for_one_that_was_left(journal):
+    """The journal may be rewriting while the slot is listed; its temporary bears our own token."""
+    world = journal()
+    name = f"{START}_host-{1:016x}_0000000001.jsonl"  # the token that the harness gives its first process
+    temporary = leave(world, dead_key(), events([1]), suffix=f"{HOUR}/.{name}.0a1b2c.tmp")
+    process = world.start()
+    assert process.token == f"{1:016x}"
+    world.advance(5)
+    assert temporary.exists()
+    assert world.store.calls == []
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
