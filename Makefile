@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local test lint format soak bench micro build push lock clean
+.PHONY: help install run-local test lint format soak guards bench micro build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -79,6 +79,9 @@ format: install ## let ruff put the layout right
 
 soak: install ## the long fault-injection rounds
 	@$(BIN)/python -m pytest -m soak --timeout=0 -ra
+
+guards: install ## take out each guard of the durability in turn and see that its test notices (3 minutes)
+	@$(BIN)/python -m tests.remove_guards
 
 bench: ## the figures of docs/benchmarks.md (15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh

@@ -21,5 +21,14 @@ def test_a_guard_and_its_tests_are_there(guard):
         assert re.search(rf"^def {name}\(", (REPOSITORY / file).read_text(), re.MULTILINE), f"there is no {test}"
 
 
+@pytest.mark.parametrize(
+    "named", re.findall(r"\b(test_\w+\.py)(?:::(test_\w+))?", (REPOSITORY / "docs/durability.md").read_text())
+)
+def test_a_test_that_the_durability_page_names_is_there(named):
+    file, name = named
+    (found,) = (REPOSITORY / "tests").rglob(file)
+    assert re.search(rf"^def {name}", found.read_text(), re.MULTILINE), f"there is no {name} in {file}"
+
+
 def test_no_guard_is_listed_twice():
     assert len({guard.name for guard in GUARDS}) == len({guard.edits for guard in GUARDS}) == len(GUARDS)

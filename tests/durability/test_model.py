@@ -6,7 +6,7 @@ signals, SIGKILL and power cuts before any call to the file system, restarts. Af
 object has been replaced by less; in the end everything is made well, what is on the disk is recovered, and the store
 is held against the model (`harness.Ledger`): what was acknowledged is stored exactly once, what was refused is not.
 
-What the machine found is kept below it as tests of their own, each with the fewest steps that show it.
+What it found is kept in `test_journal`, as tests with the fewest steps that show it.
 """
 
 from __future__ import annotations
