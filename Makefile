@@ -78,7 +78,7 @@ format: install ## let ruff put the layout right
 	@$(BIN)/ruff format
 
 soak: install ## the long fault-injection rounds
-	@$(BIN)/python -m pytest -m soak --timeout=0 -ra
+	@$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 -ra
 
 guards: install ## take out each guard of the durability in turn and see that its test notices (3 minutes)
 	@$(BIN)/python -m tests.remove_guards

@@ -70,8 +70,17 @@ def serve(settings: Settings, *, fs: Filesystem | None = None) -> int:
     try:
         return uvloop.run(Server(settings, fs or Filesystem()).run())
     except StorageError as error:
-        print(f"estat-ingest: {error}", file=sys.stderr)  # noqa: T201 - the one line an operator sees at a failed start
+        variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        print(f"{variable}{error}", file=sys.stderr)  # noqa: T201 - the one line an operator sees at a failed start
         return 2
+
+
+def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:
+    try:
+        return Slot.take_first_free(fs, base)
+    except StorageError as error:
+        error.add_note(variable)
+        raise
 
 
 class DrainStep(Enum):
@@ -149,8 +158,8 @@ class Server:
     def _wire(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, fs, metrics = self._settings, self._fs, self._metrics
         keys = KeyFactory(settings.raw_prefix, settings.partition_tz)
-        self._dlq_slot = Slot.take_first_free(fs, settings.dlq_dir)
-        self._journal_slot = Slot.take_first_free(fs, settings.journal_dir)
+        self._dlq_slot = _take_slot("DLQ_DIR", fs, settings.dlq_dir)
+        self._journal_slot = _take_slot("JOURNAL_DIR", fs, settings.journal_dir)
         self._store = create_store(settings, fs=fs, executor=self._executor)
         self._backlog = Backlog(
             fs,
@@ -360,7 +369,11 @@ class Server:
             self._fail(error)
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        log.error("unhandled", message=context.get("message"), exc_info=context.get("exception"))
+        """Say what the loop caught. Errors of the network are survived; a bug of ours meets one client, or ends us."""
+        error = context.get("exception")
+        log.error("unhandled", message=context.get("message"), exc_info=error)
+        if error is not None and not isinstance(error, OSError) and "connection" not in context:
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """End after a bug of ours, saving what can be saved: a supervisor starts us again."""

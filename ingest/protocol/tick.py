@@ -162,7 +162,8 @@ class Tick:
                 connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 connection.abort()
-                self._loop.call_exception_handler({"message": "unhandled error in a connection", "exception": error})
+                context = {"message": "unhandled error", "exception": error, "connection": connection}
+                self._loop.call_exception_handler(context)
         lines = self.lines
         if lines:
             entries = self.entries

@@ -39,7 +39,9 @@ def test_missing_folders_are_made(collectors, tmp_path):
 @pytest.mark.parametrize("name", ["DLQ_DIR", "JOURNAL_DIR"])
 def test_a_file_where_a_folder_should_be_is_named(collectors, tmp_path, name):
     (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file") in refused_start(collectors({name: str(tmp_path / "file" / "below")}))
+    line = refused_start(collectors({name: str(tmp_path / "file" / "below")}))
+    assert line.startswith(f"{name}: ")
+    assert str(tmp_path / "file") in line
 
 
 @needs_volume
