@@ -138,6 +138,7 @@ class FakeTransport:
             self.protocol.pause_writing()
 
     def write_eof(self) -> None:
+        assert not self.half_closed, "half-closed twice"
         self.half_closed = True
         self._sent_all()
 

@@ -75,6 +75,7 @@ def test_an_answer_that_is_owed_has_all_the_time_the_disk_takes():
         "too many": wire.connect().send(post(b"g") * 400 + b"POST /coll"),
         "sends on": wire.connect().send(post(b"h") + b"nonsense\r\n\r\n", *[b"x" * 30_000] * 9),
     }
+    assert not clients["sends on"].transport.reading, "64 KiB of what nobody wants are enough"
     wire.pass_time(HUNG)
     for name, client in clients.items():
         assert not client.closed, name
@@ -117,6 +118,22 @@ def test_what_one_client_may_have_waiting_is_bounded():
         assert sum(len(entries) for _, entries in wire.commits) <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
     assert client.statuses == [200] * 4000
     assert client.transport.reading
+
+
+def test_the_time_in_which_a_request_could_not_be_read_is_not_its_own():
+    wire = Wire({"READ_TIMEOUT": "8s"}, deferred=True)
+    client = wire.connect()
+    late = post(b"late" * 2000)
+    client.send(post(b"x") * 400 + late[:1000])
+    assert not client.transport.reading
+    client.send(late[1000:])
+    wire.pass_time(HUNG)
+    while wire.commits:
+        _, entries = wire.commits.popleft()
+        wire.tick.settle_later(entries, committed=True)
+        wire.tick.sweep()  # before the loop has come to read what waits in the kernel
+        wire.loop.settle()
+    assert client.statuses == [200] * 401
 
 
 def test_a_client_that_left_leaves_nothing_behind():

@@ -293,6 +293,12 @@ def test_a_client_that_does_not_wait_is_not_told(feed):
     assert [answer.status for answer in client.answers()] == [200, 200]
 
 
+def test_a_client_whose_body_has_begun_is_not_told():
+    client = Wire().connect().send(post(b"{}", EXPECT)[:-1])
+    assert client.statuses == []
+    assert client.send(b"}").statuses == [200]
+
+
 def test_continue_comes_after_the_answers_before_it():
     wire = Wire()
     client = wire.connect()
@@ -406,6 +412,13 @@ def test_an_upgrade_to_a_page_is_ignored_too(feed):
     client = wire.connect()
     feed(client, request("GET", "/health", *UPGRADE) + request("PUT", "/collect", *UPGRADE, LENGTH) + b"{}" + post())
     assert client.statuses == [200, 405, 200]
+
+
+def test_an_upgrade_whose_body_cannot_be_read_is_refused_with_its_head(feed):
+    client = Wire().connect()
+    feed(client, request("POST", "/collect", *UPGRADE, "Transfer-Encoding: gzip", "Origin: https://a.example"))
+    (answer,) = client.answers()
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (400, "https://a.example")
 
 
 @pytest.mark.parametrize("target", ["c.example:443", "/collect"])

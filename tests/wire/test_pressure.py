@@ -109,6 +109,17 @@ def test_a_fast_sender_is_held_back_after_one_read_of_the_loop():
     assert len(client.answers()) == 4 * 7000
 
 
+def test_nothing_more_is_read_while_slices_wait():
+    wire = Wire({"MAX_HEADER_BYTES": "1024"})
+    client = wire.connect()
+    client.transport.receive(post(b"x") * 60)
+    wire.loop.turn()
+    assert not client.transport.reading
+    wire.loop.settle()
+    assert client.transport.reading
+    assert client.statuses == [200] * 60
+
+
 # MAX_CONNECTIONS
 
 

@@ -149,7 +149,9 @@ def test_any_bytes_end_in_an_answer_or_a_close(data, sizes, same_turn, ended, de
     for _ in range(3):
         while wire.commits:
             wire.sync(succeeds=not refuse)
-        wire.pass_time(70)
+        wire.loop.now += 70
+        wire.tick.sweep()
+        wire.loop.settle()
     assert wire.loop.failures == []
     assert client.closed
     assert wire.tick.connections == set()

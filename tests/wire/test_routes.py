@@ -99,11 +99,16 @@ def test_another_path_is_404_and_the_connection_lives(path, feed):
     assert len(wire.events) == 1
 
 
-@pytest.mark.parametrize("path", METHODS)
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "PROPFIND", "POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        (path, method)
+        for path, allowed in METHODS.items()
+        for method in ("PUT", "DELETE", "PATCH", "TRACE", "PROPFIND", "POST", "OPTIONS")
+        if method not in allowed.split(", ")
+    ],
+)
 def test_another_method_is_405_and_names_those_there_are(path, method, feed):
-    if method in METHODS[path].split(", "):
-        pytest.skip("allowed")
     wire = Wire()
     client = wire.connect()
     feed(client, request(method, path, "Content-Length: 2") + b"{}" + post())

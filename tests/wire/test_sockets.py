@@ -127,7 +127,7 @@ def test_a_client_that_ends_its_half_with_the_request_is_answered(converse):
 
 
 def test_a_client_that_does_not_read_is_fed_no_further_and_loses_nothing(converse):
-    count = 60_000
+    count = 30_000
 
     def client(sock: socket.socket) -> None:
         data = request("GET", "/collect", host="") * count
