@@ -104,6 +104,16 @@ def test_a_client_that_drips_empty_lines_is_closed():
     assert wire.loop.now - began == about(IDLE)
 
 
+@pytest.mark.parametrize("headers", [(), ("Connection: upgrade", "Upgrade: h2c")])
+def test_head_and_body_share_one_deadline(headers):
+    wire = Wire(SETTINGS)
+    data = post(b"x" * 100, *headers)
+    client = wire.connect().send(data[:30])
+    wire.pass_time(6)
+    client.send(data[30:-1])
+    assert closes_after(wire, client) == about(READ - 6)
+
+
 def test_each_request_has_its_own_deadline():
     wire = Wire(SETTINGS)
     client = wire.connect()

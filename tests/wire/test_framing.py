@@ -132,7 +132,7 @@ TRAILERS = (
 )
 
 
-@pytest.mark.parametrize("trailers", [*((one,) for one in TRAILERS), TRAILERS, TRAILERS[::-1]])
+@pytest.mark.parametrize("trailers", [*((one,) for one in TRAILERS), TRAILERS, TRAILERS[::-1], TRAILERS * 2])
 def test_trailers_set_no_field_of_this_request_or_the_next(trailers, feed):
     wire = Wire(peer=("10.0.0.1", 1))
     client = wire.connect()
