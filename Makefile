@@ -65,7 +65,7 @@ run-local: .venv/.runtime ## serve on :8080, objects into ./data/objects
 	  $(BIN)/python -m ingest serve
 
 test: lint ## lint, types, architecture, and every test but the soak, with coverage
-	@$(BIN)/python -m pytest -n auto -m "not soak" --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest -n $$(( 2 * $$(nproc) )) --dist worksteal -m "not soak" --cov --cov-report=term-missing:skip-covered
 
 lint: install ## ruff, mypy and the one-way imports
 	@$(BIN)/ruff check
