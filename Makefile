@@ -13,7 +13,8 @@ IMAGE ?= estat-ingest
 TAG ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
 ECR_REPOSITORY ?= estat-ingest
 UV ?= uv
-PIP_INSTALL := -m pip --disable-pip-version-check install -qq
+# The locks name all there is: older pips, asked to resolve, take a newer release of what is wanted with an extra.
+PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -50,7 +51,7 @@ install: .venv/.installed ## everything that running and testing needs, into .ve
 .venv/.installed: requirements-dev.lock pyproject.toml | .venv/bin/python
 	@echo "Installing $<"
 	@$(BIN)/python $(PIP_INSTALL) --require-hashes -r $<
-	@$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable .
 	@touch .venv/.runtime $@
 
 .venv-bench/.installed: requirements-bench.lock
