@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
@@ -26,64 +26,91 @@ VIEWER_ADDRESS: Final = b"cloudfront-viewer-address"
 USER_AGENT: Final = b"user-agent"
 COOKIE: Final = b"cookie"
 
+_COMMA: Final = ord(",")
+_COLON: Final = ord(":")
+"""Looked for as numbers: `b"," in value` first asks whether `b","` is one, by way of an exception."""
 _NEWLINES: Final = b"\r\n"
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 address inside IPv6 (RFC 4291 §2.5.5.2)
 
 
+Raw: TypeAlias = "bytes | bytearray"
+
+Fields: TypeAlias = "Sequence[Raw]"
+"""What an event is made of: the body, or the query, then the raw values of the headers named in `EventEncoder.headers`,
+repeated lines joined, empty where there is none."""
+
+
 class EventEncoder:
-    """Encodes events for every connection of the process.
+    """Encodes events for every connection of the process."""
 
-    `head` is a mapping of lower-case header names to raw values, with repeated lines already joined; it holds at least
-    the names in `headers`.
-    """
-
-    __slots__ = ("_address_headers", "_trusted", "embed_json", "headers")
+    __slots__ = ("_address_readers", "_trusted", "encode_body", "headers")
 
     def __init__(self, settings: Settings) -> None:
         names = tuple(name.lower().encode("ascii") for name in settings.client_ip_headers)
         self._trusted = TrustedNetworks(settings.trusted_proxies)
-        self._address_headers: tuple[tuple[bytes, Callable[[bytes], str | None]], ...] = tuple(
-            (name, _READERS.get(name, _single_address) if name != FORWARDED_FOR else self._forwarded_for)
+        self.encode_body: Callable[[int, Peer, Fields], bytes | None] = (
+            self._encode_json if settings.body_format == "json" else self.encode
+        )
+        """Return the line of an event with a body, as BODY_FORMAT wants it; None when the body is not what it wants."""
+        self.headers: tuple[bytes, ...] = tuple(dict.fromkeys((USER_AGENT, COOKIE, *names)))
+        self._address_readers: tuple[tuple[int, Callable[[Raw], str | None]], ...] = tuple(
+            (
+                1 + self.headers.index(name),
+                self._forwarded_for if name == FORWARDED_FOR else _READERS.get(name, _single_address),
+            )
             for name in names
         )
-        self.embed_json = settings.body_format == "json"
-        self.headers: frozenset[bytes] = frozenset({USER_AGENT, COOKIE, *names})
 
-    def encode(self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes | bytearray) -> bytes:
+    def fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
+        """Return the fields of a request whose head is a mapping of lower-case header names to values."""
+        return [body, *(head.get(name, b"") for name in self.headers)]
+
+    def encode(self, seconds: int, peer: Peer, fields: Fields) -> bytes:
         """Return the line of an event accepted at `seconds` (UTC epoch); the body, or query, becomes text."""
         # Plain decode first: bytes that are not UTF-8 are rare, and "replace" from the start costs on every request.
         try:
-            text = body.decode()
-            agent = head[USER_AGENT].decode() if USER_AGENT in head else ""
-            cookie = head[COOKIE].decode() if COOKIE in head else ""
+            body = fields[0].decode()
+            agent = fields[1].decode()
+            cookie = fields[2].decode()
         except UnicodeDecodeError:
-            text = body.decode("utf-8", "replace")
-            agent = head.get(USER_AGENT, b"").decode("utf-8", "replace")
-            cookie = head.get(COOKIE, b"").decode("utf-8", "replace")
+            body = fields[0].decode("utf-8", "replace")
+            agent = fields[1].decode("utf-8", "replace")
+            cookie = fields[2].decode("utf-8", "replace")
         ip = peer.address
         if peer.trusted:
-            for name, read in self._address_headers:
-                if name in head:
-                    found = read(head[name])
-                    if found is not None:
-                        ip = found
+            for index, read in self._address_readers:
+                value = fields[index]
+                if not value:
+                    continue
+                if _COMMA not in value and _COLON not in value:
+                    # An IPv4 address alone, nearly always: to every reader it means itself.
+                    try:
+                        text = value.decode("latin-1")
+                        inet_pton(AF_INET, text)
+                    except (OSError, ValueError):
+                        pass
+                    else:
+                        ip = text
                         break
+                found = read(value)
+                if found is not None:
+                    ip = found
+                    break
         return orjson.dumps(
-            {"ts": seconds, "ip": ip, "user_agent": agent, "cookie": cookie, "body": text},
+            {"ts": seconds, "ip": ip, "user_agent": agent, "cookie": cookie, "body": body},
             None,
             orjson.OPT_APPEND_NEWLINE,
         )
 
-    def encode_json(
-        self, seconds: int, head: Mapping[bytes, bytes], peer: Peer, body: bytes | bytearray
-    ) -> bytes | None:
+    def _encode_json(self, seconds: int, peer: Peer, fields: Fields) -> bytes | None:
         """Return the line with the body embedded verbatim as a JSON value; None when the body is not JSON.
 
         RFC 8259 allows line breaks only between tokens, never inside a string, so that removing every one of them keeps
         the value. An empty body stays the empty string.
         """
+        body = fields[0]
         if not body:
-            return self.encode(seconds, head, peer, body)
+            return self.encode(seconds, peer, fields)
         # In brackets it is nested as deeply as in the record, which has to be readable again: orjson stops at 1,024.
         # Only a body that is one value makes a list of one.
         try:
@@ -92,7 +119,7 @@ class EventEncoder:
         except orjson.JSONDecodeError:
             return None
         # The record is encoded with an empty body, whose quotes and brace then give way to the value.
-        record = self.encode(seconds, head, peer, b"")
+        record = self.encode(seconds, peer, (b"", *fields[1:]))
         return b"".join((record[: -len(b'""}\n')], body.translate(None, _NEWLINES), b"}\n"))
 
     def peer(self, address: str) -> Peer:
@@ -102,13 +129,13 @@ class EventEncoder:
             return Peer(address, trusted=False)
         return Peer(_text(packed), trusted=packed in self._trusted)
 
-    def _forwarded_for(self, value: bytes) -> str | None:
+    def _forwarded_for(self, value: Raw) -> str | None:
         """Return the rightmost address that is no trusted proxy; if all are trusted the leftmost.
 
         Every proxy appends the address it was called from, so that only what stands right of the last untrusted
         address was written by proxies we know. Junk is skipped: it proves nothing about its neighbours.
         """
-        if b"," not in value:
+        if _COMMA not in value:
             return _single_address(value)
         trusted = self._trusted
         leftmost = None
@@ -167,18 +194,13 @@ class TrustedNetworks:
         return False
 
 
-def _single_address(value: bytes) -> str | None:
+def _single_address(value: Raw) -> str | None:
     """Return the one address a header holds, with or without brackets and port; None for junk."""
-    text = value.decode("latin-1")
-    try:
-        inet_pton(AF_INET, text)
-    except (OSError, ValueError):
-        packed = _pack_element(value)
-        return None if packed is None else _text(packed)
-    return text
+    packed = _pack_element(value)
+    return None if packed is None else _text(packed)
 
 
-def _viewer_address(value: bytes) -> str | None:
+def _viewer_address(value: Raw) -> str | None:
     """Return the address of `CloudFront-Viewer-Address`: it ends in a port and writes IPv6 without brackets."""
     host, colon, port = value.strip().rpartition(b":")
     if colon and port.isdigit():
@@ -188,10 +210,10 @@ def _viewer_address(value: bytes) -> str | None:
     return _single_address(value)
 
 
-_READERS: Final[Mapping[bytes, Callable[[bytes], str | None]]] = {VIEWER_ADDRESS: _viewer_address}
+_READERS: Final[Mapping[bytes, Callable[[Raw], str | None]]] = {VIEWER_ADDRESS: _viewer_address}
 
 
-def _pack_element(element: bytes) -> bytes | None:
+def _pack_element(element: Raw) -> bytes | None:
     """Pack `1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`; None for anything else."""
     text = element.strip(b' \t"').decode("latin-1")
     if ":" not in text:

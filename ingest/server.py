@@ -42,7 +42,7 @@ from ingest.event import EventEncoder
 from ingest.journal import Journal, NoJournal
 from ingest.metrics import Metrics, Page
 from ingest.names import KeyFactory, dlq_path, segment_path
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Pages, Tick
+from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
 from ingest.store import create_store
 from ingest.upload import Uploader
 
@@ -230,7 +230,7 @@ class Server:
             max_connections=self._max_connections(),
             deferred=journal is not None and journal.deferred,
         )
-        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers))
+        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers), Layouts(encoder.headers))
         self._register_figures()
 
     def _register_figures(self) -> None:

@@ -5,6 +5,7 @@ Knows nothing of journals, dead letters or stores: `server` injects what commits
 
 from ingest.protocol.answers import AnswerBook
 from ingest.protocol.connection import Connection
+from ingest.protocol.layouts import Layouts
 from ingest.protocol.request import HeaderNames
 from ingest.protocol.states import STATES, State
 from ingest.protocol.tick import ConnectionLimits, Entry, Pages, Tick
@@ -16,6 +17,7 @@ __all__ = [
     "ConnectionLimits",
     "Entry",
     "HeaderNames",
+    "Layouts",
     "Pages",
     "State",
     "Tick",

@@ -34,6 +34,7 @@ from ingest.protocol.states import STATES, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ingest.protocol.layouts import Layouts
     from ingest.protocol.tick import Tick
 
 SLICE: Final = 8192
@@ -72,8 +73,8 @@ class Connection(RequestReader, asyncio.Protocol):
         "write",
     )
 
-    def __init__(self, tick: Tick, names: HeaderNames) -> None:
-        super().__init__(tick, names)
+    def __init__(self, tick: Tick, names: HeaderNames, layouts: Layouts) -> None:
+        super().__init__(tick, names, layouts)
         self._slice = min(SLICE, tick.limits.head)
         self._transport: asyncio.Transport | None = None
         self.write: Callable[[bytes], None] = _discard
@@ -157,6 +158,8 @@ class Connection(RequestReader, asyncio.Protocol):
             offset = self._feed_parser(data)
             if self._phase is not _IDLE or offset >= 0:
                 self._part_fed(data, before, offset)
+            elif len(tick.lines) == before + 1 and tick.lines[before]:
+                self._layouts.learn(data, tick.now)
         else:
             self._feed_by_lines(data)
             self._slice_fed()

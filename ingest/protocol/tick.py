@@ -159,7 +159,8 @@ class Tick:
         self.read_clocks()
         for connection, data in reads:
             try:
-                connection.feed(data)
+                if not connection.take_whole(data):
+                    connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 connection.abort()
                 context = {"message": "unhandled error", "exception": error, "connection": connection}

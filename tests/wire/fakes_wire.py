@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ingest.config import load
 from ingest.event import EventEncoder
 from ingest.metrics import CONTENT_TYPE, Metrics
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Pages, Tick
+from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -334,11 +334,12 @@ class Wire:
             wall_clock=lambda: self.clock,
         )
         self.names = HeaderNames(encoder.headers)
+        self.layouts = Layouts(encoder.headers)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
     def connect(self, peer: tuple[str, int] | None = None) -> Client:
         """Accept a client."""
-        connection = Connection(self.tick, self.names)
+        connection = Connection(self.tick, self.names, self.layouts)
         transport = FakeTransport(self.loop, connection, peer or self.peer)
         connection.connection_made(transport)  # type: ignore[arg-type]
         self.loop.settle()

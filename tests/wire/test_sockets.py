@@ -16,7 +16,7 @@ import uvloop
 from ingest.config import load
 from ingest.event import EventEncoder
 from ingest.metrics import CONTENT_TYPE, Metrics
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Pages, Tick
+from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
 from ingest.protocol.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS
 from tests.wire.fakes_wire import post, read_answers, request
 
@@ -63,7 +63,8 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, buffer, kernel_buffer)
     address = listener.getsockname()
-    server = await loop.create_server(partial(Connection, tick, HeaderNames(encoder.headers)), sock=listener)
+    connection = partial(Connection, tick, HeaderNames(encoder.headers), Layouts(encoder.headers))
+    server = await loop.create_server(connection, sock=listener)
     try:
         yield tick, address
     finally:

@@ -1,0 +1,159 @@
+"""Where the values stand in an event that came whole: learned from requests that the parser has read.
+
+Owns one question. Clients and load balancers write the same headers in the same order, request after request; a
+*layout* is such a sequence of names. Of a read that is one whole event in a known layout, which bytes are the values
+that somebody reads? One match of one regular expression, a trie of all layouts learned, tells, for one or for dozens.
+
+Promises that what is found is what the parser would tell: a layout is learned from a head that the parser accepted, in
+which no header that is read or frames the message stands twice, and none asks for more than a plain request. Never
+decides whether a request is sound: `RequestReader` has a parser read the same bytes before what is found is believed.
+
+Clients choose what is learned, so that it is bounded, in number and in time: compiling costs milliseconds. When no
+layout fits in any more all are forgotten, and those that are frequent are learned again first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, TypeAlias
+
+LAYOUTS_KEPT: Final = 32
+LINES_KEPT: Final = 48
+"""Headers of a layout; a browser behind two proxies sends about 25."""
+HEAD_KEPT: Final = 4096
+SECONDS_PER_LAYOUT: Final = 0.1
+"""How long to learn nothing after a lesson, for each layout known: the more there are, the longer the next takes."""
+
+EMPTY: Final = 1
+"""The number of the group that is always empty: the value of a header which a layout does not have."""
+
+_POST: Final = rb"POST /collect HTTP/1\.1\r\n"
+_GET: Final = rb"GET /collect\?([!\"$-\xff]*) HTTP/1\.1\r\n"
+_END_OF_POST: Final = rb"\r\n((?s:.*))"
+_END_OF_GET: Final = rb"\r\n()\Z"
+"""The group that closes last tells which layout it was; of a POST it is the body."""
+
+_QUERY: Final = b"?"
+_HOST: Final = b"host"
+_ORIGIN: Final = b"origin"
+_CONNECTION: Final = b"connection"
+_LENGTH: Final = b"content-length"
+_UNFIT: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
+
+
+Layout: TypeAlias = "tuple[bool, int, int, tuple[int, ...]]"
+"""Which groups of a match hold what: whether it is a POST; its Content-Length (a GET ends with its head); its Origin,
+or `EMPTY`; and what the event encoder takes, which is body or query, then its headers, `EMPTY` for those not there.
+
+A plain tuple, since it is taken apart for every event."""
+
+_Line: TypeAlias = "tuple[bytes, bytes]"
+"""A line of a layout: its pattern, and the lower-case name of the value in its group, if it has one."""
+
+
+class _Node:
+    """What may follow a line in the trie: other lines, or (`ends`) the end of the head."""
+
+    __slots__ = ("ends", "following")
+
+    def __init__(self) -> None:
+        self.following: dict[_Line, _Node] = {}
+        self.ends = False
+
+
+class Layouts:
+    """The layouts a process knows. `match` and `found` go together: `found[match(data).lastindex]`."""
+
+    __slots__ = ("_known", "_learn_at", "_read", "_root", "found", "match")
+
+    def __init__(self, headers: tuple[bytes, ...]) -> None:
+        self._read = headers
+        self._learn_at = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._root = _Node()
+        self._known = 0
+        self.found: dict[int | None, Layout] = {}
+        self.match = re.compile(b"(?!)").match
+
+    def learn(self, data: bytes, now: float) -> None:
+        """Learn the layout of a read that the parser took for one event, unless it is too early for a lesson."""
+        if now < self._learn_at:
+            return
+        lines = self._lines_of(data)
+        if lines is None:
+            return
+        if self._known >= LAYOUTS_KEPT:
+            self._forget()
+        node = self._root
+        for line in lines:
+            node = node.following.setdefault(line, _Node())
+        if not node.ends:
+            node.ends = True
+            self._known += 1
+            self._learn_at = now + self._known * SECONDS_PER_LAYOUT
+            self._compile()
+
+    def _lines_of(self, data: bytes) -> list[_Line] | None:
+        """Take a layout from a head; None when it is not worth one, or asks for more than a plain request."""
+        first, *headers = data[: max(0, data.find(b"\r\n\r\n", 0, HEAD_KEPT))].split(b"\r\n")
+        post = first.startswith(b"POST")
+        if not re.fullmatch(_POST if post else _GET, first + b"\r\n"):
+            return None
+        lines = [(_POST, b"") if post else (_GET, _QUERY)]
+        names: list[bytes] = []
+        for header in headers:
+            spelling, _, value = header.partition(b":")
+            name = spelling.lower()
+            line = self._line(spelling, name, value)
+            if name in _UNFIT or line is None:
+                return None
+            if name in (_HOST, _CONNECTION) or line[1]:
+                names.append(name)
+            lines.append(line)
+        framed = _HOST in names and (_LENGTH in names) is post
+        return lines if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
+
+    def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
+        """Return the pattern of a header's line; a value that is read stands behind one space.
+
+        The parser leaves out all space before a value, and none behind it.
+        """
+        start = re.escape(spelling) + b":"
+        if name == _CONNECTION:
+            # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
+            return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None
+        if name == _LENGTH:
+            return start + rb" ([0-9]{1,9})\r\n", name
+        if name == _ORIGIN or name in self._read:
+            return (start + rb" ([^ \t\r\n].*)\r\n", name) if re.match(rb" [^ \t]", value) else None
+        return start + rb".*+\n", b""
+
+    def _compile(self) -> None:
+        self.found = {}
+        parts = [b"()"]
+        self._write(self._root, parts, {}, EMPTY)
+        self.match = re.compile(b"".join(parts)).match
+
+    def _write(self, node: _Node, parts: list[bytes], groups: dict[bytes, int], count: int) -> int:
+        """Write what follows a line, with `groups` before it; return the number of groups there are then."""
+        branches: list[tuple[_Line, _Node | None]] = [*node.following.items()]
+        if node.ends:
+            branches.append(((_END_OF_GET, b"") if _QUERY in groups else (_END_OF_POST, b""), None))
+        parts.append(b"(?:" if len(branches) > 1 else b"")
+        for number, ((pattern, name), follower) in enumerate(branches):
+            parts += (b"|" if number else b"", pattern)
+            if follower is not None:
+                count += bool(name)
+                count = self._write(follower, parts, groups | {name: count} if name else groups, count)
+            else:
+                count += 1
+                self.found[count] = self._layout(groups, count)
+        parts.append(b")" if len(branches) > 1 else b"")
+        return count
+
+    def _layout(self, groups: dict[bytes, int], last: int) -> Layout:
+        post = _QUERY not in groups
+        fields = (last if post else groups[_QUERY], *(groups.get(name, EMPTY) for name in self._read))
+        return post, groups.get(_LENGTH, EMPTY), groups.get(_ORIGIN, EMPTY), fields

@@ -1,0 +1,338 @@
+"""The short way says what the parser says: whatever comes whole in a known layout ends as it would without one."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ingest.protocol import Connection, Layouts
+from ingest.protocol.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, SECONDS_PER_LAYOUT
+from tests.wire.fakes_wire import Client, Wire, chunked, post, request
+
+HEADERS = (b"user-agent", b"cookie", b"x-forwarded-for", b"cloudfront-viewer-address")
+LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
+JSON = {"BODY_FORMAT": "json"}
+AGENT = "User-Agent: agent"
+PROXY = ("10.0.0.1", 1)
+
+
+def pixel(*headers: str, query: str = "a=b") -> bytes:
+    return request("GET", f"/collect?{query}", *headers)
+
+
+def knows(layouts: Layouts, data: bytes) -> bool:
+    return layouts.match(data) is not None
+
+
+def taught(*lessons: bytes, **settings: str) -> Wire:
+    """Return a wire that has met these requests, each in a second of its own."""
+    wire = Wire(settings, peer=PROXY)
+    for lesson in lessons:
+        wire.loop.now += LAYOUTS_KEPT * SECONDS_PER_LAYOUT
+        wire.connect().send(lesson)
+    wire.lines.clear()
+    return wire
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the reads that went the long way."""
+    reads: list[bytes] = []
+    feed = Connection.feed
+
+    def record(self: Connection, data: bytes) -> None:
+        reads.append(data)
+        feed(self, data)
+
+    monkeypatch.setattr(Connection, "feed", record)
+    return reads
+
+
+# What is taken, and what becomes of it.
+
+
+@pytest.mark.parametrize(
+    ("lesson", "data", "record"),
+    [
+        (post(b"1"), post(b"22"), {"body": "22", "user_agent": "", "cookie": "", "ip": "10.0.0.1"}),
+        (post(b"1"), post(b""), {"body": ""}),
+        (post(b"1", AGENT), post("가".encode(), "User-Agent: other"), {"body": "가", "user_agent": "other"}),
+        (post(b"1", "cookie: a=1", AGENT), post(b"2", "cookie: b=2; c", AGENT), {"cookie": "b=2; c"}),
+        (post(b"1", "X-Forwarded-For: 1.1.1.1"), post(b"", "X-Forwarded-For: 2.2.2.2, 10.1.1.1"), {"ip": "2.2.2.2"}),
+        (post(b"1", "X-Forwarded-For: 1.1.1.1"), post(b"", "X-Forwarded-For: 2001:db8::1"), {"ip": "2001:db8::1"}),
+        (post(b"1", "Accept: a", "Accept: b"), post(b"2", "Accept:", "Accept: \t c"), {"body": "2"}),
+        (post(b"1", "connection: Keep-Alive"), post(b"2", "connection: Keep-Alive"), {"body": "2"}),
+        (post(b"1", "Origin: https://a"), post(b"2", "Origin: https://b"), {"body": "2"}),
+        (pixel(AGENT), pixel(AGENT, query="q=%20?&/"), {"body": "q=%20?&/", "user_agent": "agent"}),
+        (pixel(), pixel(query=""), {"body": ""}),
+    ],
+)
+def test_a_whole_event_in_a_known_layout_goes_the_short_way(fed, lesson, data, record):
+    wire = taught(lesson)
+    fed.clear()
+    client = wire.connect().send(data, data)
+    assert fed == []
+    assert client.statuses == [200, 200]
+    assert len(wire.records) == 2
+    assert record.items() <= wire.records[1].items()
+    assert wire.records[0] == wire.records[1]
+    assert wire.metrics.requests == 3
+
+
+def test_the_answer_is_the_one_of_its_kind_and_origin(fed):
+    wire = taught(post(b"1", "Origin: https://a"), pixel())
+    fed.clear()
+    posted, shown = wire.connect().send(post(b"1", "Origin: https://b"), pixel()).answers()
+    assert fed == []
+    assert posted.headers["Access-Control-Allow-Origin"] == "https://b"
+    assert posted.body == b""
+    assert shown.headers["Content-Type"] == "image/gif"
+    assert "Access-Control-Allow-Origin" not in shown.headers
+
+
+def test_an_event_taken_the_short_way_moves_the_idle_deadline():
+    wire = taught(post(b"1"))
+    client = wire.connect()
+    wire.pass_time(60)
+    client.send(post(b"2"))
+    wire.pass_time(60)
+    assert not client.closed
+    wire.pass_time(6)
+    assert client.closed
+
+
+@pytest.mark.parametrize(
+    ("lesson", "data", "variables", "statuses"),
+    [
+        (post(b"1"), post(b"x" * 301), LIMITS, [413]),
+        (pixel(), pixel(query="x" * 301), LIMITS, [413]),
+        (post(b"1", "A: 1"), post(b"2", "A: " + "x" * 1200), LIMITS, [431]),
+        (post(b"1", "A: 1"), post(b"2", "A: \x01"), {}, [400]),
+        (post(b"1", "A: 1"), post(b"2", "A: b\rc"), {}, [400]),
+        (post(b"1", "A: 1"), post(b"2", "A: b\nc"), {}, [400]),
+        (post(b"1", "A: 1"), post(b"2", "A: b\r\n c"), {}, [400]),
+        (post(b"1"), post(b"2").replace(b"Length: 1", b"Length: 1_0") + b"x" * 9, {}, [400]),
+        (post(b"1"), post(b"2").replace(b"Length: 1", b"Length: " + b"9" * 5000), {}, [400]),
+        (post(b"1"), post(b"2") + b"GARBAGE\r\n\r\n", {}, [200, 400]),
+        (post(b"1"), post(b"2") + post(b"3"), {}, [200, 200]),
+        (pixel(), pixel() + pixel(), {}, [200, 200]),
+        (pixel(), b"GET /collect?a\r\nHost: x HTTP/1.1\r\n\r\n", {}, [200]),
+        (post(b"1"), post(b"{"), JSON, [400]),
+        (post(b"1"), post(b"2") + b"\r\n", {}, [200]),
+    ],
+)
+def test_what_only_looks_like_a_whole_event_is_left_to_the_parser(lesson, data, variables, statuses):
+    wire = taught(lesson, **variables)
+    assert wire.connect().send(data).statuses == statuses
+    assert wire.loop.failures == []
+    assert wire.connect().send(lesson).statuses == [200]
+
+
+def test_the_last_answer_of_a_drain_says_so_in_a_known_layout_too():
+    wire = taught(post(b"1"))
+    client = wire.connect()
+    client.transport.receive(post(b"2")[:10])
+    wire.loop.settle()
+    wire.tick.drain()
+    client.send(post(b"2")[10:])
+    (answer,) = client.answers()
+    assert answer.headers["Connection"] == "close"
+    late = wire.connect()
+    (answer,) = late.send(post(b"3")).answers()
+    assert answer.headers["Connection"] == "close"
+
+
+def test_a_read_that_begins_inside_a_request_is_never_taken_for_another(fed):
+    wire = taught(post(b"1"))
+    inner = post(b"smuggled")
+    client = wire.connect().send(request("POST", "/collect", f"Content-Length: {len(inner)}"), inner, post(b"2"))
+    assert client.statuses == [200, 200]
+    assert wire.events == [inner.decode(), "2"]
+
+
+def test_answers_keep_their_order_when_ways_alternate():
+    wire = taught(post(b"1"), pixel())
+    split = request("POST", "/collect", "Transfer-Encoding: chunked")
+    client = wire.connect()
+    for piece in (pixel(), split, chunked(b"2"), post(b"3"), request("GET", "/health"), pixel()):
+        client.transport.receive(piece)
+    wire.loop.settle()
+    bodies = [answer.body[:3] for answer in client.answers()]
+    assert bodies == [b"GIF", b"", b"", b"ok\n", b"GIF"]
+    assert wire.events == ["a=b", "2", "3", "a=b"]
+
+
+# What is learned.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(b"1", "Transfer-Encoding: identity"),
+        post(b"1", "Expect: 100-continue"),
+        post(b"1", "Upgrade: h2c"),
+        post(b"1", "Connection: close"),
+        post(b"1", "Connection: keep-alive, Upgrade"),
+        post(b"1", "Proxy-Connection: close"),
+        post(b"1", "Proxy-Connection: keep-alive"),
+        post(b"1", AGENT, "user-agent: other"),
+        post(b"1", "Cookie: a=1", "Cookie: b=2"),
+        post(b"1", "X-Forwarded-For: 1.1.1.1", "x-forwarded-for: 2.2.2.2"),
+        post(b"1", "Origin: https://a", "Origin: https://b"),
+        post(b"1", "User-Agent:agent"),
+        post(b"1", "User-Agent:  agent"),
+        post(b"1", "User-Agent: "),
+        post(b"1", version="1.0"),
+        post(b"1", target="/collect?a"),
+        post(b"1", target="http://c.example/collect"),
+        post(b"1", *(f"A{number}: b" for number in range(LINES_KEPT))),
+        post(b"1", "A: " + "b" * HEAD_KEPT),
+        pixel("Content-Length: 0"),
+        request("POST", "/collect"),
+        request("GET", "/collect"),
+        request("GET", "/health"),
+        b"\r\n" + post(b"1"),
+    ],
+)
+def test_a_request_that_leaves_the_plain_path_is_not_learned(data):
+    wire = taught(data)
+    assert not knows(wire.layouts, data)
+    assert wire.layouts.found == {}
+
+
+def test_each_of_many_layouts_is_found():
+    lines = ["User-Agent: a", "Cookie: b", "X-Forwarded-For: 9.9.9.9", "Accept: c"]
+    orders = [post(b"1", *order) for order in permutations(lines)] + [pixel(*order) for order in permutations(lines, 2)]
+    layouts = Layouts(HEADERS)
+    for number, data in enumerate(orders[:LAYOUTS_KEPT]):
+        layouts.learn(data, number * 1000)
+    assert len(layouts.found) == LAYOUTS_KEPT
+    for data in orders[:LAYOUTS_KEPT]:
+        match = layouts.match(data)
+        assert match is not None
+        _, _, _, where = layouts.found[match.lastindex]
+        values = dict(zip((b"body", *HEADERS), match.group(*where), strict=True))
+        expected = {b"body": b"1" if b"POST" in data else b"a=b"}
+        for line in lines:
+            name, value = line.encode().split(b": ")
+            if name.lower() in HEADERS:
+                expected[name.lower()] = value if line.encode() in data else b""
+        assert expected.items() <= values.items()
+
+
+def test_no_more_than_so_many_layouts_are_kept_and_the_frequent_come_back():
+    layouts = Layouts(HEADERS)
+    for number in range(LAYOUTS_KEPT + 1):
+        layouts.learn(post(b"1", f"A{number}: b"), number * 1000)
+        assert len(layouts.found) <= LAYOUTS_KEPT
+    assert not knows(layouts, post(b"1", "A0: b"))
+    layouts.learn(post(b"1", "A0: b"), 1e9)
+    assert knows(layouts, post(b"1", "A0: b"))
+    assert knows(layouts, post(b"1", f"A{LAYOUTS_KEPT}: b"))
+
+
+def test_a_flood_of_new_layouts_is_not_compiled_one_by_one():
+    layouts = Layouts(HEADERS)
+    compiled = set()
+    for number in range(10_000):
+        layouts.learn(post(b"1", f"A{number}: b"), number / 10_000)
+        compiled.add(layouts.match)
+    assert len(compiled) < 10
+
+
+def test_a_layout_seen_again_costs_no_lesson():
+    layouts = Layouts(HEADERS)
+    layouts.learn(post(b"1"), 0)
+    known = layouts.match
+    layouts.learn(post(b"2"), 1000)
+    assert layouts.match is known
+    layouts.learn(pixel(), 1000)
+    assert knows(layouts, pixel())
+
+
+# Against the parser alone.
+
+
+class NoLayouts(Layouts):
+    def learn(self, data: bytes, now: float) -> None:
+        pass
+
+
+lines = st.lists(
+    st.sampled_from(
+        [
+            AGENT,
+            "user-agent: other",
+            "Cookie: a=1",
+            "Origin: https://a.example",
+            "X-Forwarded-For: 203.0.113.7",
+            "CloudFront-Viewer-Address: 203.0.113.8:99",
+            "Accept: */*",
+            "Connection: keep-alive",
+            "Connection: close",
+            "Expect: 100-continue",
+            "Transfer-Encoding: chunked",
+            "Upgrade: h2c",
+            "X-Empty:",
+        ]
+    ),
+    max_size=5,
+)
+bodies = st.sampled_from([b"", b"1", b'{"a":1}', b"\xff\r\n\r\n", b"x" * 300])
+events = st.one_of(
+    st.builds(lambda body, head: post(body, *head), bodies, lines),
+    st.builds(
+        lambda body, head: request("POST", "/collect", f"Content-Length: {len(body)}", *head) + body, bodies, lines
+    ),
+    st.builds(lambda head: pixel(*head), lines),
+)
+
+
+@st.composite
+def lesson_and_variation(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    lesson = draw(events)
+    data = bytearray(lesson)
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(data) - 1))
+        kind = draw(st.sampled_from(["replace", "insert", "delete"]))
+        byte = draw(st.sampled_from(b"\r\n :;,?#019aA\t\x00\x01\x7f\x80\xff"))
+        if kind == "replace":
+            data[at] = byte
+        elif kind == "insert":
+            data.insert(at, byte)
+        elif len(data) > 1:
+            del data[at]
+    return lesson, bytes(data)
+
+
+def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
+    before = {name: getattr(wire.metrics, name) for name in wire.metrics.__slots__ if "requests" in name}
+    held = wire.tick.held
+    client: Client = wire.connect()
+    for data in reads:
+        client.transport.receive(data)
+        wire.loop.settle()
+    assert wire.loop.failures == []
+    state, deadline = client.connection.state, client.connection.deadline - wire.loop.now
+    client.end()
+    metrics = {name: getattr(wire.metrics, name) - count for name, count in before.items()}
+    return wire.records, bytes(client.transport.sent), state, deadline, metrics, wire.tick.held - held, client.closed
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    pairs=st.lists(lesson_and_variation(), min_size=1, max_size=4),
+    variables=st.sampled_from([{}, LIMITS, JSON, {"CORS_ORIGINS": "https://b.example"}]),
+)
+@example(pairs=[(post(b"1", "A: 1"), post(b"1", "A:\x00"))], variables={})
+@example(pairs=[(pixel(), b"GET /collect?a\r\nHost: x HTTP/1.1\r\n\r\n")], variables={})
+def test_a_known_layout_changes_nothing_but_the_cost(pairs, variables):
+    known = taught(*(lesson for lesson, _ in pairs), **variables)
+    unknown = Wire(variables, peer=PROXY)
+    unknown.loop.now = known.loop.now
+    unknown.layouts = NoLayouts(HEADERS)
+    reads = [data for _, data in pairs]
+    assert outcome(known, reads) == outcome(unknown, reads)
