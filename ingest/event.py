@@ -85,7 +85,7 @@ class EventEncoder:
                 if _COMMA not in value and _COLON not in value:
                     # An IPv4 address alone, nearly always: to every reader it means itself.
                     try:
-                        text = value.decode("latin-1")
+                        text = value.decode()
                         inet_pton(AF_INET, text)
                     except (OSError, ValueError):
                         pass

@@ -41,9 +41,9 @@ _LENGTH: Final = b"content-length"
 _UNFIT: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 
 
-Layout: TypeAlias = "tuple[bool, int, int, tuple[int, ...]]"
-"""Which groups of a match hold what: whether it is a POST; its Content-Length (a GET ends with its head); its Origin,
-or `EMPTY`; and what the event encoder takes, which is body or query, then its headers, `EMPTY` for those not there.
+Layout: TypeAlias = "tuple[bool, int, tuple[int, ...]]"
+"""Which groups of a match hold what: whether it is a POST; its Origin, or `EMPTY`; and then what the event encoder
+takes (body or query, then its headers, `EMPTY` for those not there), with the Content-Length of a POST behind it.
 
 A plain tuple, since it is taken apart for every event."""
 
@@ -64,10 +64,11 @@ class _Node:
 class Layouts:
     """The layouts a process knows. `match` and `found` go together: `found[match(data).lastindex]`."""
 
-    __slots__ = ("_known", "_learn_at", "_read", "_root", "found", "match")
+    __slots__ = ("_headers", "_heeded", "_known", "_learn_at", "_root", "found", "match")
 
     def __init__(self, headers: tuple[bytes, ...]) -> None:
-        self._read = headers
+        self._headers = headers
+        self._heeded = frozenset({*headers, _HOST, _ORIGIN, _CONNECTION, _LENGTH, *_UNFIT})
         self._learn_at = 0.0
         self._forget()
 
@@ -116,19 +117,29 @@ class Layouts:
         return lines if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
 
     def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
-        """Return the pattern of a header's line; a value that is read stands behind one space.
-
-        The parser leaves out all space before a value, and none behind it.
-        """
+        """Return the pattern of a header's line, and the name of the value in it if that is read."""
         start = re.escape(spelling) + b":"
         if name == _CONNECTION:
             # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
             return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None
         if name == _LENGTH:
             return start + rb" ([0-9]{1,9})\r\n", name
-        if name == _ORIGIN or name in self._read:
+        if name == _HOST:
+            return start + rb".*+\n", b""
+        if name in self._heeded:
+            # One space: the parser leaves out all there is before a value, and none of what is behind it.
             return (start + rb" ([^ \t\r\n].*)\r\n", name) if re.match(rb" [^ \t]", value) else None
-        return start + rb".*+\n", b""
+        return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b""
+
+    def _shortest(self, start: bytes) -> bytes:
+        """Return as much of a line's start as tells that it is no header that is heeded.
+
+        So what nobody reads may come in any order, and be anything, as long as it begins alike.
+        """
+        length = 1
+        while any(name.startswith(start[:length].lower()) for name in self._heeded):
+            length += 1
+        return start[:length]
 
     def _compile(self) -> None:
         self.found = {}
@@ -155,5 +166,6 @@ class Layouts:
 
     def _layout(self, groups: dict[bytes, int], last: int) -> Layout:
         post = _QUERY not in groups
-        fields = (last if post else groups[_QUERY], *(groups.get(name, EMPTY) for name in self._read))
-        return post, groups.get(_LENGTH, EMPTY), groups.get(_ORIGIN, EMPTY), fields
+        body = last if post else groups[_QUERY]
+        where = (body, *(groups.get(name, EMPTY) for name in (*self._headers, _LENGTH)))
+        return post, groups.get(_ORIGIN, EMPTY), where

@@ -291,10 +291,10 @@ class RequestReader:
         match = layouts.match(data)
         if match is None or self._phase is not _IDLE or self._slow or tick.draining or len(data) > self._slice:
             return False
-        post, length, origin, where = layouts.found[match.lastindex]
+        post, origin, where = layouts.found[match.lastindex]
         fields = match.group(*where)
         size = len(fields[0])
-        if size > self._body_limit or (post and size != int(match[length])):
+        if size > self._body_limit or (post and size != int(fields[-1])):
             return False
         try:
             self._check(data)
