@@ -43,7 +43,7 @@ repeated lines joined, empty where there is none."""
 class EventEncoder:
     """Encodes events for every connection of the process."""
 
-    __slots__ = ("_address_readers", "_trusted", "encode_body", "headers")
+    __slots__ = ("_absent", "_address_readers", "_trusted", "encode_body", "headers")
 
     def __init__(self, settings: Settings) -> None:
         names = tuple(name.lower().encode("ascii") for name in settings.client_ip_headers)
@@ -53,6 +53,7 @@ class EventEncoder:
         )
         """Return the line of an event with a body, as BODY_FORMAT wants it; None when the body is not what it wants."""
         self.headers: tuple[bytes, ...] = tuple(dict.fromkeys((USER_AGENT, COOKIE, *names)))
+        self._absent = (b"",) * len(self.headers)
         self._address_readers: tuple[tuple[int, Callable[[Raw], str | None]], ...] = tuple(
             (
                 1 + self.headers.index(name),
@@ -63,7 +64,7 @@ class EventEncoder:
 
     def fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
         """Return the fields of a request whose head is a mapping of lower-case header names to values."""
-        return [body, *(head.get(name, b"") for name in self.headers)]
+        return [body, *map(head.get, self.headers, self._absent)]
 
     def encode(self, seconds: int, peer: Peer, fields: Fields) -> bytes:
         """Return the line of an event accepted at `seconds` (UTC epoch); the body, or query, becomes text."""

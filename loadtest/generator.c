@@ -10,6 +10,7 @@
  *   fresh-ip   a client address never seen before for every event      split      head and body in separate segments
  *   pipelined  DEPTH requests in one segment                           origin     an Origin header in place of a trace id (CORS)
  *   warm       one and the same request, over and over: what the rotation is there to avoid, for comparison
+ *   mixed      24 different sets and orders of headers, in turn, as many kinds of browsers behind one load balancer send them
  * It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
  * (near 1: the generator was the bottleneck, the figure is void) and the largest delay that was its own: an event due, a connection free, and not yet sent.
  *
@@ -66,7 +67,7 @@ struct request { char *text; int size, head_size, address_offset; };
 static struct request *requests;
 static int rotation = 2000, body_size = 350, port = 8080, connection_count = 32;
 static const char *host = "127.0.0.1", *path = "/collect";
-static bool fresh_ip, split, pipelined, origin, warm;
+static bool fresh_ip, split, pipelined, origin, warm, mixed;
 static uint64_t random_state = 0x9E3779B97F4A7C15u;
 
 static void die(const char *format, ...) {
@@ -102,16 +103,22 @@ static void build_request(struct request *r, int number) {
     if (size + 2 <= (int)sizeof body) memcpy(body + size, "\"}", 2), size += 2;
     if (origin) snprintf(extra, sizeof extra, "Origin: https://shop.example.com");
     else snprintf(extra, sizeof extra, "X-Amzn-Trace-Id: Root=1-67891233-%08x%08x%08x", draw(1u << 31), draw(1u << 31), draw(1u << 31));
+    char forwarded[128], agent[192], cookie[128], referer[96];
+    snprintf(forwarded, sizeof forwarded, "X-Forwarded-For: 000.000.000.000\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 443\r\n");
+    snprintf(agent, sizeof agent, "User-Agent: Mozilla/5.0 (%s) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/%u.0.%u.%u Safari/537.36\r\n",
+        systems[draw(6)], 90 + draw(55), draw(7000), draw(200));
+    snprintf(referer, sizeof referer, "Referer: https://shop.example.com/products/%u\r\n", draw(1000000));
+    snprintf(cookie, sizeof cookie, "Cookie: _ga=GA1.2.%u.%u; session=%08x%08x; consent=all; cart=%u\r\n",
+        draw(1u << 31), draw(1u << 31), draw(1u << 31), draw(1u << 31), draw(100));
+    static const char *kind = "Content-Type: text/plain;charset=UTF-8\r\nAccept: */*\r\n",
+                      *accepted = "Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: ko-KR,ko;q=0.9,en-US;q=0.8\r\n";
+    int layout = mixed ? number % 24 : 0;
+    bool late_address = layout & 1, early_cookie = layout & 2, no_referer = layout & 4;
+    const char *hints[] = {"", "Sec-CH-UA-Mobile: ?0\r\nSec-Fetch-Mode: no-cors\r\n", "DNT: 1\r\nPriority: u=4\r\n"};
     r->text = malloc(size + 2048);
-    r->head_size = sprintf(r->text,
-        "POST %s HTTP/1.1\r\nX-Forwarded-For: 000.000.000.000\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 443\r\nHost: collect.example.com\r\n"
-        "%s\r\nContent-Length: %d\r\n"
-        "User-Agent: Mozilla/5.0 (%s) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/%u.0.%u.%u Safari/537.36\r\n"
-        "Content-Type: text/plain;charset=UTF-8\r\nAccept: */*\r\nReferer: https://shop.example.com/products/%u\r\n"
-        "Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: ko-KR,ko;q=0.9,en-US;q=0.8\r\n"
-        "Cookie: _ga=GA1.2.%u.%u; session=%08x%08x; consent=all; cart=%u\r\n\r\n",
-        path, extra, size, systems[draw(6)], 90 + draw(55), draw(7000), draw(200), draw(1000000), draw(1u << 31), draw(1u << 31),
-        draw(1u << 31), draw(1u << 31), draw(100));
+    r->head_size = sprintf(r->text, "POST %s HTTP/1.1\r\n%sHost: collect.example.com\r\n%s\r\nContent-Length: %d\r\n%s%s%s%s%s%s%s%s\r\n", path,
+        late_address ? "" : forwarded, extra, size, early_cookie ? cookie : "", agent, kind, no_referer ? "" : referer, accepted,
+        hints[layout / 8], early_cookie ? "" : cookie, late_address ? forwarded : "");
     r->address_offset = (int)(strstr(r->text, "000.000") - r->text);
     write_address(r->text + r->address_offset, 29000000u - (unsigned)number);
     memcpy(r->text + r->head_size, body, size);
@@ -317,8 +324,9 @@ int main(int count, char **words) {
         case 'u': path = optarg; break;
         case 'v':
             fresh_ip = !strcmp(optarg, "fresh-ip"), split = !strcmp(optarg, "split"), pipelined = !strcmp(optarg, "pipelined");
-            origin = !strcmp(optarg, "origin"), warm = !strcmp(optarg, "warm");
-            if (!(fresh_ip || split || pipelined || origin || warm || !strcmp(optarg, "plain"))) die("--variant: plain, fresh-ip, split, pipelined, origin, warm");
+            origin = !strcmp(optarg, "origin"), warm = !strcmp(optarg, "warm"), mixed = !strcmp(optarg, "mixed");
+            if (!(fresh_ip || split || pipelined || origin || warm || mixed || !strcmp(optarg, "plain")))
+                die("--variant: plain, fresh-ip, split, pipelined, origin, warm, mixed");
             break;
         default: return 2;
         }

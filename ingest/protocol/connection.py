@@ -157,8 +157,10 @@ class Connection(RequestReader, asyncio.Protocol):
             before = len(tick.lines)
             offset = self._feed_parser(data)
             if self._phase is not _IDLE or offset >= 0:
+                self.whole = False
                 self._part_fed(data, before, offset)
             elif len(tick.lines) == before + 1 and tick.lines[before]:
+                self.whole = True
                 self._layouts.learn(data, tick.now)
         else:
             self._feed_by_lines(data)

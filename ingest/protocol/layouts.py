@@ -21,7 +21,7 @@ LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
 """Headers of a layout; a browser behind two proxies sends about 25."""
 HEAD_KEPT: Final = 4096
-SECONDS_PER_LAYOUT: Final = 0.1
+SECONDS_PER_LAYOUT: Final = 0.02
 """How long to learn nothing after a lesson, for each layout known: the more there are, the longer the next takes."""
 
 EMPTY: Final = 1

@@ -134,6 +134,7 @@ class RequestReader:
         "_two_hosts",
         "_url",
         "deadline",
+        "whole",
     )
 
     if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class RequestReader:
         self._body_limit_digits = len(str(tick.limits.body))
         self._parser = new_parser(self)
         self._check: Callable[[bytes], None] = self._first_check
+        self.whole = True
+        """Whether the last event came in one read: who sends head and body apart will do so again."""
         self._peer: Peer
 
         # Where the byte stream stands.
@@ -288,8 +291,10 @@ class RequestReader:
         """
         tick = self._tick
         layouts = self._layouts
+        if self._phase is not _IDLE or self._slow or tick.draining or len(data) > self._slice:
+            return False
         match = layouts.match(data)
-        if match is None or self._phase is not _IDLE or self._slow or tick.draining or len(data) > self._slice:
+        if match is None:
             return False
         post, origin, where = layouts.found[match.lastindex]
         fields = match.group(*where)

@@ -159,7 +159,7 @@ class Tick:
         self.read_clocks()
         for connection, data in reads:
             try:
-                if not connection.take_whole(data):
+                if not connection.whole or not connection.take_whole(data):
                     connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 connection.abort()

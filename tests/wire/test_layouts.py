@@ -162,6 +162,16 @@ def test_a_read_that_begins_inside_a_request_is_never_taken_for_another():
     assert wire.events == [inner.decode(), "2"]
 
 
+def test_who_sends_head_and_body_apart_is_not_asked_for_a_whole_event_until_one_came(fed):
+    wire = taught(post(b"1"))
+    data = post(b"2")
+    head, body = data[:-1], data[-1:]
+    client = wire.connect().send(head, body, head, body, data, data)
+    assert fed[1:] == [head, body, head, body, data]
+    assert wire.events == ["2"] * 4
+    assert client.statuses == [200] * 4
+
+
 def test_answers_keep_their_order_when_ways_alternate():
     wire = taught(post(b"1"), pixel())
     split = request("POST", "/collect", "Transfer-Encoding: chunked")
@@ -249,7 +259,7 @@ def test_a_flood_of_new_layouts_is_not_compiled_one_by_one():
     for number in range(10_000):
         layouts.learn(layout(number), number / 10_000)
         compiled.add(layouts.match)
-    assert len(compiled) < 10
+    assert len(compiled) <= 10  # 1 + 2 + ... + 10 of SECONDS_PER_LAYOUT are more than this second
 
 
 def test_a_layout_seen_again_costs_no_lesson():
