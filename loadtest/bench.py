@@ -37,7 +37,8 @@ from limits import NoLimitError, open_limit
 from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, Running
 
 P99_BUDGET_US = 110_000
-VARIANTS = ["fresh-ip", "split", "pipelined", "origin", "warm"]
+VARIANTS = ["fresh-ip", "split", "pipelined", "origin", "mixed", "warm"]
+LEARNING_SECONDS = 8  # in which the collector meets every layout of the mixed load
 BUSY_GENERATOR = 0.85
 
 
@@ -154,7 +155,7 @@ class Bench:
                 self.start(JOURNAL, share=0.5) as journal,
             ):
                 for one in (floor, journal):
-                    self.load(one, 0.3, variant=variant)
+                    self.load(one, LEARNING_SECONDS if variant == "mixed" and one is journal else 0.3, variant=variant)
                 pairs = [
                     [self.load(one, self.plan.seconds, variant=variant) for one in (floor, journal)]
                     for _ in range(rounds)

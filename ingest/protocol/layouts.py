@@ -87,6 +87,7 @@ class Layouts:
             return
         if self._known >= LAYOUTS_KEPT:
             self._forget()
+            re.purge()  # it keeps every pattern that was compiled, up to 512 of these
         node = self._root
         for line in lines:
             node = node.following.setdefault(line, _Node())

@@ -1,0 +1,179 @@
+"""Micro-benchmarks of the hot path without a socket: a turn of the loop in which 20 connections send an event each.
+
+What it takes from the reads to the lines, and to the answers handed to transports; the journal, gzip and the kernel
+are not in it. `short` is the way of a known layout, `long` that of the parser's callbacks, `split` a head and its body
+apart.
+"""
+
+import random
+import re
+import time
+
+import pytest
+
+from ingest.config import load
+from ingest.event import EventEncoder
+from ingest.metrics import Metrics
+from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
+
+CONNECTIONS = 20
+TURNS = 100
+HEADERS = {"X-Forwarded-Proto": "https", "X-Forwarded-Port": "443", "Host": "collect.example.com"}
+MORE = {
+    "Content-Type": "text/plain",
+    "Accept": "*/*",
+    "Accept-Encoding": "gzip, br",
+    "Accept-Language": "ko-KR,ko;q=0.9",
+}
+
+
+def event(draw):
+    body = f'{{"id":"{draw.getrandbits(64):016x}","event":"page_view","note":"{draw.getrandbits(1100):0280x}"}}'
+    headers = {
+        "X-Forwarded-For": f"{draw.randint(11, 99)}.{draw.randint(0, 255)}.{draw.randint(0, 255)}.7",
+        **HEADERS,
+        "X-Amzn-Trace-Id": f"Root=1-67891233-{draw.getrandbits(96):024x}",
+        "Content-Length": str(len(body)),
+        "User-Agent": f"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/{draw.randint(90, 150)}.0.0.0",
+        **MORE,
+        "Referer": f"https://shop.example.com/products/{draw.getrandbits(20)}",
+        "Cookie": f"_ga=GA1.2.{draw.getrandbits(31)}; session={draw.getrandbits(64):016x}; consent=all",
+    }
+    head = "POST /collect HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    return head.encode(), body.encode()
+
+
+DRAW = random.Random(4)
+EVENTS = [event(DRAW) for _ in range(CONNECTIONS * TURNS)]
+
+
+class Transport:
+    """Takes answers and leaves them."""
+
+    def write(self, data):
+        pass
+
+    def set_write_buffer_limits(self, high):
+        pass
+
+    def get_extra_info(self, _name):
+        return "127.0.0.1", 40000
+
+
+class Loop:
+    def call_soon(self, _call):
+        pass
+
+    def time(self):
+        return time.monotonic()
+
+
+class Unlearning(Layouts):
+    def learn(self, data, now):
+        pass
+
+
+class Turns:
+    """Everything between the transport and the batch."""
+
+    def __init__(self, layouts):
+        settings = load({})
+        encoder = EventEncoder(settings)
+        self.lines = 0
+        self.tick = Tick(
+            Loop(),
+            ConnectionLimits.of(settings),
+            encoder,
+            AnswerBook(settings.cors_origins),
+            Pages(ready=lambda: True, metrics=lambda: ("", b"")),
+            Metrics(),
+            self.commit,
+            lambda _unfinished: False,
+            buffered=lambda: 0,
+            max_connections=CONNECTIONS,
+        )
+        names, known = HeaderNames(encoder.headers), layouts(encoder.headers)
+        self.connections = [Connection(self.tick, names, known) for _ in range(CONNECTIONS)]
+        for connection in self.connections:
+            connection.connection_made(Transport())
+
+    def commit(self, lines, events, _seconds, entries):
+        self.lines += events
+        b"".join(lines)
+        self.tick.settle(entries, committed=True)
+
+    def run(self, reads):
+        """Take reads in turns of one for each connection."""
+        tick = self.tick
+        for at in range(0, len(reads), CONNECTIONS):
+            for connection, data in zip(self.connections, reads[at : at + CONNECTIONS], strict=True):
+                connection.data_received(data)
+            tick.run()
+
+
+WHOLE = [head + body for head, body in EVENTS]
+APART = [
+    piece
+    for at in range(0, len(EVENTS), CONNECTIONS)
+    for half in zip(*EVENTS[at : at + CONNECTIONS], strict=True)
+    for piece in half
+]
+
+
+@pytest.mark.parametrize(
+    ("layouts", "reads"),
+    [pytest.param(Layouts, WHOLE, id="short"), (Unlearning, WHOLE), (Layouts, APART)],
+    ids=[None, "long", "split"],
+)
+def bench_turns(benchmark, layouts, reads):
+    turns = Turns(layouts)
+    benchmark(turns.run, reads)
+    rounds = len(benchmark.stats.stats.data)
+    assert turns.lines >= rounds * len(EVENTS)
+    benchmark.extra_info["microseconds_an_event"] = round(benchmark.stats.stats.median / len(EVENTS) * 1e6, 3)
+
+
+def shuffled(count):
+    """Return events in as many layouts, all headers in any order: no traffic is as varied."""
+    orders = random.Random(4)
+    events = []
+    for head, body in EVENTS[:count]:
+        first, *lines = head.split(b"\r\n")[:-2]
+        orders.shuffle(lines)
+        events.append(b"\r\n".join([first, *lines, b"", body]))
+    return events
+
+
+def pupil(events):
+    layouts = Layouts(EventEncoder(load({})).headers)
+    for number, data in enumerate(events):
+        layouts.learn(data, number * 1000)
+    return layouts
+
+
+@pytest.mark.parametrize("known", [1, 8, 32])
+def bench_match(benchmark, known):
+    """Finding the values, with so many layouts known."""
+    events = shuffled(known)
+    layouts = pupil(events)
+
+    def match_all():
+        for data in events:
+            match = layouts.match(data)
+            match.group(*layouts.found[match.lastindex][-1])
+
+    benchmark(match_all)
+    benchmark.extra_info["microseconds_an_event"] = round(benchmark.stats.stats.median / known * 1e6, 3)
+
+
+@pytest.mark.parametrize("known", [1, 8, 31])
+def bench_lesson(benchmark, known):
+    """Learning one layout more."""
+    *before, one_more = shuffled(known + 1)
+
+    def setup():
+        layouts = pupil(before)
+        re.purge()
+        return (layouts,), {}
+
+    benchmark.pedantic(lambda layouts: layouts.learn(one_more, 1e9), setup=setup, rounds=10)
