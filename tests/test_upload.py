@@ -62,6 +62,7 @@ class Journal:
         self.folder = folder
         self.has_segments = has_segments
         self.released = []
+        self.kept = []
         self.waiting = {}
         self.lent = set()
         self.events = self.files = self.bytes = 0
@@ -76,6 +77,7 @@ class Journal:
         if not self.has_segments:
             return False
         self.keep(batch.key, batch.written, batch.events)
+        self.kept.append((batch.key, batch.events))
         return True
 
     def keep(self, name, data, events):
@@ -384,7 +386,8 @@ def test_a_disk_that_fails_leaves_the_batch_to_its_segment(tmp_path, number):
     async def main():
         async with rig.running() as uploader:
             rig.submit(Batch(1, 4))
-            await rig.until(lambda: rig.journal.events == 4)
+            await rig.until(lambda: rig.journal.kept)
+            assert rig.journal.kept == [(key(1, token=OWN), 4)]
             assert uploader.pending_events == 0
             assert rig.journal.released == []
             assert uploader.has_room
@@ -702,8 +705,8 @@ def test_a_file_the_store_never_takes_does_not_stop_the_others(tmp_path, monkeyp
 
     async def main():
         async with rig.running():
-            await rig.until(lambda: rig.metrics.stored == 7)
-            assert files(rig.root) == [key(1)]
+            await rig.until(lambda: files(rig.root) == [key(1)])
+            assert rig.metrics.stored == 7
 
     asyncio.run(main())
 
