@@ -54,7 +54,7 @@ class Plan:
         self.shares = [0.25] if quick else [0.25, 0.5]
         self.held = [FLOOR, JOURNAL] if quick else [FLOOR, JOURNAL, STARLETTE]
         self.search_steps = 4 if quick else 5
-        self.search_seconds = 2.5 if quick else 4.0
+        self.search_seconds = 2.5 if quick else 3.5
         self.confirm_seconds = 10 if quick else 30
         self.confirm_others = 5 if quick else 8
         self.starts = 3 if quick else 5
