@@ -82,8 +82,9 @@ class Layouts:
         """Learn the layout of a read that the parser took for one event, unless it is too early for a lesson."""
         if now < self._learn_at:
             return
+        self._learn_at = now + (self._known + 1) * SECONDS_PER_LAYOUT  # also if nothing comes of it: looking costs too
         lines = self._lines_of(data)
-        if lines is None:
+        if lines is None or self.match(data) is not None:
             return
         if self._known >= LAYOUTS_KEPT:
             self._forget()
@@ -91,11 +92,9 @@ class Layouts:
         node = self._root
         for line in lines:
             node = node.following.setdefault(line, _Node())
-        if not node.ends:
-            node.ends = True
-            self._known += 1
-            self._learn_at = now + self._known * SECONDS_PER_LAYOUT
-            self._compile()
+        node.ends = True
+        self._known += 1
+        self._compile()
 
     def _lines_of(self, data: bytes) -> list[_Line] | None:
         """Take a layout from a head; None when it is not worth one, or asks for more than a plain request."""
@@ -120,6 +119,8 @@ class Layouts:
     def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
         """Return the pattern of a header's line, and the name of the value in it if that is read."""
         start = re.escape(spelling) + b":"
+        if name in (_HOST, _CONNECTION) and name in self._headers:
+            return None
         if name == _CONNECTION:
             # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
             return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None

@@ -317,6 +317,8 @@ class Wire:
         self.clock = float(NOW)
         self.commits: deque[tuple[list[bytes], list[Entry]]] = deque()
         self.most_held = 0
+        self.rests: list[float] = []
+        """How long turns waited for company."""
         self.limit = settings.max_buffer_bytes
         encoder = EventEncoder(settings)
         self.tick = Tick(
@@ -332,6 +334,7 @@ class Wire:
             max_connections=settings.max_connections,
             deferred=self.deferred,
             wall_clock=lambda: self.clock,
+            sleep=self.rests.append,
         )
         self.names = HeaderNames(encoder.headers)
         self.layouts = Layouts(encoder.headers)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ingest.protocol import Connection, Layouts
-from ingest.protocol.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, SECONDS_PER_LAYOUT
+from ingest.protocol.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT
 from tests.wire.fakes_wire import Client, Wire, chunked, post, request
 
 HEADERS = (b"user-agent", b"cookie", b"x-forwarded-for", b"cloudfront-viewer-address")
@@ -36,7 +36,7 @@ def taught(*lessons: bytes, **settings: str) -> Wire:
     """Return a wire that has met these requests, each in a second of its own."""
     wire = Wire(settings, peer=PROXY)
     for lesson in lessons:
-        wire.loop.now += LAYOUTS_KEPT * SECONDS_PER_LAYOUT
+        wire.loop.now += 1
         wire.connect().send(lesson)
     wire.lines.clear()
     return wire
@@ -262,14 +262,39 @@ def test_a_flood_of_new_layouts_is_not_compiled_one_by_one():
     assert len(compiled) <= 10  # 1 + 2 + ... + 10 of SECONDS_PER_LAYOUT are more than this second
 
 
-def test_a_layout_seen_again_costs_no_lesson():
+def test_a_layout_seen_again_is_no_lesson_and_forgets_nothing():
     layouts = Layouts(HEADERS)
-    layouts.learn(post(b"1"), 0)
+    for number in range(LAYOUTS_KEPT):
+        layouts.learn(layout(number), number * 1000)
     known = layouts.match
-    layouts.learn(post(b"2"), 1000)
+    layouts.learn(layout(3), 1e9)
     assert layouts.match is known
-    layouts.learn(pixel(), 1000)
-    assert knows(layouts, pixel())
+    assert len(layouts.found) == LAYOUTS_KEPT
+
+
+def test_a_flood_of_what_cannot_be_learned_is_not_looked_at_one_by_one(monkeypatch):
+    looked_at = []
+    look = Layouts._lines_of
+
+    def record(self: Layouts, data: bytes) -> object:
+        looked_at.append(data)
+        return look(self, data)
+
+    monkeypatch.setattr(Layouts, "_lines_of", record)
+    layouts = Layouts(HEADERS)
+    for number in range(10_000):
+        layouts.learn(post(b"1", "User-Agent: "), number / 10_000)
+    assert 1 < len(looked_at) <= 51
+
+
+@pytest.mark.parametrize("name", ["Host", "Connection", "Origin", "Content-Length", "User-Agent"])
+def test_a_header_that_means_something_else_may_name_the_client_too(name):
+    headers = ("Connection: keep-alive", "Origin: https://a", AGENT)
+    reads = [post(b"1", *headers).replace(b"c.example", b"9.9.9.9")] * 2
+    wire = taught(*reads, **LIMITS | {"CLIENT_IP_HEADERS": f"{name},X-Forwarded-For"})
+    wire.connect().send(*reads)
+    assert wire.records[0]["ip"] == ("9.9.9.9" if name == "Host" else "10.0.0.1")
+    assert wire.records[0] == wire.records[1]
 
 
 # Against the parser alone.
