@@ -48,6 +48,8 @@ class Plan:
     def __init__(self, *, quick, full):
         self.name = "quick" if quick else "full" if full else "standard"
         self.rounds = 3 if quick else 5
+        self.more_rounds = 0 if quick else 4
+        """At saturation, of those that budgets are about."""
         self.seconds = 1.0 if quick else 1.6
         self.ours = [MEMORY, JOURNAL] if quick else [MEMORY, JOURNAL, FSYNC, JOURNAL_S3]
         self.peers = [STARLETTE] if quick else subjects.peers()
@@ -124,9 +126,11 @@ class Bench:
             for load, (rate, who) in loads.items():
                 readings = {subject: [] for subject in who}
                 ratios = {subject: [] for subject in who}
-                for number in range(self.plan.rounds):
-                    say(f"CPU per event, {load}: round {number + 1} of {self.plan.rounds}")
-                    turn = [subject for subject in who if subject is not FLOOR]
+                rounds = self.plan.rounds + (self.plan.more_rounds if load == "saturation" else 0)
+                for number in range(rounds):
+                    say(f"CPU per event, {load}: round {number + 1} of {rounds}")
+                    turn = who if number < self.plan.rounds else [MEMORY, JOURNAL, STARLETTE]
+                    turn = [subject for subject in turn if subject is not FLOOR]
                     turn = turn if number % 2 == 0 else turn[::-1]
                     turn.insert(len(turn) // 2, FLOOR)
                     taken = {}
@@ -180,7 +184,7 @@ class Bench:
         return results
 
     def hold(self, subject, share):
-        """Bisect, then confirm; on the way down by 6 % as long as the confirmation fails."""
+        """Bisect, then confirm; on the way down by 8 % as long as the confirmation fails."""
         with self.start(subject, share=share) as running:
             self.load(running, 1)
             saturation = self.load(running, 3)["achieved_rate"]
@@ -193,13 +197,13 @@ class Bench:
                 low, high = (rate, high) if _is_held(reading) else (low, rate)
             rate, confirmed = low, None
             seconds = self.plan.confirm_seconds if subject.ours else self.plan.confirm_others
-            for _ in range(4):
+            for _ in range(6):
                 reading = self.load(running, seconds, rate=rate)
                 points.append(_point(reading))
                 if _is_held(reading):
                     confirmed = _point(reading)
                     break
-                rate *= 0.94
+                rate *= 0.92
             say(f"{subject.name} at {share} vCPU: held {confirmed and confirmed['rate']}/s for {seconds} s")
             memory = running.limit.resident()
             result = {"saturation": saturation, "held": confirmed, "seconds": seconds, "points": points}
