@@ -33,12 +33,15 @@ _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
 
-_QUERY: Final = b"?"
-_HOST: Final = b"host"
-_ORIGIN: Final = b"origin"
+HOST: Final = b"host"
+ORIGIN: Final = b"origin"
+EXPECT: Final = b"expect"
+UPGRADE: Final = b"upgrade"
+CONTENT_LENGTH: Final = b"content-length"
+TRANSFER_ENCODING: Final = b"transfer-encoding"
 _CONNECTION: Final = b"connection"
-_LENGTH: Final = b"content-length"
-_UNFIT: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
+_QUERY: Final = b"?"
+_UNFIT: Final = frozenset({TRANSFER_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
 
 
 Layout: TypeAlias = "tuple[bool, int, tuple[int, ...]]"
@@ -68,7 +71,7 @@ class Layouts:
 
     def __init__(self, headers: tuple[bytes, ...]) -> None:
         self._headers = headers
-        self._heeded = frozenset({*headers, _HOST, _ORIGIN, _CONNECTION, _LENGTH, *_UNFIT})
+        self._heeded = frozenset({*headers, HOST, ORIGIN, _CONNECTION, CONTENT_LENGTH, *_UNFIT})
         self._learn_at = 0.0
         self._forget()
 
@@ -110,23 +113,23 @@ class Layouts:
             line = self._line(spelling, name, value)
             if name in _UNFIT or line is None:
                 return None
-            if name in (_HOST, _CONNECTION) or line[1]:
+            if name in (HOST, _CONNECTION) or line[1]:
                 names.append(name)
             lines.append(line)
-        framed = _HOST in names and (_LENGTH in names) is post
+        framed = HOST in names and (CONTENT_LENGTH in names) is post
         return lines if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
 
     def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
         """Return the pattern of a header's line, and the name of the value in it if that is read."""
         start = re.escape(spelling) + b":"
-        if name in (_HOST, _CONNECTION) and name in self._headers:
+        if name in (HOST, _CONNECTION) and name in self._headers:
             return None
         if name == _CONNECTION:
             # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
             return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None
-        if name == _LENGTH:
+        if name == CONTENT_LENGTH:
             return start + rb" ([0-9]{1,9})\r\n", name
-        if name == _HOST:
+        if name == HOST:
             return start + rb".*+\n", b""
         if name in self._heeded:
             # One space: the parser leaves out all there is before a value, and none of what is behind it.
@@ -169,5 +172,5 @@ class Layouts:
     def _layout(self, groups: dict[bytes, int], last: int) -> Layout:
         post = _QUERY not in groups
         body = last if post else groups[_QUERY]
-        where = (body, *(groups.get(name, EMPTY) for name in (*self._headers, _LENGTH)))
-        return post, groups.get(_ORIGIN, EMPTY), where
+        where = (body, *(groups.get(name, EMPTY) for name in (*self._headers, CONTENT_LENGTH)))
+        return post, groups.get(ORIGIN, EMPTY), where

@@ -29,7 +29,7 @@ from ingest.protocol.answers import (
     ClientError,
     method_not_allowed,
 )
-from ingest.protocol.layouts import EMPTY
+from ingest.protocol.layouts import CONTENT_LENGTH, EMPTY, EXPECT, HOST, ORIGIN, TRANSFER_ENCODING, UPGRADE
 from ingest.protocol.states import State
 
 if TYPE_CHECKING:
@@ -44,17 +44,11 @@ _HEADERS: Final = State.HEADERS
 _BODY: Final = State.BODY
 _CLOSING: Final = State.CLOSING
 
-_HOST: Final = b"host"
-_ORIGIN: Final = b"origin"
-_EXPECT: Final = b"expect"
-_UPGRADE: Final = b"upgrade"
-_CONTENT_LENGTH: Final = b"content-length"
-_TRANSFER_ENCODING: Final = b"transfer-encoding"
 _REQUESTED_HEADERS: Final = b"access-control-request-headers"
 _FRAMING_HEADERS: Final = frozenset(
-    {_HOST, _ORIGIN, _EXPECT, _UPGRADE, _CONTENT_LENGTH, _TRANSFER_ENCODING, _REQUESTED_HEADERS}
+    {HOST, ORIGIN, EXPECT, UPGRADE, CONTENT_LENGTH, TRANSFER_ENCODING, _REQUESTED_HEADERS}
 )
-_FIRST_LINE_WINS: Final = frozenset({b"user-agent", _ORIGIN, _CONTENT_LENGTH})
+_FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
 _COLLECT: Final = b"/collect"
 _METHODS: Final = {
@@ -215,15 +209,15 @@ class RequestReader:
         self._fields = {}
         self._phase = _BODY
         parser = self._parser
-        self._answers = self._answers_for(head) if _ORIGIN in head else self._tick.book.plain
-        if _HOST not in head and parser.get_http_version() != "1.0":
+        self._answers = self._answers_for(head) if ORIGIN in head else self._tick.book.plain
+        if HOST not in head and parser.get_http_version() != "1.0":
             self._reject(BAD_HOST)
             return
         self._keep_alive = parser.should_keep_alive() and not self._tick.draining
         if (
-            _CONTENT_LENGTH in head
-            and len(head[_CONTENT_LENGTH]) >= self._body_limit_digits
-            and int(head[_CONTENT_LENGTH]) > self._body_limit
+            CONTENT_LENGTH in head
+            and len(head[CONTENT_LENGTH]) >= self._body_limit_digits
+            and int(head[CONTENT_LENGTH]) > self._body_limit
         ):
             self._reject(BODY_TOO_LARGE)
             return
@@ -232,7 +226,7 @@ class RequestReader:
             self._url = b""
         else:
             self._route(parser.get_method())
-        if _TRANSFER_ENCODING in head or _EXPECT in head or _UPGRADE in head:
+        if TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head:
             self._heed_rare_headers(head)
 
     def on_body(self, body: bytes) -> None:
@@ -376,7 +370,7 @@ class RequestReader:
         elif method == b"OPTIONS":
             head = self._head
             self._answer(
-                tick.book.preflight(head.get(_ORIGIN), _METHODS[path], head.get(_REQUESTED_HEADERS), close=close)
+                tick.book.preflight(head.get(ORIGIN), _METHODS[path], head.get(_REQUESTED_HEADERS), close=close)
             )
         elif path == _COLLECT:
             self._answer(answers.build(200, close=close))
@@ -404,7 +398,7 @@ class RequestReader:
         """Join lines of one name (RFC 9110 §5.2; cookies: RFC 6265 §5.4), or take the first where only one may be."""
         if self._phase is _BODY:
             return
-        if name == _HOST:
+        if name == HOST:
             # Refused at the end of the head, when its Origin is known; without a target it goes the way of `_route`.
             self._two_hosts = True
             self._url = b""
@@ -413,21 +407,21 @@ class RequestReader:
 
     def _heed_rare_headers(self, head: dict[bytes, bytes]) -> None:
         parser = self._parser
-        if _TRANSFER_ENCODING in head and parser.get_http_version() == "1.0":
+        if TRANSFER_ENCODING in head and parser.get_http_version() == "1.0":
             # RFC 9112 §6.1: a server must treat the framing of such a message as faulty.
             self._reject(BAD_FRAMING)
             return
-        if head.get(_EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
+        if head.get(EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
             self._expecting = head
             if self._kind == _POST_EVENT and self._tick.refuses_events():
                 self._reject(UNAVAILABLE_CLOSE)
                 return
-        if _UPGRADE in head and parser.should_upgrade() and not self._ending:
+        if UPGRADE in head and parser.should_upgrade() and not self._ending:
             # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
             # then stops. The request goes on in `_resume_after_upgrade`.
             self._muted = True
-            if _TRANSFER_ENCODING in head:
-                self._replay = b"Transfer-Encoding: %b\r\n" % head[_TRANSFER_ENCODING]
+            if TRANSFER_ENCODING in head:
+                self._replay = b"Transfer-Encoding: %b\r\n" % head[TRANSFER_ENCODING]
             elif self._declared():
                 self._replay = b"Content-Length: %d\r\n" % self._declared()
 
@@ -457,7 +451,7 @@ class RequestReader:
 
     def _declared(self) -> int:
         """Return how long the body under way was said to be; 0 when nothing was said, or it comes in chunks."""
-        return int(self._head.get(_CONTENT_LENGTH, b"0"))
+        return int(self._head.get(CONTENT_LENGTH, b"0"))
 
     # Refusals and the end.
 
@@ -479,7 +473,7 @@ class RequestReader:
 
     def _answers_for(self, fields: dict[bytes, bytes]) -> Answers:
         book = self._tick.book
-        return book.of(fields[_ORIGIN]) if _ORIGIN in fields else book.plain
+        return book.of(fields[ORIGIN]) if ORIGIN in fields else book.plain
 
     def _end(self) -> None:
         """Answer nothing after this."""
