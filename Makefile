@@ -84,7 +84,7 @@ soak: install ## the long fault-injection rounds
 guards: install ## take out each guard of the durability in turn and see that its test notices (3 minutes)
 	@$(BIN)/python -m tests.remove_guards
 
-bench: ## the figures of docs/benchmarks.md (13-15 minutes; ./bench.sh --quick: 2)
+bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
 
 micro: .venv-bench/.installed ## micro-benchmarks of a turn of the hot path, the encoding, the codec and the scan

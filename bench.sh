@@ -2,7 +2,7 @@
 # The figures of docs/benchmarks.md, measured here: ./bench.sh [--quick | --full] [--only SECTION] [--out FOLDER]
 #
 # Needs Linux with two cores, a C compiler, Python >= 3.11 with venv, and the right to set a CPU limit (root, or a delegated
-# cgroup); nginx is measured too if it is there. Everything listens on and sends to 127.0.0.1 only. 13-15 minutes;
+# cgroup); nginx is measured too if it is there. Everything listens on and sends to 127.0.0.1 only. 12-15 minutes;
 # --quick 2. What it prints is also in bench-out/: bench.json, bench.md, cpu.png, held.png, latency.png.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

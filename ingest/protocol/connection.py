@@ -118,7 +118,7 @@ class Connection(RequestReader, asyncio.Protocol):
             # The loop reads a socket up to 32 times a turn while its buffer comes back full.
             self._transport.pause_reading()
         if not tick.reads:
-            tick.schedule()
+            tick.schedule(waits=bool(data))
         tick.reads.append((self, data))
 
     def eof_received(self) -> bool:

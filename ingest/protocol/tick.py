@@ -10,8 +10,8 @@ second.
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
 
-Below saturation turns would be small: the loop is faster than events arrive, wakes for each, and spends several times
-as much on it. So a turn that follows closely upon a small one waits a millisecond before it reads on, as a network card
+Below saturation turns would be small: the loop is faster than events arrive, and spends more on waking for each than on
+the event. So a turn that follows closely upon a small one waits a millisecond before it reads on, as a network card
 waits before it interrupts: what arrives meanwhile is read, committed and answered together. It does so asleep, which
 costs nothing and lets gzip run. A lone event waits for nobody, a full turn does not either.
 """
@@ -164,9 +164,12 @@ class Tick:
         self._small = False
         self.read_clocks()
 
-    def schedule(self) -> None:
-        """Have `run` called once the kernel has handed over all it has; the caller appends the turn's first read."""
-        closely = self._small and self.loop_time() - self.now < CLOSELY
+    def schedule(self, *, waits: bool = True) -> None:
+        """Have `run` called once the kernel has handed over all it has; the caller appends the turn's first read.
+
+        A turn that is owed to bytes already here, or to the end of input, never waits for company.
+        """
+        closely = waits and self._small and self.loop_time() - self.now < CLOSELY
         self._loop.call_soon(self._gather if closely else self.run)
 
     def _gather(self) -> None:

@@ -121,9 +121,7 @@ APART = [
 
 
 @pytest.mark.parametrize(
-    ("layouts", "reads"),
-    [pytest.param(Layouts, WHOLE, id="short"), (Unlearning, WHOLE), (Layouts, APART)],
-    ids=[None, "long", "split"],
+    ("layouts", "reads"), [(Layouts, WHOLE), (Unlearning, WHOLE), (Layouts, APART)], ids=["short", "long", "split"]
 )
 def bench_turns(benchmark, layouts, reads):
     turns = Turns(layouts)

@@ -60,6 +60,16 @@ def test_a_full_turn_has_company_enough():
     assert wire.rests == [GATHER_SECONDS]
 
 
+def test_what_is_left_of_a_large_read_does_not_wait():
+    wire = Wire()
+    body = b"x" * 16_000
+    client = wire.connect().send(post(), post(body), post(body))
+    assert wire.rests == [GATHER_SECONDS] * 2  # one for each read, none for the slices it is fed in
+    client.end()
+    assert wire.rests == [GATHER_SECONDS] * 2
+    assert client.statuses == [200] * 3
+
+
 def test_a_drain_does_not_wait_for_a_turn_that_gathers():
     wire = Wire()
     client = wire.connect().send(post())
