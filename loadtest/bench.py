@@ -30,10 +30,12 @@ import sysconfig
 import time
 from pathlib import Path
 
+import load as loads
 import report
 import subjects
 from isal import igzip
 from limits import NoLimitError, open_limit
+from load import LOADS, PLAIN
 from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, Running
 
 P99_BUDGET_US = 110_000
@@ -82,30 +84,12 @@ class Bench:
     def start(self, subject, **options):
         return Running(subject, self.work, s3_port=self.sink_port, **options)
 
-    def load(self, running, seconds, *, rate=0.0, variant="plain"):
-        """One run of the generator; what it reports, and what the subject spent meanwhile."""
-        busy, spent, started = _machine_busy(), running.limit.cpu_seconds(), time.monotonic()
-        command = [self.generator, "--port", str(running.port), "--duration", str(seconds), "--variant", variant]
-        finished = subprocess.run(
-            [*command, "--rate", str(rate)],
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, subjects.GENERATOR_CORE),
-        )
-        if finished.returncode:
-            raise RuntimeError(f"generator against {running.subject.name}: {finished.stderr}")
-        reading = json.loads(finished.stdout)
-        elapsed = time.monotonic() - started
-        reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
-        reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6
-        generator_seconds = reading["generator_cpu"] * reading["duration"]
-        foreign = max(0.0, _machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
-        reading["foreign_cpu"] = foreign
-        self.foreign.append(foreign)
+    def load(self, running, seconds, load=PLAIN):
+        """One run of the generator; its noise is remembered."""
+        reading = loads.run(self.generator, running, load, seconds)
+        self.foreign.append(reading["foreign_cpu"])
         if reading["generator_cpu"] > BUSY_GENERATOR:
-            self.generator_bound.append(f"{running.subject.name} {variant} {rate:.0f}/s")
-        running.acknowledged += reading["ok"]
+            self.generator_bound.append(f"{running.subject.name}, {load.title}")
         return reading
 
     # ---- CPU per event ----
@@ -114,16 +98,16 @@ class Bench:
         """All subjects take turns, at saturation and below it, under half a vCPU."""
         everyone = [FLOOR, *self.plan.ours, *self.plan.peers]
         few = [FLOOR, *self.plan.ours, STARLETTE]
-        loads = {"saturation": (0.0, everyone), "2,000/s": (2_000.0, few)}
+        turns = {"saturation": everyone, "2,000/s": few}
         if self.plan.name != "quick":
-            loads["10,000/s"] = (10_000.0, few[:-1])
+            turns["10,000/s"] = few[:-1]
         running = {}
         results = {}
         try:
             for subject in everyone:
                 running[subject] = self.start(subject, share=0.5)
                 self.load(running[subject], 0.5)
-            for load, (rate, who) in loads.items():
+            for load, who in turns.items():
                 readings = {subject: [] for subject in who}
                 ratios = {subject: [] for subject in who}
                 rounds = self.plan.rounds + (self.plan.more_rounds if load == "saturation" else 0)
@@ -135,7 +119,7 @@ class Bench:
                     turn.insert(len(turn) // 2, FLOOR)
                     taken = {}
                     for subject in [FLOOR, *turn]:
-                        reading = self.load(running[subject], self.plan.seconds, rate=rate)
+                        reading = self.load(running[subject], self.plan.seconds, LOADS[load])
                         taken.setdefault(subject, []).append(reading)
                     floor = statistics.mean(reading["cpu_us"] for reading in taken[FLOOR])
                     for subject, taken_readings in taken.items():
@@ -155,16 +139,14 @@ class Bench:
         rounds = 1 if self.plan.name == "quick" else 3
         for variant in ["plain", *self.plan.variants]:
             say(f"variant {variant}")
+            load = PLAIN if variant == "plain" else LOADS[variant]
             with (
-                self.start(FLOOR, share=0.5, variant=variant) as floor,
+                self.start(FLOOR, share=0.5, kind=load.floor) as floor,
                 self.start(JOURNAL, share=0.5) as journal,
             ):
                 for one in (floor, journal):
-                    self.load(one, LEARNING_SECONDS if variant == "mixed" and one is journal else 0.3, variant=variant)
-                pairs = [
-                    [self.load(one, self.plan.seconds, variant=variant) for one in (floor, journal)]
-                    for _ in range(rounds)
-                ]
+                    self.load(one, LEARNING_SECONDS if variant == "mixed" and one is journal else 0.3, load)
+                pairs = [[self.load(one, self.plan.seconds, load) for one in (floor, journal)] for _ in range(rounds)]
                 results[variant] = {
                     "collector_us": statistics.median(ours["cpu_us"] for _, ours in pairs),
                     "floor_us": statistics.median(floor["cpu_us"] for floor, _ in pairs),
@@ -192,13 +174,13 @@ class Bench:
             low, high, points = 0.5 * saturation, 1.1 * saturation, []
             for _ in range(self.plan.search_steps):
                 rate = (low + high) / 2
-                reading = self.load(running, self.plan.search_seconds, rate=rate)
+                reading = self.load(running, self.plan.search_seconds, PLAIN.at(rate))
                 points.append(_point(reading))
                 low, high = (rate, high) if _is_held(reading) else (low, rate)
             rate, confirmed = low, None
             seconds = self.plan.confirm_seconds if subject.ours else self.plan.confirm_others
             for _ in range(6):
-                reading = self.load(running, seconds, rate=rate)
+                reading = self.load(running, seconds, PLAIN.at(rate))
                 points.append(_point(reading))
                 if _is_held(reading):
                     confirmed = _point(reading)
@@ -259,13 +241,6 @@ class Bench:
             finished = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             results[files] = json.loads(finished.stdout)
         return results
-
-
-def _machine_busy():
-    user, nice, system, _, _, irq, soft, steal, *_ = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    )
-    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _summary(subject, readings, ratios):

@@ -3,10 +3,11 @@
 It reads from the socket and writes to it, one write per read, and does nothing else; what it spends is the event loop
 and the kernel. Budgets are ratios to it, measured in the same run, so that they hold on another machine too.
 
-    python loadtest/floor.py PORT [split | pipelined]
+    python loadtest/floor.py PORT [split | pipelined | closing]
 
 A read is taken for a request, since the generator sends each event in one segment. With `split`, for the load that
-sends head and body apart, a read that ends with a head's empty line is not answered; with `pipelined`, a read is four.
+sends head and body apart, a read that ends with a head's empty line is not answered; with `pipelined`, a read is four;
+with `closing`, for the load of one event a connection, the connection is closed behind the answer.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import sys
 import uvloop
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+LAST_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 FOUR_ANSWERS = ANSWER * 4  # as many as the generator pipelines
 
 
@@ -43,7 +45,18 @@ class FloorOfPipelined(Floor):
         self.write(FOUR_ANSWERS)
 
 
-KINDS = {"plain": Floor, "split": FloorOfSplit, "pipelined": FloorOfPipelined}
+class FloorThatCloses(asyncio.Protocol):
+    __slots__ = ("transport",)
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):  # noqa: ARG002 - unparsed is the point
+        self.transport.write(LAST_ANSWER)
+        self.transport.close()
+
+
+KINDS = {"plain": Floor, "split": FloorOfSplit, "pipelined": FloorOfPipelined, "closing": FloorThatCloses}
 
 
 async def serve(port, protocol):

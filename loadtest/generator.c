@@ -3,7 +3,11 @@
  * Open loop (--rate R): event k is due at start + k/R whether or not earlier ones were answered. If no connection is free it
  * waits, and that wait is in its latency, so a stall of the server is seen by every event that fell into it (no coordinated
  * omission). Events still unsent at the end are put into the histogram with the age they had reached.
- * Closed loop (--rate 0): every connection sends again as soon as it is answered: saturation. Latency is from the send.
+ * Closed loop (--rate 0): every connection sends again as soon as it is answered: with many (--connections) saturation, with
+ * few a front that waits for each answer. Latency is from the send.
+ * One event a connection (--close 1.0 | 1.1): connect, send one event, read the answer and the end of input, close. 1.0 is what
+ * nginx sends to an upstream by default, 1.1 says `Connection: close`. Latency is from before the connect. A connection that the
+ * server leaves open takes no second event, and one that ends without an answer is an error.
  *
  * The requests are a rotation of --rotation different ones, each with its own user agent, cookie, X-Forwarded-For and body
  * (--body bytes), 13 headers each, so that no cache of a repeated request flatters the server. Variants:
@@ -67,6 +71,7 @@ struct request { char *text; int size, head_size, address_offset; };
 static struct request *requests;
 static int rotation = 2000, body_size = 350, port = 8080, connection_count = 32;
 static const char *host = "127.0.0.1", *path = "/collect";
+static const char *close_version;      /* not NULL: one event a connection, of this HTTP version */
 static bool fresh_ip, split, pipelined, origin, warm, mixed;
 static uint64_t random_state = 0x9E3779B97F4A7C15u;
 
@@ -116,8 +121,8 @@ static void build_request(struct request *r, int number) {
     bool late_address = layout & 1, early_cookie = layout & 2, no_referer = layout & 4;
     const char *hints[] = {"", "Sec-CH-UA-Mobile: ?0\r\nSec-Fetch-Mode: no-cors\r\n", "DNT: 1\r\nPriority: u=4\r\n"};
     r->text = malloc(size + 2048);
-    r->head_size = sprintf(r->text, "POST %s HTTP/1.1\r\n%sHost: collect.example.com\r\n%s\r\nContent-Length: %d\r\n%s%s%s%s%s%s%s%s\r\n", path,
-        late_address ? "" : forwarded, extra, size, early_cookie ? cookie : "", agent, kind, no_referer ? "" : referer, accepted,
+    r->head_size = sprintf(r->text, "POST %s HTTP/%s\r\n%s%sHost: collect.example.com\r\n%s\r\nContent-Length: %d\r\n%s%s%s%s%s%s%s%s\r\n", path,
+        close_version ? close_version : "1.1", close_version ? "Connection: close\r\n" : "", late_address ? "" : forwarded, extra, size, early_cookie ? cookie : "", agent, kind, no_referer ? "" : referer, accepted,
         hints[layout / 8], early_cookie ? "" : cookie, late_address ? forwarded : "");
     r->address_offset = (int)(strstr(r->text, "000.000") - r->text);
     write_address(r->text + r->address_offset, 29000000u - (unsigned)number);
@@ -157,7 +162,7 @@ static int pull(int *ring, int *first, int *count) {
     return value;
 }
 
-static void open_connection(int number) {
+static void connect_to_server(int number) {
     struct connection *c = &connections[number];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     int yes = 1;
@@ -171,7 +176,12 @@ static void open_connection(int number) {
     c->body_of = NULL;
     struct epoll_event wish = {.events = EPOLLIN, .data.u32 = number};
     epoll_ctl(poller, EPOLL_CTL_ADD, c->descriptor, &wish);
-    c->idle_at = clock_now();
+}
+
+static void open_connection(int number) {
+    if (!close_version) connect_to_server(number);
+    connections[number].waiting = 0;
+    connections[number].idle_at = clock_now();
     push(idle, idle_first, &idle_count, number);
 }
 
@@ -190,6 +200,7 @@ static void transmit(struct connection *c, const char *data, int size) {
 static void send_event(int number, int64_t due) {
     static char group[DEPTH * 70000];
     struct connection *c = &connections[number];
+    if (close_version) connect_to_server(number);
     c->due = due;
     c->waiting = pipelined ? DEPTH : 1;
     int size = 0;
@@ -233,7 +244,7 @@ static void receive(int number) {
     ssize_t n = recv(c->descriptor, c->buffer + c->held, READ_BUFFER - c->held, 0);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) {
-        bool was_idle = !c->waiting;
+        bool was_idle = !c->waiting && !close_version;
         if (was_idle)                                                        /* take it out of the ring of the idle */
             for (int i = idle_count, first = idle_first; i > 0; i--) {
                 int other = pull(idle, &first, &idle_count);
@@ -252,11 +263,11 @@ static void receive(int number) {
         statuses[status > 0 && status < 1000 ? status : 0]++;
         ok += status >= 200 && status < 300;
         record(clock_now() - c->due, 1);
-        if (closing) { reopen(number); return; }
+        if (closing && !close_version) { reopen(number); return; }
     }
     memmove(c->buffer, c->buffer + at, c->held -= at);
     if (c->held == READ_BUFFER) die("an answer of more than %d bytes", READ_BUFFER);
-    if (c->waiting || c->body_of) return;
+    if (c->waiting || c->body_of || close_version) return;                   /* one event a connection: until the end of input */
     c->idle_at = clock_now();
     push(idle, idle_first, &idle_count, number);
 }
@@ -311,7 +322,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
 int main(int count, char **words) {
     double rate = 0, seconds = 5;
     static const struct option options[] = {{"rate", 1, 0, 'r'}, {"duration", 1, 0, 'd'}, {"connections", 1, 0, 'c'}, {"variant", 1, 0, 'v'},
-        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {0}};
+        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {"close", 1, 0, 'x'}, {0}};
     for (int o; (o = getopt_long(count, words, "", options, NULL)) != -1;)
         switch (o) {
         case 'r': rate = atof(optarg); break;
@@ -322,6 +333,9 @@ int main(int count, char **words) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
         case 'u': path = optarg; break;
+        case 'x':
+            if (strcmp(close_version = optarg, "1.0") && strcmp(optarg, "1.1")) die("--close: 1.0 or 1.1");
+            break;
         case 'v':
             fresh_ip = !strcmp(optarg, "fresh-ip"), split = !strcmp(optarg, "split"), pipelined = !strcmp(optarg, "pipelined");
             origin = !strcmp(optarg, "origin"), warm = !strcmp(optarg, "warm"), mixed = !strcmp(optarg, "mixed");
@@ -332,6 +346,7 @@ int main(int count, char **words) {
         }
     if (connection_count < 1 || connection_count > MAX_CONNECTIONS) die("--connections: 1 to %d", MAX_CONNECTIONS);
     if (rotation < 1 || body_size < 0 || body_size > 65000) die("--rotation at least 1, --body 0 to 65000");
+    if (close_version && (pipelined || split)) die("--close: not with --variant pipelined or split");
     requests = calloc(rotation, sizeof *requests);
     for (int i = 0; i < rotation; i++) build_request(&requests[i], i);
     prctl(PR_SET_TIMERSLACK, 1000);

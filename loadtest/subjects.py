@@ -79,7 +79,8 @@ def peers():
 class Running:
     """A subject that has been started and has answered; ended by `end`, or at the end of a `with`."""
 
-    def __init__(self, subject, folder, *, share=None, s3_port=0, variant="plain"):
+    def __init__(self, subject, folder, *, share=None, s3_port=0, kind="plain", tree=HERE.parent):
+        """`kind`: of the floor, which has to be told what it reads; `tree`: the checkout that the collector is of."""
         self.subject = subject
         self.port = free_port()
         self.folder = folder / f"{subject.name}-{self.port}"
@@ -93,7 +94,7 @@ class Running:
                 "HTTP_ADDR": f"127.0.0.1:{self.port}",
                 "STORE_DIR": str(self.folder / "objects"),
                 "DLQ_DIR": str(self.folder / "dlq"),
-                "PYTHONPATH": str(HERE.parent),
+                "PYTHONPATH": str(tree),
                 **{name: _filled(value, fill) for name, value in subject.environment},
             }
         if subject is NGINX:
@@ -102,10 +103,10 @@ class Running:
             (self.folder / "nginx.conf").write_text(_filled((HERE / "peers" / "nginx.conf").read_text(), fill))
             environment["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin"
         command = [_filled(word, fill) for word in subject.command]
-        if subject.unparsed and variant in ("split", "pipelined"):
-            command.append(variant)
+        if subject.unparsed:
+            command.append(kind)
         self.output = (self.folder / "output").open("wb")
-        self.limit = open_limit(subject.name)
+        self.limit = open_limit(f"{subject.name}-{self.port}")
         self.limit.set_cpu(share)
         self.started = time.monotonic()
         self.process = self.limit.start(

@@ -1,0 +1,99 @@
+"""One run of the generator against a subject: what it reports, what the subject spent, what others spent meanwhile.
+
+Owns the loads by name, `LOADS`, the building of loadtest/generator.c, and the reading that a run ends in.
+Promises that the CPU time of a reading is the subject's alone, from before the load until after it.
+Never starts or stops a subject (that is `subjects`), never compares two (that is `bench` and `pair`).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import subjects
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the generator is asked for. `rate` 0: as fast as the answers come."""
+
+    title: str
+    connections: int = 32
+    rate: float = 0.0
+    variant: str = "plain"
+    close: str = ""
+    """The HTTP version of a load that sends one event a connection; empty: connections are kept."""
+
+    @property
+    def floor(self):
+        """The kind of floor that answers it."""
+        return "closing" if self.close else self.variant if self.variant in ("split", "pipelined") else "plain"
+
+    def words(self, seconds):
+        words = ["--connections", self.connections, "--rate", self.rate, "--variant", self.variant]
+        words += ["--close", self.close] if self.close else []
+        return [*map(str, words), "--duration", str(seconds)]
+
+    def at(self, rate):
+        return replace(self, rate=rate, title=f"{rate:,.0f}/s")
+
+
+PLAIN = Load("32 connections, saturated")
+LOADS = {
+    "saturation": PLAIN,
+    "waits-1": Load("1 connection that waits", connections=1),
+    "waits-4": Load("4 connections that wait", connections=4),
+    "waits-8": Load("8 connections that wait", connections=8),
+    "closes-1.0": Load("one event a connection, HTTP/1.0", close="1.0"),
+    "closes-1.1": Load("one event a connection, HTTP/1.1", close="1.1"),
+    "2,000/s": PLAIN.at(2_000.0),
+    "10,000/s": PLAIN.at(10_000.0),
+    **{
+        variant: replace(PLAIN, title=variant, variant=variant)
+        for variant in ("fresh-ip", "split", "pipelined", "origin", "mixed", "warm")
+    },
+}
+
+
+def build_generator(folder):
+    """Compile the generator into `folder`; exit with one line where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise SystemExit(
+            "no C compiler found, which loadtest/generator.c needs (Debian: apt-get install gcc libc6-dev)"
+        )
+    built = Path(folder) / "generator"
+    subprocess.run([compiler, "-O2", "-Wall", "-o", str(built), str(subjects.HERE / "generator.c")], check=True)
+    return built
+
+
+def run(generator, running, load, seconds):
+    """Load a subject that runs; return the generator's report with `cpu_us` an event and `foreign_cpu` in cores."""
+    busy, spent, started = _machine_busy(), running.limit.cpu_seconds(), time.monotonic()
+    finished = subprocess.run(
+        [str(generator), "--port", str(running.port), *load.words(seconds)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, subjects.GENERATOR_CORE),
+    )
+    if finished.returncode:
+        raise RuntimeError(f"generator against {running.subject.name}, {load.title}: {finished.stderr}")
+    reading = json.loads(finished.stdout)
+    elapsed = time.monotonic() - started
+    reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
+    reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6
+    generator_seconds = reading["generator_cpu"] * reading["duration"]
+    reading["foreign_cpu"] = max(0.0, _machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
+    running.acknowledged += reading["ok"]
+    return reading
+
+
+def _machine_busy():
+    user, nice, system, _, _, irq, soft, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
