@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -304,15 +305,19 @@ def _with_progress(what: str, settings: Settings) -> Iterator[tuple[Path, Path]]
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield what takes the number of files that are left."""
-    if not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from tqdm import tqdm
 
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda left: progress.update(task, completed=total - left)
+    # Asked here, because tqdm takes a terminal that tells no size for one without room.
+    columns, lines = shutil.get_terminal_size()
+    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as progress:
+
+        def show(left: int) -> None:
+            progress.update(total - left - progress.n)
+
+        yield show
 
 
 def _unreadable(root: Path, path: Path, error: OSError) -> None:

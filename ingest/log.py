@@ -5,7 +5,7 @@ that what libraries say through `logging` arrives in the same form.
 Promises that a call to a logger never raises and never stops an event: a value JSON cannot hold is written as its text,
 a line the descriptor does not take is lost. Warnings and errors are never sampled away.
 Never decides what is worth a line; never passes on what libraries log below a warning, for botocore's debug lines hold
-signed requests. To be imported before structlog, see below.
+signed requests.
 """
 
 from __future__ import annotations
@@ -13,22 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-
-# structlog imports rich, if it finds it, to draw tracebacks that we do not want: 60 of its 90 ms and 5 MiB, in a
-# process that has 500 ms until its first answer. So it does not find it.
-_HIDES_RICH: Final = "structlog" not in sys.modules and "rich" not in sys.modules
-if _HIDES_RICH:
-    sys.modules["rich"] = None  # type: ignore[assignment]
-try:
-    import structlog
-finally:
-    if _HIDES_RICH:
-        del sys.modules["rich"]
+import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

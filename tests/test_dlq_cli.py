@@ -274,9 +274,9 @@ def test_long_work_shows_a_bar_on_a_terminal(place, words):
     assert "100%" in shown
 
 
-def test_rich_is_not_imported_without_a_terminal(place):
+def test_tqdm_is_not_imported_without_a_terminal(place):
     leave(slot(place), key(1), body(3))
-    code = "import sys, ingest.__main__ as m; m.main(['dlq', 'verify']); sys.exit('rich.progress' in sys.modules)"
+    code = "import sys, ingest.__main__ as m; m.main(['dlq', 'verify']); sys.exit('tqdm' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

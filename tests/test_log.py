@@ -192,12 +192,3 @@ def test_questionable_settings_are_logged_by_variable(lines, tmp_path):
     assert (line["level"], line["event"]) == ("warning", "setting_questionable")
     assert line["variable"] == "DRAIN_DELAY and DRAIN_TIMEOUT"
     assert line["hint"].startswith("1m together is longer than the 30 s")
-
-
-def test_rich_is_not_loaded_with_structlog_and_can_be_later():
-    program = (
-        "import sys; from ingest import log; before = 'rich' in sys.modules; import rich.table;"
-        " print(before, 'rich' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout == "False True\n"
