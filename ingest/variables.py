@@ -175,7 +175,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "S3_CONDITIONAL_PUTS",
             "true",
             forms.flag(),
-            "Whether the store honours `If-None-Match: *`; `false` asks with HEAD first, which leaves a race",
+            "Whether the store honours `If-None-Match: *`; `false` looks first, which leaves a race",
         ),
         Variable(
             "S3_SSE",

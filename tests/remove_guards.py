@@ -459,9 +459,30 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "412 is stored already",
         "store/s3.py",
-        "if _status(error.response) == _PRECONDITION_FAILED:",
+        "if _verdict(error.response) == _PRECONDITION_FAILED:",
         "if False:",
         S3 + "test_412_means_that_the_key_is_stored_already",
+    ),
+    _guard(
+        "412 needs S3's own code",
+        "store/s3.py",
+        "if _verdict(error.response) == _PRECONDITION_FAILED:",
+        "if _status(error.response) == _PRECONDITION_FAILED[0]:",
+        S3 + "test_a1_a_412_without_the_stores_own_code_is_a_failed_try",
+    ),
+    _guard(
+        "a page is no put that was stored",
+        "store/s3.py",
+        "if not _is_stored(answer):",
+        'if not answer.get("ETag"):',
+        S3 + "test_a10_a_200_that_is_no_stores_is_not_taken_for_stored",
+    ),
+    _guard(
+        "a page is no object that was found",
+        "store/s3.py",
+        "if wanted is not None and found is not None:\n            return found >= wanted",
+        "if True:\n            return (found or 0) >= (wanted or 0)",
+        S3 + "test_a2_what_is_no_object_of_ours_is_no_evidence",
     ),
     _guard(
         "the directory store creates",

@@ -3,15 +3,24 @@
 Owns the one client of the process's life: built beside the listening server, used by every put, closed last.
 
 Promises what `ObjectStore` promises. A CRC-32 of the body travels with every put and the store refuses a body that does
-not match it, so what is stored is what was sent. `create` is `If-None-Match: *`: 412 means that the key is stored
-already, 409 that somebody is storing it at this moment, which is worth another try. Over TLS the body is left out of
-the signature (`UNSIGNED-PAYLOAD`): TLS keeps others from changing it and the CRC finds what breaks, while SHA-256 of
-every body costs CPU for nothing. Over plain HTTP the body is signed.
+not match it, so what is stored is what was sent. Over TLS the body is left out of the signature (`UNSIGNED-PAYLOAD`):
+TLS keeps others from changing it and the CRC finds what breaks, while SHA-256 of every body costs CPU for nothing. Over
+plain HTTP the body is signed.
 
-`S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`: `create` then asks first (HEAD). Between
-that question and the put another writer can store the same key, and this put would replace it. Two writers of one key
-are two processes that recover the same file, which slots prevent, or one put whose answer was lost and that is still
-being stored; so the race is narrow, and it is the reason why the setting is not the default.
+A status alone proves nothing, because a proxy or a login page can stand where the store should be. The evidence:
+
+    stored         status 200, no content, a quoted ETag that is not weak
+    already there  `create` sends `If-None-Match: *`; the answer is a 412 with S3's own code `PreconditionFailed` in its
+                   body. A 409 means that somebody is storing the key at this moment: another try decides
+    anything else  a failed try
+
+`S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
+object: our gzip head with as many events as ours, or more, is *already there*. If the head has fewer events the put is
+plain, because files of one key are prefixes of one batch and the longer one replaces the shorter. An original that was
+quarantined need not begin with our head: its first bytes and its length are compared. S3's own `NoSuchKey` leads to the
+put. Between that look and the put another writer can store the same key, and this put would replace it. Two writers of
+one key are two processes that recover the same file, which slots prevent, or one put whose answer was lost and that is
+still being stored; so the race is narrow, and it is the reason why the setting is not the default.
 
 Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an error of the SDK out: all of
 them become `StorageError`, matched by code and type, never by text. Credentials are found the SDK's way and only there.
@@ -22,11 +31,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isal import isal_zlib
 
+from ingest import codec
 from ingest.durable import StorageError
 
 if TYPE_CHECKING:
@@ -50,6 +61,14 @@ CONTENT_TYPE = "application/gzip"
 # pieces, so that encrypting it does not hold the loop.
 ONE_WRITE = 1024 * 1024
 
+_STRONG_ETAG = re.compile(r'"[^"]+"')
+_SIZE = re.compile(r"bytes \d+-\d+/(\d+)")
+
+_NO_STORE = (
+    "the answer is not a store's (200, no content, a quoted ETag): something else took the request; check the endpoint "
+    "and proxies"
+)
+_NOT_OURS = "the store holds something else under this key: check the endpoint and proxies, then the object"
 _DENIED = (
     "the credentials may not do this: allow s3:PutObject, with KMS kms:GenerateDataKey, and with "
     "S3_CONDITIONAL_PUTS=false s3:GetObject and s3:ListBucket"
@@ -65,7 +84,6 @@ _NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS
 # The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
 _ADVICE: dict[str, tuple[str, bool]] = {
     "AccessDenied": (_DENIED, False),
-    "403": (_DENIED, False),
     "InvalidAccessKeyId": (_KEYS, False),
     "SignatureDoesNotMatch": (_KEYS, False),
     "ExpiredToken": ("the credentials expired: they are fetched anew; if this lasts, check their source", True),
@@ -73,7 +91,6 @@ _ADVICE: dict[str, tuple[str, bool]] = {
     "RequestTimeTooSkewed": ("this host's clock is wrong: run NTP", False),
     "NoSuchBucket": ("there is no such bucket: fix RAW_BUCKET, or create it", False),
     "NoSuchKey": ("there is no such object", False),
-    "404": ("there is no such object, or no such bucket", False),
     "PermanentRedirect": (_REGION, False),
     "AuthorizationHeaderMalformed": (_REGION, False),
     "BadDigest": (_DAMAGED, True),
@@ -94,8 +111,10 @@ _ADVICE: dict[str, tuple[str, bool]] = {
 }
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 _SERVER_ERROR = 500
-_PRECONDITION_FAILED = 412
-_NOT_FOUND = 404
+_OK = 200
+_PRECONDITION_FAILED = (412, "PreconditionFailed")
+_NO_SUCH_KEY = (404, "NoSuchKey")
+_NO_SUCH_RANGE = (416, "InvalidRange")
 
 
 class S3Store:
@@ -172,33 +191,53 @@ class S3Store:
         }
         if only_new:
             arguments["IfNoneMatch"] = "*"
-        answer = await client.put_object(**arguments)
-        if not answer.get("ETag"):
-            # A proxy's or a login page's 200 must not pass for an object that is stored.
-            hint = (
-                "the answer has no ETag: something other than a store took the request; check the endpoint and proxies"
-            )
-            raise StorageError("put", key, hint, transient=False)
+        answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
+        if not _is_stored(answer):
+            raise StorageError("put", key, _NO_STORE, transient=True)
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
             await self._put_object(client, key, body, metadata, only_new=True)
         except client.exceptions.ClientError as error:
-            if _status(error.response) == _PRECONDITION_FAILED:
+            if _verdict(error.response) == _PRECONDITION_FAILED:
                 return False
             raise
         return True
 
     async def _look_then_put(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
-        try:
-            await client.head_object(Bucket=self._put_arguments["Bucket"], Key=key)
-        except client.exceptions.ClientError as error:
-            if _status(error.response) != _NOT_FOUND:
-                raise
-        else:
+        if await self._is_there(client, key, body):
             return False
         await self._put_object(client, key, body, metadata)
         return True
+
+    async def _is_there(self, client: S3Client, key: str, body: bytes) -> bool:
+        """Tell whether the object holds all that the body does; False if it is to be put. See the module's text."""
+        try:
+            head, size = await self._look(client, key)
+        except client.exceptions.ClientError as error:
+            verdict = _verdict(error.response)
+            if verdict == _NO_SUCH_KEY:
+                return False
+            if verdict == _NO_SUCH_RANGE and not body:  # an object of no bytes has no first one
+                return True
+            raise
+        wanted, found = codec.event_count(body[: codec.HEAD_BYTES]), codec.event_count(head)
+        if wanted is not None and found is not None:
+            return found >= wanted
+        if wanted is None and head == body[: codec.HEAD_BYTES]:
+            return size >= len(body)
+        raise StorageError("look", key, _NOT_OURS, transient=True)
+
+    async def _look(self, client: S3Client, key: str) -> tuple[bytes, int]:
+        """Return the object's first bytes and its length. A store may ignore the range: no more is read than asked."""
+        span = f"bytes=0-{codec.HEAD_BYTES - 1}"
+        answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key, Range=span)
+        size = _SIZE.fullmatch(answer.get("ContentRange", ""))
+        head = b""
+        async with answer["Body"] as stream:
+            while len(head) < codec.HEAD_BYTES and (more := await stream.read(codec.HEAD_BYTES - len(head))):
+                head += more
+        return head, int(size[1]) if size else answer["ContentLength"]
 
     async def _call(self, operation: str, key: str, call: Callable[[S3Client], Awaitable[_Result]]) -> _Result:
         client = await self._ready(operation)
@@ -231,8 +270,11 @@ class S3Store:
         if await session.get_credentials() is None:
             raise StorageError("start", self._put_arguments["Bucket"], _NO_CREDENTIALS, transient=True)
         creating = session.create_client("s3", endpoint_url=self._settings.s3_endpoint_url, config=config)
-        self._client = await creating.__aenter__()
-        return self._client
+        client: S3Client = await creating.__aenter__()
+        client.meta.events.register("before-call.s3", _follow_no_redirect)
+        client.meta.events.register("before-parse.s3.PutObject", _keep_length)
+        self._client = client
+        return client
 
 
 def _put_arguments(settings: Settings) -> PutObjectRequestTypeDef:
@@ -299,7 +341,30 @@ def _import_and_warm(settings: Settings) -> tuple[AioSession, AioConfig]:
     return session, AioConfig(s3={**addressing, "payload_signing_enabled": not secure}, **common)
 
 
-# ---------------------------------------------------------------------------------------------------- errors
+def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
+    """Tell the SDK that this request was redirected before: it follows one redirect, so it follows none.
+
+    It asks for the bucket's region with calls that are redirected too, without an end if the answers name no region.
+    """
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _keep_length(response_dict: Mapping[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Have the parsed answer to a put tell how much content came with it."""
+    customized_response_dict["ContentLength"] = len(response_dict["body"])
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+
+
+def _is_stored(answer: Mapping[str, Any]) -> bool:
+    etag = str(answer.get("ETag", ""))
+    return _status(answer) == _OK and answer["ContentLength"] == 0 and _STRONG_ETAG.fullmatch(etag) is not None
+
+
+def _verdict(response: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the status and the code that stood in the body; the SDK puts the status in place of a code it misses."""
+    return _status(response), str(response.get("Error", {}).get("Code", ""))
 
 
 def _storage_error(operation: str, key: str, error: Exception) -> Exception:
@@ -341,10 +406,11 @@ def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
 
 
 def _refusal(operation: str, key: str, response: Mapping[str, Any]) -> StorageError:
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = _status(response)
+    status, code = _verdict(response)
     advice = _ADVICE.get(code)
-    if advice is None:
+    if code == str(status):
+        advice = (f"the answer ({status}) has no code of S3's: check the endpoint and proxies", True)
+    elif advice is None:
         transient = status >= _SERVER_ERROR or status in _TRANSIENT_STATUS
         advice = (f"the store answered {status} {code}", transient)
     hint, transient = advice

@@ -26,10 +26,21 @@ if TYPE_CHECKING:
 STORED = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
 
 
-def refused(status: int, code: str = "", *, head: bool = False) -> bytes:
-    body = b"" if head else f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode()
-    fields = f"HTTP/1.1 {status} Told\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    return fields.encode() + body
+def answered(status: int, body: bytes = b"", **fields: str) -> bytes:
+    """Return an answer; `content_type` becomes the field `content-type`."""
+    told = {"content_length": str(len(body)), **fields}
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in told.items())
+    return f"HTTP/1.1 {status} Told\r\n{lines}\r\n".encode() + body
+
+
+def refused(status: int, code: str = "") -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode()
+    return answered(status, body, content_type="application/xml", x_amz_request_id="the-request")
+
+
+def part_of(body: bytes, size: int = 20) -> bytes:
+    """Return a store's answer to the question for the first bytes of an object."""
+    return answered(206, body[:size], content_range=f"bytes 0-{min(size, len(body)) - 1}/{len(body)}", etag='"e"')
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ingest import codec
 from ingest.config import load
 from ingest.durable import Filesystem, StorageError
 from ingest.store import ObjectMetadata, ObjectStore, create_store
@@ -55,6 +56,20 @@ def opened(kind, request, tmp_path):
     return open_store
 
 
+def file_of(events: int) -> bytes:
+    return codec.encode(b'{"ts":1,"body":"x"}\n' * events, events)
+
+
+@pytest.mark.parametrize("original", [b"", b"{torn", b"longer than the head of a file"], ids=["empty", "short", "long"])
+def test_an_original_is_created_once(opened, original):
+    async def scenario(store):
+        assert await store.create(KEY, original, METADATA) is True
+        assert await store.create(KEY, original, METADATA) is False
+        assert await store.get(KEY) == original
+
+    run(opened, scenario)
+
+
 def run(opened, scenario) -> None:
     async def main() -> None:
         async with opened() as store:
@@ -92,10 +107,11 @@ def test_a_new_key_is_created(opened):
 @pytest.mark.parametrize("first", ["put", "create"])
 def test_create_only_never_replaces(opened, first):
     async def scenario(store):
-        await getattr(store, first)(KEY, b"all lines", METADATA)
+        whole = file_of(3)
+        await getattr(store, first)(KEY, whole, METADATA)
         for _ in range(2):
-            assert await store.create(KEY, b"fewer", METADATA) is False
-        assert await store.get(KEY) == b"all lines"
+            assert await store.create(KEY, file_of(2), METADATA) is False
+        assert await store.get(KEY) == whole
 
     run(opened, scenario)
 
@@ -118,7 +134,7 @@ def test_other_keys_are_left_alone(opened):
     async def scenario(store):
         await asyncio.gather(*(store.put(f"{KEY}{n}", b"%d" % n, METADATA) for n in range(10)))
         await store.delete(f"{KEY}3")
-        assert await store.create(f"{KEY}4", b"x", METADATA) is False
+        assert await store.create(f"{KEY}4", b"4", METADATA) is False
         for n in [n for n in range(10) if n != 3]:
             assert await store.get(f"{KEY}{n}") == b"%d" % n
 
@@ -170,9 +186,9 @@ def test_a_cancelled_put_is_cancelled_and_harms_no_later_call(opened):
 
 def test_what_is_stored_is_there_for_the_next_process(opened):
     async def scenario(store):
-        await store.put(KEY, b"body", METADATA)
+        await store.put(KEY, file_of(3), METADATA)
         async with opened() as later:
-            assert await later.get(KEY) == b"body"
-            assert await later.create(KEY, b"other", METADATA) is False
+            assert await later.get(KEY) == file_of(3)
+            assert await later.create(KEY, file_of(1), METADATA) is False
 
     run(opened, scenario)

@@ -15,16 +15,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ingest import codec
 from ingest.config import load
 from ingest.durable import StorageError
 from ingest.store import ObjectMetadata
 from ingest.store.s3 import ONE_WRITE, S3Store
 from tests.s3_server import CREDENTIALS
-from tests.store.scripted_server import make_certificate, refused, scripted_server
+from tests.store.scripted_server import answered, make_certificate, part_of, refused, scripted_server
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
 BODY = b"body" * 1000
 METADATA = ObjectMetadata(events=7, first_ts=11, last_ts=13, instance="host-token")
+LINES = b'{"ts":1,"body":"x"}\n'
+PAGE = b"<html><title>Sign in to the network</title></html>"
 
 
 @pytest.fixture(autouse=True)
@@ -216,27 +219,123 @@ def test_409_means_try_again():
     run(scenario)
 
 
-def test_a_store_without_conditional_puts_is_asked_first():
+@pytest.mark.parametrize("page", [PAGE, b"", b"<Error><Code></Code></Error>"], ids=["a page", "nothing", "no code"])
+def test_a1_a_412_without_the_stores_own_code_is_a_failed_try(page):
     async def scenario(store, server):
-        server.answers = [refused(404, head=True)]
-        assert await store.create(KEY, BODY, METADATA) is True
-        assert [request.method for request in server.requests] == ["HEAD", "PUT"]
-        assert "if-none-match" not in server.requests[1].headers
-        server.requests.clear()
-        assert await store.create(KEY, BODY, METADATA) is False
-        assert [request.method for request in server.requests] == ["HEAD"]
+        server.answers = [answered(412, page, content_type="text/html")]
+        with pytest.raises(StorageError) as caught:
+            await store.create(KEY, BODY, METADATA)
+        assert caught.value.subject == KEY
+
+    run(scenario)
+
+
+def file_of(events: int) -> bytes:
+    return codec.encode(LINES * events, events)
+
+
+def test_a2_a_store_without_conditional_puts_is_asked_for_the_first_bytes():
+    async def scenario(store, server):
+        server.answers = [refused(404, "NoSuchKey")]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        look, put = server.requests
+        assert (look.method, look.headers["range"], put.method) == ("GET", "bytes=0-19", "PUT")
+        assert "if-none-match" not in put.headers
 
     run(scenario, S3_CONDITIONAL_PUTS="false")
 
 
-@pytest.mark.parametrize(("status", "transient"), [(403, False), (500, True), (503, True)])
-def test_a_question_without_an_answer_puts_nothing(status, transient):
+@pytest.mark.parametrize("there", [7, 8], ids=["as many", "more"])
+def test_a2_an_object_with_as_many_events_is_already_there(there):
     async def scenario(store, server):
-        server.answers = [refused(status, head=True)]
+        server.answers = [part_of(file_of(there)), answered(200, file_of(there) * 5000, etag='"e"')]
+        assert await store.create(KEY, file_of(7), METADATA) is False
+        assert await store.create(KEY, file_of(7), METADATA) is False  # a store that ignores the range
+        assert [request.method for request in server.requests] == ["GET", "GET"]
+        server.answers = [part_of(file_of(there))]
+        assert await store.create(KEY, file_of(7), METADATA) is False
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+def test_a2_an_object_with_fewer_events_gives_way_to_the_whole_file():
+    async def scenario(store, server):
+        server.answers = [part_of(file_of(6))]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        assert server.requests[-1].body == file_of(7)
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+NO_EVIDENCE = {
+    "a page": answered(200, PAGE, content_type="text/html", etag='"e"'),
+    "a page in part": part_of(PAGE),
+    "nothing": answered(200),
+    "half a head": part_of(file_of(7)[:19]),
+    "another's gzip": part_of(b"\x1f\x8b\x08\x00" + file_of(7)[4:]),
+    "404 with a page": answered(404, PAGE),
+    "404 without content": answered(404),
+    "no bucket": refused(404, "NoSuchBucket"),
+    "no such range": refused(416, "InvalidRange"),
+    "denied": refused(403, "AccessDenied"),
+    "403 with a page": answered(403, PAGE),
+    "error": refused(500, "InternalError"),
+    "busy": refused(503, "SlowDown"),
+    "moved": answered(302, location="http://127.0.0.1:1/login"),
+}
+
+
+@pytest.mark.parametrize("answer", NO_EVIDENCE)
+def test_a2_what_is_no_object_of_ours_is_no_evidence(answer):
+    async def scenario(store, server):
+        server.answers = [NO_EVIDENCE[answer]]
+        with pytest.raises(StorageError) as caught:
+            await store.create(KEY, file_of(7), METADATA)
+        assert caught.value.subject == KEY
+        assert [request.method for request in server.requests] == ["GET"]
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+@pytest.mark.parametrize(("status", "code", "transient"), [(403, "AccessDenied", False), (503, "SlowDown", True)])
+def test_a_question_without_an_answer_says_whether_to_try_again(status, code, transient):
+    async def scenario(store, server):
+        server.answers = [refused(status, code)]
         with pytest.raises(StorageError) as caught:
             await store.create(KEY, BODY, METADATA)
         assert caught.value.transient is transient
-        assert [request.method for request in server.requests] == ["HEAD"]
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+@pytest.mark.parametrize(
+    ("original", "answer", "is_new"),
+    [
+        (b"{torn", part_of(b"{torn"), False),
+        (b"not gzip at all, and longer than a head", part_of(b"not gzip at all, and longer than a head"), False),
+        (b"not gzip at all, and longer than a head", part_of(b"not gzip at all, and cut"), True),
+        (b"", refused(416, "InvalidRange"), False),
+        (file_of(7)[:-3], part_of(file_of(7)[:-3]), False),
+        (b"not gzip at all, and longer than a head", refused(404, "NoSuchKey"), True),
+    ],
+    ids=["short", "the same", "a shorter copy", "empty", "with our head", "new"],
+)
+def test_a2_an_original_is_known_by_its_first_bytes_and_its_length(original, answer, is_new):
+    async def scenario(store, server):
+        server.answers = [answer]
+        assert await store.create(KEY, original, METADATA) is is_new
+        assert len(server.requests) == 1 + is_new
+
+    run(scenario, S3_CONDITIONAL_PUTS="false")
+
+
+def test_a2_a_page_in_the_place_of_an_original_is_no_evidence():
+    async def scenario(store, server):
+        for page in (answered(200, PAGE), answered(200), part_of(file_of(7)), answered(416, PAGE)):
+            server.answers = [page]
+            with pytest.raises(StorageError):
+                await store.create(KEY, b"not gzip at all, and longer than a head", METADATA)
+        assert {request.method for request in server.requests} == {"GET"}
 
     run(scenario, S3_CONDITIONAL_PUTS="false")
 
@@ -278,17 +377,53 @@ def test_a_refusal_says_what_to_do_and_whether_to_try_again(status, code, transi
     run(scenario)
 
 
-@pytest.mark.parametrize("page", [b"", b"<html>login</html>"], ids=["empty", "a login page"])
-def test_a_200_that_is_no_stores_is_not_taken_for_stored(page):
+NO_STORES = {
+    "empty": answered(200),
+    "a page": answered(200, PAGE, content_type="text/html"),
+    "a page with a weak ETag": answered(200, PAGE, etag='W/"1f-abc"'),
+    "a page with a strong ETag": answered(200, PAGE, etag='"1f-abc"'),
+    "a weak ETag": answered(200, etag='W/"1f-abc"'),
+    "an ETag without quotes": answered(200, etag="1f-abc"),
+    "an empty ETag": answered(200, etag='""'),
+    "204": answered(204, etag='"1f-abc"'),
+    "201": answered(201, etag='"1f-abc"'),
+    "206": answered(206, etag='"1f-abc"'),
+}
+
+
+@pytest.mark.parametrize("answer", NO_STORES)
+def test_a10_a_200_that_is_no_stores_is_not_taken_for_stored(answer):
     async def scenario(store, server):
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page)
         for call in (store.put, store.create):
-            server.answers = [head + page]
+            server.answers = [NO_STORES[answer]]
             with pytest.raises(StorageError) as caught:
                 await call(KEY, BODY, METADATA)
             assert "ETag" in caught.value.hint
+            assert caught.value.transient
 
     run(scenario)
+
+
+REDIRECTS = {
+    "301 without a region": refused(301, "PermanentRedirect"),
+    "301 with one": answered(301, b"<Error><Code>PermanentRedirect</Code></Error>", x_amz_bucket_region="eu-central-1"),
+    "307 without content": answered(307),
+    "307 elsewhere": answered(307, location="http://127.0.0.1:1/"),
+}
+
+
+@pytest.mark.parametrize("conditional", ["true", "false"])
+@pytest.mark.parametrize("answer", REDIRECTS)
+def test_a3_a_redirect_is_a_failed_try_of_one_request(answer, conditional):
+    async def scenario(store, server):
+        for number, call in enumerate((store.put, store.create), 1):
+            server.answers = [REDIRECTS[answer]] * 5
+            with pytest.raises(StorageError) as caught:
+                await call(KEY, BODY, METADATA)
+            assert caught.value.subject == KEY
+            assert len(server.requests) == number
+
+    run(scenario, S3_CONDITIONAL_PUTS=conditional)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"nonsense\r\n\r\n"], ids=["none", "half", "nonsense"])
