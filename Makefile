@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local test lint format soak guards bench micro build push lock clean
+.PHONY: help install run-local try quick test lint format proof soak guards bench micro build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -15,6 +15,12 @@ ECR_REPOSITORY ?= estat-ingest
 UV ?= uv
 # The locks name all there is: older pips, asked to resolve, take a newer release of what is wanted with an extra.
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
+
+# A virtual environment whose Python is gone (an upgrade took it away, or the repository was moved) is removed, so that it is
+# made anew. That happens here, and not in a rule, because make looks at the stamps in it before it runs the first rule.
+heal = $(shell [[ ! -e $(1) ]] || { $(1)/bin/python -c 'import pip' && head -2 $(1)/bin/pip | grep -qF "$(CURDIR)/$(1)/bin/python"; } \
+  >/dev/null 2>&1 || { echo "$(1) does not work any more: making it anew" >&2; rm -rf $(1); })
+$(call heal,.venv)$(call heal,.venv-bench)
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -43,9 +49,12 @@ install: .venv/.installed ## everything that running and testing needs, into .ve
 .venv/bin/python:
 	@$(pick_python); echo "Making .venv with $$python ($$($$python --version))"; "$$python" -m venv --clear .venv
 
+# The command too, as far as running needs it: installing the package itself takes tools that only testing has.
 .venv/.runtime: requirements.lock | .venv/bin/python
 	@echo "Installing $<"
 	@$(BIN)/python $(PIP_INSTALL) --require-hashes -r $<
+	@printf '%s\n' '#!/bin/sh' 'PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" exec "$(CURDIR)/$(BIN)/python" -m ingest "$$@"' > $(BIN)/estat-ingest
+	@chmod +x $(BIN)/estat-ingest
 	@touch $@
 
 .venv/.installed: requirements-dev.lock pyproject.toml | .venv/bin/python
@@ -65,8 +74,14 @@ run-local: .venv/.runtime ## serve on :8080, objects into ./data/objects
 	@exec env -u RAW_BUCKET HTTP_ADDR="$${HTTP_ADDR:-:8080}" FLUSH_INTERVAL="$${FLUSH_INTERVAL:-5s}" LOG_PRETTY="$${LOG_PRETTY:-true}" \
 	  $(BIN)/python -m ingest serve
 
-test: lint ## lint, types, architecture, and every test but the soak, with coverage
-	@$(BIN)/python -m pytest -n $$(( 2 * $$(nproc) )) --dist worksteal -m "not soak" --cov --cov-report=term-missing:skip-covered
+try: install ## a server on a free port for 1,000 events, and a query over what it stored; leaves nothing
+	@$(BIN)/python examples/try.py
+
+quick: install ## what changed since main: ruff, types, and the tests nearest to it (under 10 s)
+	@$(BIN)/python -m tests.quick
+
+test: lint ## lint, types, architecture, and every test but the long ones, with coverage
+	@$(BIN)/python -m pytest -n $$(( 2 * $$(nproc) )) --dist worksteal -m "not soak and not proof" --cov --cov-report=term-missing:skip-covered
 
 lint: install ## ruff, mypy and the one-way imports
 	@$(BIN)/ruff check
@@ -77,6 +92,9 @@ lint: install ## ruff, mypy and the one-way imports
 format: install ## let ruff put the layout right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+proof: guards ## all that takes long: the guards, the soak, and the tests marked as proof
+	@$(BIN)/python -m pytest -m "soak or proof" --timeout=0 -o faulthandler_timeout=0 -ra
 
 soak: install ## the long fault-injection rounds
 	@$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 -ra
