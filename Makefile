@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test lint format proof soak guards bench micro build push lock clean
+.PHONY: help install run-local try quick test lint format proof soak guards bench micro instructions build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -107,6 +107,9 @@ bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 
 
 micro: .venv-bench/.installed ## micro-benchmarks of a turn of the hot path, the encoding, the codec and the scan
 	@.venv-bench/bin/python -m pytest -c loadtest/micro/pytest.ini loadtest/micro
+
+instructions: .venv-bench/.installed ## how many instructions an event costs, needs valgrind (TREES="before after": of each)
+	@.venv-bench/bin/python loadtest/instructions.py $(TREES)
 
 build: ## the container image
 	@docker build --tag $(IMAGE):$(TAG) .

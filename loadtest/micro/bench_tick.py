@@ -10,6 +10,7 @@ import re
 import time
 
 import pytest
+from traffic import events
 
 from ingest.config import load
 from ingest.event import EventEncoder
@@ -18,33 +19,7 @@ from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderName
 
 CONNECTIONS = 20
 TURNS = 100
-HEADERS = {"X-Forwarded-Proto": "https", "X-Forwarded-Port": "443", "Host": "collect.example.com"}
-MORE = {
-    "Content-Type": "text/plain",
-    "Accept": "*/*",
-    "Accept-Encoding": "gzip, br",
-    "Accept-Language": "ko-KR,ko;q=0.9",
-}
-
-
-def event(draw):
-    body = f'{{"id":"{draw.getrandbits(64):016x}","event":"page_view","note":"{draw.getrandbits(1100):0280x}"}}'
-    headers = {
-        "X-Forwarded-For": f"{draw.randint(11, 99)}.{draw.randint(0, 255)}.{draw.randint(0, 255)}.7",
-        **HEADERS,
-        "X-Amzn-Trace-Id": f"Root=1-67891233-{draw.getrandbits(96):024x}",
-        "Content-Length": str(len(body)),
-        "User-Agent": f"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/{draw.randint(90, 150)}.0.0.0",
-        **MORE,
-        "Referer": f"https://shop.example.com/products/{draw.getrandbits(20)}",
-        "Cookie": f"_ga=GA1.2.{draw.getrandbits(31)}; session={draw.getrandbits(64):016x}; consent=all",
-    }
-    head = "POST /collect HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    return head.encode(), body.encode()
-
-
-DRAW = random.Random(4)
-EVENTS = [event(DRAW) for _ in range(CONNECTIONS * TURNS)]
+EVENTS = events(CONNECTIONS * TURNS)
 
 
 class Transport:
@@ -134,17 +109,17 @@ def bench_turns(benchmark, layouts, reads):
 def shuffled(count):
     """Return events in as many layouts, all headers in any order: no traffic is as varied."""
     orders = random.Random(4)
-    events = []
+    whole = []
     for head, body in EVENTS[:count]:
         first, *lines = head.split(b"\r\n")[:-2]
         orders.shuffle(lines)
-        events.append(b"\r\n".join([first, *lines, b"", body]))
-    return events
+        whole.append(b"\r\n".join([first, *lines, b"", body]))
+    return whole
 
 
-def pupil(events):
+def pupil(whole):
     layouts = Layouts(EventEncoder(load({})).headers)
-    for number, data in enumerate(events):
+    for number, data in enumerate(whole):
         layouts.learn(data, number * 1000)
     return layouts
 
@@ -152,11 +127,11 @@ def pupil(events):
 @pytest.mark.parametrize("known", [1, 8, 32])
 def bench_match(benchmark, known):
     """Finding the values, with so many layouts known."""
-    events = shuffled(known)
-    layouts = pupil(events)
+    whole = shuffled(known)
+    layouts = pupil(whole)
 
     def match_all():
-        for data in events:
+        for data in whole:
             match = layouts.match(data)
             match.group(*layouts.found[match.lastindex][-1])
 
