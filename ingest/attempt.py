@@ -4,7 +4,8 @@ Owns the breaker, the places for puts that run at once, each try's deadline, and
 
 Promises that a try ends within `S3_TIMEOUT` whatever the store does, that no more than `UPLOAD_CONCURRENCY` of them run
 at once, recovery's included, and that `abort` ends all of them at once and for good. Whatever a store fails with is an
-outage: which error means what is the store's business, and a wrong guess here would stop the wrong thing.
+outage: which error means what is the store's business, and a wrong guess here would stop the wrong thing. An exception
+that no store should raise is a failed try too, and the log has its type and text.
 
 Never: tries twice, knows a batch or a file, decides what happens to what was not stored.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.metrics import Metrics
+
+_BUG: Final = "the store raised what it should not: please report it, with this line"
 
 log = structlog.get_logger()
 
@@ -73,7 +76,7 @@ class Attempts:
             try:
                 async with deadline:
                     await put()
-            except (StorageError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - see the module's text
                 if self.aborted:
                     self.breaker.abandoned(permit)
                     return Result.ABORTED
@@ -99,10 +102,14 @@ class Attempts:
 
     def _failed(self, key: str, error: Exception, took: float) -> None:
         self._metrics.s3_put_errors_total += 1
+        lasted = round(took, 3)
         if isinstance(error, StorageError):
-            log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=round(took, 3))
+            log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=lasted, **error.cause)
+        elif isinstance(error, TimeoutError):
+            log.warning("put_timed_out", key=key, took=lasted, hint="no answer within S3_TIMEOUT")
         else:
-            log.warning("put_timed_out", key=key, took=round(took, 3), hint="no answer within S3_TIMEOUT")
+            cause = f"{type(error).__name__}: {error}"
+            log.error("put_failed", key=key, operation="put", hint=_BUG, took=lasted, error=cause, exc_info=error)
 
     def _report(self, state: State) -> None:
         self._metrics.breaker_state = state

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -79,11 +79,19 @@ class StorageError(Exception):
     """A read or write of durable storage (a file, an object) that failed, and what to do about it.
 
     `operation` is what was tried, `subject` the path or key, `hint` the operator's next step. `transient`: the same
-    call may succeed later with nobody doing anything. `errno` is set when the operating system said no.
+    call may succeed later with nobody doing anything. `errno` is set when the operating system said no. `cause` is what
+    the log shows beside the hint: the `error` that was met, by type and text, and what else is known of it.
     """
 
     def __init__(
-        self, operation: str, subject: str | Path, hint: str, *, transient: bool, errno: int | None = None
+        self,
+        operation: str,
+        subject: str | Path,
+        hint: str,
+        *,
+        transient: bool,
+        errno: int | None = None,
+        cause: Mapping[str, str | int] | None = None,
     ) -> None:
         super().__init__(operation, subject, hint)
         self.operation = operation
@@ -91,6 +99,7 @@ class StorageError(Exception):
         self.hint = hint
         self.transient = transient
         self.errno = errno
+        self.cause = cause or {}
 
     @classmethod
     def of(cls, operation: str, subject: str | Path, error: OSError) -> Self:
@@ -100,7 +109,8 @@ class StorageError(Exception):
 
     def __str__(self) -> str:
         name = f" [{errno.errorcode.get(self.errno, self.errno)}]" if self.errno is not None else ""
-        return f"{self.operation} {self.subject}{name}: {self.hint}"
+        error = f" ({self.cause['error']})" if "error" in self.cause else ""
+        return f"{self.operation} {self.subject}{name}: {self.hint}{error}"
 
 
 class TornTail(StorageError):  # noqa: N818 - a state of the file, named as the contract names it

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest import codec, recovery, upload
 from ingest.breaker import State
@@ -1068,7 +1069,7 @@ def test_a_bug_of_ours_ends_the_work_loudly_and_the_drain_still_saves_every_batc
             rig.metrics.pending["queue"] = lambda: uploader.pending_events
             task = asyncio.ensure_future(uploader.run())
             rig.submit(*(Batch(n) for n in range(5)))
-            rig.store_.put = broken
+            uploader.attempts.make = broken
             with pytest.raises(BaseExceptionGroup):
                 await task
             rig.submit(Batch(5))
@@ -1076,6 +1077,28 @@ def test_a_bug_of_ours_ends_the_work_loudly_and_the_drain_still_saves_every_batc
             left = await uploader.drain(began + 20, asyncio.Event())
             assert time.monotonic() - began < 2
             assert (left.dlq_files, left.lost_batches) == (6, 0)
+
+    asyncio.run(main())
+
+
+def test_b_whatever_a_store_raises_is_a_failed_try_that_the_log_names(tmp_path):
+    rig = rig_of(tmp_path, upload_queue=20)
+    put, create = rig.store_.put, rig.store_.create
+
+    async def broken(*_):
+        raise KeyError("AccessKeyId")
+
+    async def main():
+        async with rig.running():
+            rig.store_.put = rig.store_.create = broken
+            with capture_logs() as logs:
+                rig.submit(Batch(1, 5))
+                await rig.until(lambda: rig.dlq.files == 1)
+            lines = [line for line in logs if line["event"] == "put_failed"]
+            assert {line["error"] for line in lines} == {"KeyError: 'AccessKeyId'"}
+            rig.store_.put, rig.store_.create = put, create
+            await rig.done()
+            assert rig.metrics.stored == 5
 
     asyncio.run(main())
 

@@ -22,8 +22,11 @@ put. Between that look and the put another writer can store the same key, and th
 one key are two processes that recover the same file, which slots prevent, or one put whose answer was lost and that is
 still being stored; so the race is narrow, and it is the reason why the setting is not the default.
 
-Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an error of the SDK out: all of
-them become `StorageError`, matched by code and type, never by text. Credentials are found the SDK's way and only there.
+Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an exception out that is no
+`StorageError`. The SDK and its chain of credentials raise whatever their sources made of themselves (an endpoint that
+errs, a document without keys, a helper that prints no JSON), so all of it is a failed try, and its cause goes with it.
+Errors are matched by code and type, never by text. Credentials are found the SDK's way and only there, anew after each
+start that failed.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import base64
 import gc
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isal import isal_zlib
@@ -79,6 +83,7 @@ _DAMAGED = "the body changed on its way: it is sent again; if this lasts, check 
 _BUSY = "the store is overloaded: it recovers, or UPLOAD_CONCURRENCY is too high for it"
 _TIMES_OUT = "no answer within S3_TIMEOUT: check the network path, or raise it"
 _UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and security groups"
+_UNFORESEEN = "the SDK or its source of credentials failed: the error says how; it is tried again"
 _NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 # The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
@@ -109,6 +114,9 @@ _ADVICE: dict[str, tuple[str, bool]] = {
     "KMS.DisabledException": ("the key is disabled: enable it, or fix S3_SSE_KMS_KEY_ID", False),
     "EntityTooLarge": ("the store takes no object of this size: lower BATCH_BYTES", False),
 }
+# An error's text may quote what it failed on.
+LONGEST_TEXT = 500
+
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 _SERVER_ERROR = 500
 _OK = 200
@@ -120,12 +128,13 @@ _NO_SUCH_RANGE = (416, "InvalidRange")
 class S3Store:
     """An `ObjectStore` in `RAW_BUCKET`."""
 
-    __slots__ = ("_client", "_executor", "_loaded", "_put_arguments", "_settings", "_starting")
+    __slots__ = ("_client", "_executor", "_loaded", "_models", "_put_arguments", "_settings", "_starting")
 
     def __init__(self, settings: Settings, executor: Executor) -> None:
         self._settings = settings
         self._executor = executor
         self._loaded: tuple[AioSession, AioConfig] | None = None
+        self._models = _Models()
         self._client: S3Client | None = None
         self._starting: asyncio.Task[S3Client] | None = None
         self._put_arguments = _put_arguments(settings)
@@ -170,7 +179,10 @@ class S3Store:
             await asyncio.wait((starting,))
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            try:
+                await client.close()
+            except Exception as error:
+                raise _storage_error("close", self._put_arguments["Bucket"], error) from error
 
     # ------------------------------------------------------------------------------------------- the calls
 
@@ -193,7 +205,9 @@ class S3Store:
             arguments["IfNoneMatch"] = "*"
         answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
         if not _is_stored(answer):
-            raise StorageError("put", key, _NO_STORE, transient=True)
+            told = f"{answer['ContentLength']} bytes of content, ETag {answer.get('ETag')}"[:LONGEST_TEXT]
+            cause: dict[str, str | int] = {"error": told, "status": _status(answer)}
+            raise StorageError("put", key, _NO_STORE, transient=True, cause=cause)
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
@@ -226,7 +240,8 @@ class S3Store:
             return found >= wanted
         if wanted is None and head == body[: codec.HEAD_BYTES]:
             return size >= len(body)
-        raise StorageError("look", key, _NOT_OURS, transient=True)
+        cause = {"error": f"{size} bytes of content, which begin with {head!r}"}
+        raise StorageError("look", key, _NOT_OURS, transient=True, cause=cause)
 
     async def _look(self, client: S3Client, key: str) -> tuple[bytes, int]:
         """Return the object's first bytes and its length. A store may ignore the range: no more is read than asked."""
@@ -255,16 +270,28 @@ class S3Store:
             return self._client
         if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._connect())
+            self._starting.add_done_callback(_fetch)
+        starting = self._starting
+        # Many calls may wait for one start; that one of them is cancelled must not take it from the others.
+        await asyncio.wait((starting,))
         try:
-            # Many calls may wait for one start; that one of them is cancelled must not take it from the others.
-            return await asyncio.shield(self._starting)
+            return starting.result()
         except Exception as error:
             raise _storage_error(operation, self._put_arguments["Bucket"], error) from error
 
     async def _connect(self) -> S3Client:
+        try:
+            return await self._open_client()
+        except Exception:
+            # A session remembers the files that it read, and they may be what was wrong.
+            self._loaded = None
+            raise
+
+    async def _open_client(self) -> S3Client:
         if self._loaded is None:
             loop = asyncio.get_running_loop()
-            self._loaded = await loop.run_in_executor(self._executor, partial(_load, self._settings))
+            load = partial(_load, self._settings, self._models)
+            self._loaded = await loop.run_in_executor(self._executor, load)
         session, config = self._loaded
         # A client made without credentials stays without; a role's endpoint may only answer a little later.
         if await session.get_credentials() is None:
@@ -275,6 +302,12 @@ class S3Store:
         client.meta.events.register("before-parse.s3.PutObject", _keep_length)
         self._client = client
         return client
+
+
+def _fetch(starting: asyncio.Task[S3Client]) -> None:
+    """Take a start's exception, because every call that waited for it may have been cancelled meanwhile."""
+    if not starting.cancelled():
+        starting.exception()
 
 
 def _put_arguments(settings: Settings) -> PutObjectRequestTypeDef:
@@ -290,28 +323,44 @@ def _put_arguments(settings: Settings) -> PutObjectRequestTypeDef:
     return cast("PutObjectRequestTypeDef", arguments)
 
 
-def _load(settings: Settings) -> tuple[AioSession, AioConfig]:
+class _Models:
+    """The SDK's models of services, read once and shared by all sessions that follow each other."""
+
+    __slots__ = ("loader",)
+
+    def __init__(self) -> None:
+        self.loader: Any = None
+
+
+def _load(settings: Settings, models: _Models) -> tuple[AioSession, AioConfig]:
     """Import the SDK and read its models; blocks for some tenths of a second of CPU, so it runs in the executor.
 
     The garbage collector is paused meanwhile: a full collection of a hundred thousand objects holds the interpreter,
-    and with it the event loop, for 40 ms and more, and finds nothing. Afterwards all of it is frozen, for the same
-    reason: no later collection walks through the SDK's models again.
+    and with it the event loop, for 40 ms and more, and finds nothing. After the first time all of it is frozen, for the
+    same reason: no later collection walks through the SDK's models again. A later session replaces one that failed, and
+    what is frozen is never collected.
     """
+    if models.loader is not None:
+        return _import_and_warm(settings, models)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _import_and_warm(settings)
+        return _import_and_warm(settings, models)
     finally:
         gc.freeze()
         if collecting:
             gc.enable()
 
 
-def _import_and_warm(settings: Settings) -> tuple[AioSession, AioConfig]:
+def _import_and_warm(settings: Settings, models: _Models) -> tuple[AioSession, AioConfig]:
     from aiobotocore.config import AioConfig
     from aiobotocore.session import get_session
 
     session = get_session()
+    if models.loader is None:
+        models.loader = session.get_component("data_loader")
+    else:
+        session.register_component("data_loader", models.loader)
     common: dict[str, Any] = {
         "region_name": settings.aws_region,
         "connect_timeout": settings.s3_timeout,
@@ -367,19 +416,30 @@ def _verdict(response: Mapping[str, Any]) -> tuple[int, str]:
     return _status(response), str(response.get("Error", {}).get("Code", ""))
 
 
-def _storage_error(operation: str, key: str, error: Exception) -> Exception:
-    """Say what an error means to the operator; what is no error of storage stays what it is."""
+def _storage_error(operation: str, key: str, error: Exception) -> StorageError:
+    """Say what an error means to the operator, and keep its cause for the log."""
     from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
 
     if isinstance(error, StorageError):
         return error
+    cause: dict[str, str | int] = {"error": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}
     if isinstance(error, ClientError):
-        return _refusal(operation, key, error.response)
+        return _refusal(operation, key, error.response, cause)
     for kind, hint, transient in _kinds():
         if isinstance(error, kind):
             number = error.errno if isinstance(error, OSError) else None
-            return StorageError(operation, key, hint, transient=transient, errno=number)
-    return error
+            return StorageError(operation, key, hint, transient=transient, errno=number, cause=cause)
+    if (place := _place(error)) is not None:
+        cause["at"] = place
+    return StorageError(operation, key, _UNFORESEEN, transient=True, cause=cause)
+
+
+def _place(error: Exception) -> str | None:
+    """Tell where an error that nobody foresaw was raised: it may be a bug, of the SDK's or of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else None
 
 
 def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
@@ -405,7 +465,7 @@ def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
     )
 
 
-def _refusal(operation: str, key: str, response: Mapping[str, Any]) -> StorageError:
+def _refusal(operation: str, key: str, response: Mapping[str, Any], cause: dict[str, str | int]) -> StorageError:
     status, code = _verdict(response)
     advice = _ADVICE.get(code)
     if code == str(status):
@@ -413,8 +473,11 @@ def _refusal(operation: str, key: str, response: Mapping[str, Any]) -> StorageEr
     elif advice is None:
         transient = status >= _SERVER_ERROR or status in _TRANSIENT_STATUS
         advice = (f"the store answered {status} {code}", transient)
+    cause.update(code=code, status=status)
+    if request_id := response.get("ResponseMetadata", {}).get("RequestId"):
+        cause["request_id"] = str(request_id)
     hint, transient = advice
-    return StorageError(operation, key, hint, transient=transient)
+    return StorageError(operation, key, hint, transient=transient, cause=cause)
 
 
 def _status(response: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from ingest import codec
 from ingest.config import load
 from ingest.durable import StorageError
 from ingest.store import ObjectMetadata
-from ingest.store.s3 import ONE_WRITE, S3Store
+from ingest.store.s3 import LONGEST_TEXT, ONE_WRITE, S3Store
 from tests.s3_server import CREDENTIALS
 from tests.store.scripted_server import answered, make_certificate, part_of, refused, scripted_server
 
@@ -483,10 +483,39 @@ def test_a_cancelled_put_is_cancelled_and_not_failed():
     run(scenario)
 
 
-def test_an_error_of_our_own_stays_what_it_is():
+def test_an_error_that_nobody_foresaw_is_a_failed_try_and_says_what_and_where_it_was():
     async def scenario(store, _server):
-        with pytest.raises(TypeError):
+        with pytest.raises(StorageError) as caught:
             await store.put(KEY, "no bytes", METADATA)
+        cause = caught.value.cause
+        assert caught.value.transient
+        assert cause["error"].startswith("TypeError: ")
+        assert cause["at"].startswith("s3.py:")
+        assert cause["error"] in str(caught.value)
+
+    run(scenario)
+
+
+def test_a_refusal_keeps_what_the_store_said():
+    async def scenario(store, server):
+        server.answers = [refused(403, "AccessDenied")]
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        cause = caught.value.cause
+        assert (cause["code"], cause["status"], cause["request_id"]) == ("AccessDenied", 403, "the-request")
+        assert "AccessDenied" in cause["error"]
+        assert cause["error"].endswith("told so")
+
+    run(scenario)
+
+
+def test_a_cause_is_short_however_long_the_error_is():
+    async def scenario(store, server):
+        server.answers = [refused(500, "x" * 5000), answered(200, etag="y" * 5000)]
+        for _ in range(2):
+            with pytest.raises(StorageError) as caught:
+                await store.put(KEY, BODY, METADATA)
+            assert 100 < len(caught.value.cause["error"]) <= LONGEST_TEXT
 
     run(scenario)
 
@@ -564,11 +593,96 @@ def test_calls_wait_for_one_start_and_survive_that_one_of_them_is_cancelled():
     run(scenario)
 
 
-def test_credentials_that_come_later_are_found_later(monkeypatch):
+def only_credentials_of(monkeypatch, config="/dev/null"):
     for name in CREDENTIALS:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+
+
+CONFIGS = {
+    "a helper that prints no JSON": "[default]\ncredential_process = /bin/echo no JSON\n",
+    "a helper that prints no keys": "[default]\ncredential_process = /bin/echo '{\"Version\": 1}'\n",
+    "a helper that fails": "[default]\ncredential_process = /bin/false\n",
+    "a helper that is not there": "[default]\ncredential_process = /no/such/helper\n",
+    "a date that is none": "[default]\ncredential_process = /bin/echo "
+    '\'{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "Expiration": "tomorrow"}\'\n',
+    "a date in the past": "[default]\ncredential_process = /bin/echo "
+    '\'{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "Expiration": "2001-01-01T00:00:00Z"}\'\n',
+    "a word for a section": "[default]\ns3 = foo\naws_access_key_id = a\naws_secret_access_key = b\n",
+    "no file of its kind": "credential_process\n",
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_b_whatever_ails_the_credentials_is_a_failed_try_until_they_are_well(monkeypatch, tmp_path, config):
+    file = tmp_path / "config"
+    file.write_text(CONFIGS[config])
+    only_credentials_of(monkeypatch, file)
+
+    async def scenario(store, server):
+        for call in (store.put, store.create):
+            with pytest.raises(StorageError) as caught:
+                await call(KEY, BODY, METADATA)
+            assert caught.value.cause["error"]
+        assert server.requests == []
+        file.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+        if config == "a date in the past":  # the client is made, and goes on with the helper that it found
+            return
+        await store.put(KEY, BODY, METADATA)
+        assert len(server.requests) == 1
+
+    run(scenario)
+
+
+def test_b2_a_start_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of_the_loop(monkeypatch, tmp_path):
+    helper = tmp_path / "helper"
+    helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nuntil [ -e {tmp_path}/go ]; do sleep 0.01; done\nexit 1\n")
+    helper.chmod(0o755)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    only_credentials_of(monkeypatch, config)
+    unhandled = []
+
+    async def scenario(store, _server):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unhandled.append(context))
+        put = asyncio.create_task(store.put(KEY, BODY, METADATA))
+        while not (tmp_path / "asked").exists():  # noqa: ASYNC110 - a file is what the helper has to tell with
+            await asyncio.sleep(0.01)
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        (starting,) = [task for task in asyncio.all_tasks() if "_connect" in repr(task)]
+        (tmp_path / "go").touch()
+        await asyncio.wait((starting,))
+        del put, starting
+        with pytest.raises(StorageError):
+            await store.put(KEY, BODY, METADATA)
+        gc.collect()
+
+    run(scenario)
+    assert unhandled == []
+
+
+def test_starts_that_fail_hold_no_memory_for_good(monkeypatch):
+    only_credentials_of(monkeypatch)
+
+    async def scenario(store, _server):
+        with pytest.raises(StorageError):
+            await store.start()
+        frozen = gc.get_freeze_count()
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                await store.start()
+        assert gc.get_freeze_count() <= frozen
+
+    run(scenario)
+    gc.unfreeze()
+
+
+def test_credentials_that_come_later_are_found_later(monkeypatch):
+    only_credentials_of(monkeypatch)
 
     async def scenario(store, server):
         for call in (store.start(), store.put(KEY, BODY, METADATA)):
