@@ -45,6 +45,7 @@ class Fault:
     reset_answer_after: int | None = None  # RST once that many bytes of the answer have been handed back
     bandwidth: int | None = None  # bytes per second of the request
     answer: tuple[int, str] | None = None  # status and S3 error code that the proxy answers itself
+    page: bytes | None = None  # a whole answer that the proxy gives itself, as what stands in a store's place does
     method: str | None = None  # only requests of this method suffer
 
     def touches(self, method: str) -> bool:
@@ -193,7 +194,9 @@ class FaultProxy:
             raise _CutError("hook ended the request")
         if fault.latency:
             await asyncio.sleep(fault.latency)
-        if fault.answer is not None:
+        if fault.page is not None:
+            answer, keep = fault.page, True
+        elif fault.answer is not None:
             answer, keep = _own_answer(*fault.answer, head_only=exchange.method == "HEAD"), True
         else:
             answer, keep = await self._ask_upstream(exchange, request)
