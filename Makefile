@@ -11,6 +11,7 @@ PYTHON ?=
 BIN := .venv/bin
 IMAGE ?= estat-ingest
 TAG ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
+PLATFORM ?= linux/amd64
 ECR_REPOSITORY ?= estat-ingest
 UV ?= uv
 # The locks name all there is: older pips, asked to resolve, take a newer release of what is wanted with an extra.
@@ -112,9 +113,9 @@ instructions: .venv-bench/.installed ## how many instructions an event costs, ne
 	@.venv-bench/bin/python loadtest/instructions.py $(TREES)
 
 build: ## the container image
-	@docker build --tag $(IMAGE):$(TAG) .
+	@docker build --platform $(PLATFORM) --tag $(IMAGE):$(TAG) .
 
-push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION)
+push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 	@: "$${AWS_ACCOUNT_ID:?is not set: the account whose ECR takes the image}" "$${AWS_REGION:?is not set: the region of that ECR}"; \
 	registry="$$AWS_ACCOUNT_ID.dkr.ecr.$$AWS_REGION.amazonaws.com"; \
 	aws ecr get-login-password --region "$$AWS_REGION" | docker login --username AWS --password-stdin "$$registry"; \

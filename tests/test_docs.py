@@ -3,8 +3,10 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +23,7 @@ from ingest.variables import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted(
-    path.relative_to(REPOSITORY).as_posix()
-    for path in (REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").glob("*.md"))
+    path.relative_to(REPOSITORY).as_posix() for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
 )
 SOURCES = sorted((REPOSITORY / "ingest").rglob("*.py"))
 
@@ -62,9 +63,11 @@ def code(text):
 # ---------------------------------------------------------------------------------------------------- settings
 
 
-def test_the_readme_lists_every_variable_with_its_default_and_meaning():
-    expected = [[f"`{variable.name}`", default(variable), variable.meaning] for variable in VARIABLES]
-    assert rows(section("README.md", "env"), "Variable") == expected
+def test_the_readme_shows_its_variables_with_their_default_and_meaning():
+    known = [[f"`{variable.name}`", default(variable), variable.meaning] for variable in VARIABLES]
+    listed = rows(section("README.md", "env"), "Variable")
+    assert listed
+    assert [row for row in listed if row not in known] == []
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -146,10 +149,10 @@ def test_the_table_of_the_drain_is_that_of_the_code(text):
     assert listed == rows(server.__doc__, "step"), "what happens is told in the same words"
 
 
-def test_the_readme_has_the_routes_of_the_code():
+def test_the_page_on_sending_has_the_routes_of_the_code():
     listed = {
         path.strip("`"): {method.strip("`") for method in methods.split(", ")}
-        for path, methods, _ in rows(section("README.md"), "Path")
+        for path, methods, _ in rows(section("docs/sending.md"), "Path")
     }
     known = {path.decode(): set(methods.split(", ")) for path, methods in request._METHODS.items()}
     assert listed == known
@@ -323,7 +326,7 @@ def json_blocks(page):
 
 
 def test_the_task_definition_agrees_with_the_image_and_the_settings():
-    (task,) = [block for block in json_blocks("README.md") if "containerDefinitions" in block]
+    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
     (container,) = task["containerDefinitions"]
     dockerfile = section("Dockerfile")
     (options, command) = re.findall(r"(?m)^HEALTHCHECK (.*) CMD (\[.*\])$", dockerfile)[0]
@@ -341,15 +344,94 @@ def test_the_task_definition_agrees_with_the_image_and_the_settings():
     assert f"EXPOSE {container['portMappings'][0]['containerPort']}" in dockerfile
 
 
+def test_the_task_definition_writes_its_log_where_somebody_can_read_it():
+    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
+    (container,) = task["containerDefinitions"]
+    log = container["logConfiguration"]
+    (region,) = [entry["value"] for entry in container["environment"] if entry["name"] == "AWS_REGION"]
+    assert (log["logDriver"], log["options"]["awslogs-region"]) == ("awslogs", region)
+    assert f"create-log-group --log-group-name {log['options']['awslogs-group']} " in section("docs/deploy.md")
+
+
+def test_the_image_of_the_task_definition_is_the_one_that_make_push_makes():
+    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
+    (lines,) = re.findall(r"(?ms)^```sh\n(.*?)^```", section("docs/deploy.md"))
+    (given,) = re.findall(r"(?m)^export (.*)$", lines)
+    (words,) = re.findall(r"(?m)^make (.*)$", lines)
+    steps = subprocess.run(
+        ["make", "-n", *shlex.split(words)], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    pushed = re.sub(r"(?ms).*(registry=\S+;).*docker push (\S+).*", r"\1 echo \2", steps)
+    env = {"PATH": os.environ["PATH"], **dict(pair.split("=") for pair in given.split())}
+    told = subprocess.run(["bash", "-euc", pushed], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.strip() == task["containerDefinitions"][0]["image"]
+    assert f"--platform linux/{architecture(task)}" in steps
+
+
+def architecture(task):
+    return {"X86_64": "amd64", "ARM64": "arm64"}[task["runtimePlatform"]["cpuArchitecture"]]
+
+
+def test_the_image_has_every_module_compiled_once_and_by_unchecked_hash():
+    """compileall leaves a fresh `.pyc` alone, so that pip must make none, and nothing may be added behind it."""
+    steps = re.findall(r"(?m)^(?:RUN|COPY) .*(?:\\\n.*)*", section("Dockerfile").partition("\nFROM gcr.io")[0])
+    (install,) = [step for step in steps if "pip install" in step]
+    assert "--no-compile" in install
+    assert "compileall" in steps[-1]
+    assert "--invalidation-mode unchecked-hash /app" in steps[-1]
+
+
+def test_the_athena_table_has_the_keys_of_a_line_and_finds_the_hours_where_they_are():
+    (table,) = re.findall(r"(?s)CREATE EXTERNAL TABLE.*?;\n", section("docs/reading.md"))
+    (columns,) = re.findall(r"events \((.*?)\)", table)
+    (line,) = json_blocks("docs/reading.md")
+    assert [column.split() for column in columns.split(", ")] == [
+        [key, "bigint" if isinstance(value, int) else "string"] for key, value in line.items()
+    ]
+    assert "'org.apache.hive.hcatalog.data.JsonSerDe'" in table
+    (location,) = re.findall(r"LOCATION '(.*)'", table)
+    assert f"'{location}dt=${{dt}}/hr=${{hr}}/'" in table
+    assert f"'projection.hr.digits' = '{len('07')}'" in table
+
+
 def test_the_policy_allows_what_the_task_definition_puts():
-    (policy,) = [block for block in json_blocks("README.md") if "Statement" in block]
-    (task,) = [block for block in json_blocks("README.md") if "containerDefinitions" in block]
+    (policy,) = [block for block in json_blocks("docs/deploy.md") if "Statement" in block]
+    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
     settings = load({entry["name"]: entry["value"] for entry in task["containerDefinitions"][0]["environment"]})
     (statement,) = policy["Statement"]
     assert statement["Action"] == "s3:PutObject"
     assert statement["Resource"] == [
         f"arn:aws:s3:::{settings.raw_bucket}/{prefix}/*" for prefix in (settings.raw_prefix, settings.dlq_prefix)
     ]
+
+
+# ------------------------------------------------------------------------------------------------------- prose
+
+UNWANTED = re.compile(r"\W*(?:Of|What|Whoever|Were|Nor)\b")
+
+
+def sentences(text):
+    """Sentences of paragraphs and lists; of a table's cell all but the first, which may be a label. No headings."""
+    text = re.sub(r"(?ms)^```.*?^```", "", text)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |\||#))", text):
+        block = block.strip()
+        if block.startswith("#"):
+            continue
+        in_table = block.startswith("|")
+        for part in block.strip("|").split(" | ") if in_table else [block]:
+            found = re.split(r"(?<=[.!?])[)*`\"]*\s+", " ".join(part.split()))
+            yield from found[1:] if in_table else found
+
+
+def test_sentences_are_told_apart():
+    text = "# What it is\n\nOne. What two?\n- **Of** three\n\n| What | Is it. Nor this |\n\n```\nWhat\n```\n"
+    assert [found for found in sentences(text) if UNWANTED.match(found)] == ["What two?", "- **Of** three", "Nor this"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sentences_begin_with_their_subject(page):
+    """The thing first: `Of a file that is not sound, the lines …` makes the reader hold what it is about in mind."""
+    assert [found for found in sentences(section(page)) if UNWANTED.match(found)] == []
 
 
 def test_the_changelog_begins_with_this_version():
