@@ -112,8 +112,8 @@ micro: .venv-bench/.installed ## micro-benchmarks of a turn of the hot path, the
 instructions: .venv-bench/.installed ## how many instructions an event costs, needs valgrind (TREES="before after": of each)
 	@.venv-bench/bin/python loadtest/instructions.py $(TREES)
 
-build: ## the container image
-	@docker build --platform $(PLATFORM) --tag $(IMAGE):$(TAG) .
+build: ## the container image, under TAG and as latest
+	@docker build --platform $(PLATFORM) --tag $(IMAGE):$(TAG) --tag $(IMAGE):latest .
 
 push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 	@: "$${AWS_ACCOUNT_ID:?is not set: the account whose ECR takes the image}" "$${AWS_REGION:?is not set: the region of that ECR}"; \

@@ -372,6 +372,14 @@ def architecture(task):
     return {"X86_64": "amd64", "ARM64": "arm64"}[task["runtimePlatform"]["cpuArchitecture"]]
 
 
+def test_the_docker_line_of_the_dockerfile_runs_what_make_build_makes():
+    (image,) = re.findall(r"(?m)^#     -e .* (\S+)$", section("Dockerfile"))
+    steps = subprocess.run(
+        ["make", "-n", "build"], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert f"--tag {image}:latest " in steps
+
+
 def test_the_image_has_every_module_compiled_once_and_by_unchecked_hash():
     """compileall leaves a fresh `.pyc` alone, so that pip must make none, and nothing may be added behind it."""
     steps = re.findall(r"(?m)^(?:RUN|COPY) .*(?:\\\n.*)*", section("Dockerfile").partition("\nFROM gcr.io")[0])
