@@ -6,7 +6,8 @@ How it measures:
     cores      the subject on one core, the generator (and the S3 sink) on another
     CPU        user + system time of the subject's cgroup, all threads and children, from before the load until after it
     pairs      all subjects are started once, then take turns, in rounds; ratios are formed within a round against the
-               floor's readings of that round (two), and the median of the rounds is reported, with the range
+               floor's readings of that round, and the median of the rounds is reported, with the range
+    budgets    which figure is held against which limit is the table of budgets.py
     held rate  open loop, latency from when an event was due; bisected in short steps, then confirmed for 30 s: no
                error, no event unsent, p99 within the budget
     proof      what the collector acknowledged while it was measured is counted in its objects afterwards; what was
@@ -28,8 +29,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import compiled
 import load as loads
 import report
 import subjects
@@ -39,7 +42,9 @@ from load import LOADS, PLAIN
 from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, Running
 
 P99_BUDGET_US = 110_000
-VARIANTS = ["fresh-ip", "split", "pipelined", "origin", "mixed", "warm"]
+FRONTS = ["waits-1", "waits-4", "waits-8", "closes-1.0", "closes-1.1"]
+FRONTS_OF_PEERS = ["waits-4", "closes-1.0"]
+VARIANTS = ["plain", "fresh-ip", "split", "pipelined", "origin", "mixed", "warm"]
 LEARNING_SECONDS = 8  # in which the collector meets every layout of the mixed load
 BUSY_GENERATOR = 0.85
 
@@ -47,14 +52,17 @@ BUSY_GENERATOR = 0.85
 class Plan:
     """How long everything takes; the quick plan is for a look, not for a figure to quote."""
 
-    def __init__(self, *, quick, full):
+    def __init__(self, *, quick, full, compiled=()):
         self.name = "quick" if quick else "full" if full else "standard"
         self.rounds = 3 if quick else 5
         self.more_rounds = 0 if quick else 4
         """At saturation, of those that budgets are about."""
         self.seconds = 1.0 if quick else 1.6
         self.ours = [MEMORY, JOURNAL] if quick else [MEMORY, JOURNAL, FSYNC, JOURNAL_S3]
-        self.peers = [STARLETTE] if quick else subjects.peers()
+        self.peers = [STARLETTE] if quick else [*subjects.PEERS, *compiled]
+        self.fronts = ["waits-4", "closes-1.0"] if quick else FRONTS
+        self.fronts_of_peers = {} if quick else {load: [*compiled, STARLETTE] for load in FRONTS_OF_PEERS}
+        self.fronts_rounds = 3 if quick else 5
         self.shares = [0.25] if quick else [0.25, 0.5]
         self.held = [FLOOR, JOURNAL] if quick else [FLOOR, JOURNAL, STARLETTE]
         self.search_steps = 4 if quick else 5
@@ -62,7 +70,8 @@ class Plan:
         self.confirm_seconds = 10 if quick else 30
         self.confirm_others = 5 if quick else 8
         self.starts = 3 if quick else 5
-        self.variants = VARIANTS[:1] if quick else VARIANTS
+        self.variants = VARIANTS[:2] if quick else VARIANTS
+        self.variants_rounds = 1 if quick else 3
         self.dlq_files = 20_000 if quick else 1_000_000 if full else 100_000
 
 
@@ -133,26 +142,38 @@ class Bench:
 
     # ---- the loads that are not the plain one ----
 
+    def fronts(self):
+        """What stands before a collector: few connections that wait for each answer, or one event on each."""
+        return self._beside_floor("front", self.plan.fronts, self.plan.fronts_rounds, self.plan.fronts_of_peers)
+
     def variants(self):
-        """Collector against floor under each other load, at saturation, half a vCPU."""
+        """Other requests, at saturation."""
+        return self._beside_floor("variant", self.plan.variants, self.plan.variants_rounds, {})
+
+    def _beside_floor(self, kind, names, rounds, peers):
+        """Collector against floor (and peers) under each load, half a vCPU; ratios are within a round."""
         results = {}
-        rounds = 1 if self.plan.name == "quick" else 3
-        for variant in ["plain", *self.plan.variants]:
-            say(f"variant {variant}")
-            load = PLAIN if variant == "plain" else LOADS[variant]
-            with (
-                self.start(FLOOR, share=0.5, kind=load.floor) as floor,
-                self.start(JOURNAL, share=0.5) as journal,
-            ):
-                for one in (floor, journal):
-                    self.load(one, LEARNING_SECONDS if variant == "mixed" and one is journal else 0.3, load)
-                pairs = [[self.load(one, self.plan.seconds, load) for one in (floor, journal)] for _ in range(rounds)]
-                results[variant] = {
-                    "collector_us": statistics.median(ours["cpu_us"] for _, ours in pairs),
-                    "floor_us": statistics.median(floor["cpu_us"] for floor, _ in pairs),
-                    "ratio": statistics.median(ours["cpu_us"] / floor["cpu_us"] for floor, ours in pairs),
-                    "errors": sum(ours["sent"] - ours["ok"] for _, ours in pairs),
-                }
+        for name in names:
+            say(f"{kind}, {LOADS[name].title}")
+            with ExitStack() as stack:
+                running = {}
+                for subject in [FLOOR, JOURNAL, *peers.get(name, [])]:
+                    running[subject] = stack.enter_context(self.start(subject, share=0.5, kind=LOADS[name].floor))
+                    learning = LEARNING_SECONDS if name == "mixed" and subject is JOURNAL else 0.3
+                    self.load(running[subject], learning, LOADS[name])
+                readings = {subject: [] for subject in running}
+                for number in range(rounds):
+                    for subject in [*running][:: 1 if number % 2 == 0 else -1]:
+                        readings[subject].append(self.load(running[subject], self.plan.seconds, LOADS[name]))
+            floor = readings[FLOOR]
+            results[name] = {"title": LOADS[name].title, "subjects": {}}
+            for subject, taken in readings.items():
+                of_cpu, of_rate = (
+                    [reading[figure] / other[figure] for reading, other in zip(taken, floor, strict=True)]
+                    for figure in ("cpu_us", "achieved_rate")
+                )
+                summary = _summary(subject, taken, of_cpu) | {"rate_ratio": statistics.median(of_rate)}
+                results[name]["subjects"][subject.name] = summary
         return results
 
     # ---- the highest rate held ----
@@ -252,6 +273,7 @@ def _summary(subject, readings, ratios):
         "ratio": statistics.median(ratios),
         "ratio_all": ratios,
         "rate": statistics.median(reading["achieved_rate"] for reading in readings),
+        "p50_us": statistics.median(reading["latency_us"]["p50"] for reading in readings),
         "p99_us": statistics.median(reading["latency_us"]["p99"] for reading in readings),
         "errors": sum(reading["sent"] - reading["ok"] for reading in readings),
         "generator_cpu": max(reading["generator_cpu"] for reading in readings),
@@ -301,12 +323,11 @@ def say(text):
 
 
 STARTED = time.monotonic()
-SECTIONS = ["cpu_per_event", "variants", "held", "memory", "start_up", "recovery"]
+SECTIONS = ["cpu_per_event", "fronts", "variants", "held", "memory", "start_up", "recovery"]
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure the collector beside the floor and the peers.")
-    parser.add_argument("--generator", required=True, help="the built loadtest/generator.c")
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     parser.add_argument("--quick", action="store_true", help="two minutes: few rounds, few peers")
     parser.add_argument("--full", action="store_true", help="as standard, with 1,000,000 dead-letter files")
@@ -324,9 +345,13 @@ def main():
     if len(subjects.CORES) < 2:
         print("one core: the generator would share it with what it measures; nothing measured", file=sys.stderr)
         return 1
-    plan = Plan(quick=arguments.quick, full=arguments.full)
-    results = {"plan": plan.name, "machine": machine(kind), "p99_budget_us": P99_BUDGET_US}
-    bench = Bench(plan, arguments.generator, out)
+    built = out / "built"
+    compiled_peers, left_out = ([], []) if arguments.quick else compiled.peers(built)
+    for line in left_out:
+        say(line)
+    plan = Plan(quick=arguments.quick, full=arguments.full, compiled=compiled_peers)
+    results = {"plan": plan.name, "machine": machine(kind), "p99_budget_us": P99_BUDGET_US, "left_out": left_out}
+    bench = Bench(plan, loads.build_generator(built), out)
     try:
         for section in arguments.only or SECTIONS:
             results[section] = getattr(bench, section)()

@@ -15,7 +15,7 @@
  *   pipelined  DEPTH requests in one segment                           origin     an Origin header in place of a trace id (CORS)
  *   warm       one and the same request, over and over: what the rotation is there to avoid, for comparison
  *   mixed      24 different sets and orders of headers, in turn, as many kinds of browsers behind one load balancer send them
- * It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
+ * It ends after --duration seconds, or --events events. It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
  * (near 1: the generator was the bottleneck, the figure is void) and the largest delay that was its own: an event due, a connection free, and not yet sent.
  *
  * Build: cc -O2 -o generator generator.c */
@@ -144,7 +144,7 @@ struct connection {
 static struct connection connections[MAX_CONNECTIONS];
 static int idle[MAX_CONNECTIONS], idle_first, idle_count, poller;     /* a ring: all connections take their turn */
 static int late_bodies[MAX_CONNECTIONS], late_first, late_count;      /* the same, of connections that owe a body */
-static uint64_t sent, ok, broken, statuses[1000], next_request;
+static uint64_t most, sent, ok, broken, statuses[1000], next_request;
 static int64_t largest_lag;
 
 static int64_t clock_now(void) {
@@ -293,7 +293,8 @@ static double run(double rate, double seconds, uint64_t *unsent) {
     for (;;) {
         now = clock_now();
         int64_t due = rate > 0 ? start + (int64_t)(due_count * gap) : now;
-        while (idle_count && due <= now && due < end && now < end + OVERTIME) {
+        if (most && sent >= most && end > now) end = now;
+        while (idle_count && due <= now && due < end && now < end + OVERTIME && !(most && sent >= most)) {
             int64_t free_at = connections[idle[idle_first]].idle_at, lag = now - (due > free_at ? due : free_at);
             if (rate > 0 && lag > largest_lag) largest_lag = lag;
             send_event(pull(idle, &idle_first, &idle_count), due);
@@ -303,7 +304,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
         }
         send_late_bodies(now);
         bool finished = now >= end;
-        bool all_sent = rate <= 0 || due >= end || now >= end + OVERTIME;
+        bool all_sent = rate <= 0 || (most && sent >= most) || due >= end || now >= end + OVERTIME;
         if (finished && ((all_sent && idle_count == connection_count) || now > end + GRACE)) break;
         int64_t wait = 20000000;
         if (idle_count && !finished && rate > 0 && due - now < wait) wait = due > now ? due - now : 0;
@@ -313,7 +314,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
         for (int i = 0; i < n; i++) receive(ready[i].data.u32);
     }
     *unsent = 0;
-    if (rate > 0)
+    if (rate > 0 && !most)
         for (; start + (int64_t)(due_count * gap) < end; due_count++, *unsent += group)
             record(end - (start + (int64_t)(due_count * gap)), group);
     return (now < end + GRACE ? (now > end ? now : end) - start : now - start) / 1e9;
@@ -322,7 +323,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
 int main(int count, char **words) {
     double rate = 0, seconds = 5;
     static const struct option options[] = {{"rate", 1, 0, 'r'}, {"duration", 1, 0, 'd'}, {"connections", 1, 0, 'c'}, {"variant", 1, 0, 'v'},
-        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {"close", 1, 0, 'x'}, {0}};
+        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {"close", 1, 0, 'x'}, {"events", 1, 0, 'e'}, {0}};
     for (int o; (o = getopt_long(count, words, "", options, NULL)) != -1;)
         switch (o) {
         case 'r': rate = atof(optarg); break;
@@ -333,6 +334,7 @@ int main(int count, char **words) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
         case 'u': path = optarg; break;
+        case 'e': most = strtoull(optarg, NULL, 10); break;
         case 'x':
             if (strcmp(close_version = optarg, "1.0") && strcmp(optarg, "1.1")) die("--close: 1.0 or 1.1");
             break;

@@ -53,13 +53,14 @@ LOADS = {
     "10,000/s": PLAIN.at(10_000.0),
     **{
         variant: replace(PLAIN, title=variant, variant=variant)
-        for variant in ("fresh-ip", "split", "pipelined", "origin", "mixed", "warm")
+        for variant in ("plain", "fresh-ip", "split", "pipelined", "origin", "mixed", "warm")
     },
 }
 
 
 def build_generator(folder):
     """Compile the generator into `folder`; exit with one line where there is no compiler."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise SystemExit(

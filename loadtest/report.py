@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import budgets
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -13,9 +14,9 @@ OURS, THEIRS, FLOOR = "#1f6f78", "#b0b7bd", "#d9a441"
 
 
 def write(results, out):
-    results["budgets"] = budgets(results)
+    results["budgets"] = budgets.rows(results)
     (out / "bench.json").write_text(json.dumps(results, indent=1))
-    text = "\n".join(_tables(results))
+    text = tables(results)
     (out / "bench.md").write_text(text)
     print(text)
     for name, plot in (("cpu", _plot_cpu), ("held", _plot_held), ("latency", _plot_latency)):
@@ -26,59 +27,8 @@ def write(results, out):
     print(f"\nWritten: {out}/bench.json, bench.md and the plots.")
 
 
-def budgets(results):
-    """Each row of the budget with its figure: (what, figure, budget, goal, met)."""
-    rows = []
-
-    def row(what, figure, limit, *, goal=None, text="{:.2f}", at_least=False, note=""):
-        met = figure >= limit if at_least else figure <= limit
-        sign = "≥" if at_least else "≤"
-        rows.append(
-            {
-                "what": what,
-                "figure": text.format(figure) + note,
-                "value": figure,
-                "budget": f"{sign} {text.format(limit)}" + (f" (goal {text.format(goal)})" if goal else ""),
-                "met": met,
-            }
-        )
-
-    cpu = results.get("cpu_per_event", {}).get("saturation")
-    if cpu:
-        journal = cpu["journal"]
-        low, high = min(journal["ratio_all"]), max(journal["ratio_all"])
-        row("CPU per event, x floor", journal["ratio"], 2.0, goal=1.5, note=f" ({low:.2f}-{high:.2f})")
-        row("CPU per event, x Starlette", journal["cpu_us"] / cpu["starlette"]["cpu_us"], 0.25, text="{:.3f}")
-        pairs = [ours / memory for ours, memory in zip(journal["cpu_us_all"], cpu["memory"]["cpu_us_all"], strict=True)]
-        row("journal, x memory", sorted(pairs)[len(pairs) // 2], 1.10, note=f" ({min(pairs):.2f}-{max(pairs):.2f})")
-    quarter = results.get("held", {}).get("0.25")
-    if quarter and quarter["floor"]["held"]:
-        held = (quarter["journal"]["held"] or {"rate": 0, "p99": 0})["rate"]
-        note = f" ({held:,}/s)"
-        row(
-            "held at 0.25 vCPU, x floor",
-            held / quarter["floor"]["held"]["rate"],
-            0.42,
-            goal=0.62,
-            at_least=True,
-            note=note,
-        )
-        row("its p99, ms", (quarter["journal"]["held"] or {"p99": 1e9})["p99"] / 1000, 110.0, text="{:.0f}")
-    for name, what in (("journal", ""), ("journal-s3", ", S3")):
-        memory = results.get("memory", {}).get(name)
-        if memory:
-            row(f"RSS idle{what}, MiB", memory["idle"] / MIB, 75, text="{:.0f}")
-            row(f"RSS at full load{what}, MiB", memory["full"] / MIB, 128, text="{:.0f}")
-        start = results.get("start_up", {}).get(name)
-        if start:
-            row(f"start to first 200{what}, a whole core, s", start["whole core"], 0.5)
-    recovery = results.get("recovery")
-    if recovery:
-        few, many = (recovery[files] for files in sorted(recovery))
-        row(f"recovery step, {many['files']:,} files x 1,000 files", many["step_us"] / few["step_us"], 1.2)
-        drained = many["after_99_percent_drained"]
-        row("recovery step after 99 % drained, x 1,000 files", drained["step_us"] / few["step_us"], 1.2)
-    return rows
+def tables(results):
+    return "\n".join(_tables(results))
 
 
 def _tables(results):
@@ -95,6 +45,7 @@ def _tables(results):
         yield "**The machine was not quiet: take no figure from this run.**"
     if noise["generator_bound"]:
         yield f"**The generator was the limit in: {', '.join(noise['generator_bound'])}.**"
+    yield from results.get("left_out", [])
     if results["budgets"]:
         yield from _table(
             "Budgets",
@@ -107,7 +58,7 @@ def _tables(results):
     for load, subjects in results.get("cpu_per_event", {}).items():
         yield from _table(
             f"CPU per event, {load}, half a vCPU",
-            ["", "µs", "x floor", "range", "events/s", "p99 ms", "errors"],
+            ["", "µs", "x floor", "range", "events/s", "p50 ms", "p99 ms", "errors"],
             [
                 [
                     one["title"],
@@ -115,25 +66,45 @@ def _tables(results):
                     f"{one['ratio']:.2f}",
                     f"{min(one['ratio_all']):.2f}-{max(one['ratio_all']):.2f}",
                     f"{one['rate']:,.0f}",
+                    f"{one['p50_us'] / 1000:.1f}",
                     f"{one['p99_us'] / 1000:.1f}",
                     str(one["errors"]),
                 ]
                 for one in subjects.values()
             ],
         )
-    if "variants" in results:
+    for front in results.get("fronts", {}).values():
         yield from _table(
-            "Other loads, saturation, half a vCPU",
+            f"{front['title'][0].upper()}{front['title'][1:]}, half a vCPU",
+            ["", "events/s", "x floor", "CPU µs", "x floor", "p50 ms", "p99 ms", "errors"],
+            [
+                [
+                    one["title"],
+                    f"{one['rate']:,.0f}",
+                    f"{one['rate_ratio']:.2f}",
+                    f"{one['cpu_us']:.1f}",
+                    f"{one['ratio']:.2f}",
+                    f"{one['p50_us'] / 1000:.2f}",
+                    f"{one['p99_us'] / 1000:.2f}",
+                    str(one["errors"]),
+                ]
+                for one in front["subjects"].values()
+            ],
+        )
+    if "variants" in results:
+        both = {name: one["subjects"] for name, one in results["variants"].items()}
+        yield from _table(
+            "Other requests, saturation, half a vCPU",
             ["", "collector µs", "floor µs", "ratio", "errors"],
             [
                 [
                     name,
-                    f"{one['collector_us']:.1f}",
-                    f"{one['floor_us']:.1f}",
-                    f"{one['ratio']:.2f}",
-                    str(one["errors"]),
+                    f"{one['journal']['cpu_us']:.1f}",
+                    f"{one['floor']['cpu_us']:.1f}",
+                    f"{one['journal']['ratio']:.2f}",
+                    str(one["journal"]["errors"]),
                 ]
-                for name, one in results["variants"].items()
+                for name, one in both.items()
             ],
         )
     for share, subjects in results.get("held", {}).items():
@@ -254,10 +225,15 @@ def _plot_latency(results):
     return figure
 
 
+def read(folder):
+    """Return the results of an earlier run."""
+    results = json.loads((folder / "bench.json").read_text())
+    if "recovery" in results:
+        results["recovery"] = {int(files): one for files, one in results["recovery"].items()}
+    return results
+
+
 if __name__ == "__main__":  # the tables and plots anew from a bench.json
     import sys
 
-    folder = Path(sys.argv[1])
-    read = json.loads((folder / "bench.json").read_text())
-    read["recovery"] = {int(files): one for files, one in read.get("recovery", {}).items()}
-    write(read, folder)
+    write(read(Path(sys.argv[1])), Path(sys.argv[1]))

@@ -71,11 +71,6 @@ PEERS = [
 NGINX = Subject("nginx", "nginx, gzip access log", ("nginx", "-c", "@DIR@/nginx.conf"))
 
 
-def peers():
-    found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    return [*PEERS, NGINX] if found else PEERS
-
-
 class Running:
     """A subject that has been started and has answered; ended by `end`, or at the end of a `with`."""
 

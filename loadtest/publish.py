@@ -1,0 +1,99 @@
+"""Puts the figures of a run into the docs: the tables and plots of docs/benchmarks.md, the sentences that quote them.
+
+    .venv-bench/bin/python loadtest/publish.py [bench-out]
+
+Owns where else a figure is quoted: `SENTENCES`. Promises that all of them are of one run. Refuses a run that was quick,
+not whole, or not quiet, because nobody should quote it. Measures nothing.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
+QUIET = 0.1
+"""Cores that others may spend, in the median."""
+SECTIONS = {"cpu_per_event", "fronts", "variants", "held", "memory", "start_up", "recovery"}
+SENTENCES = (
+    ("README.md", "it held {held_quarter} events/s for 30 s, p99 {p99_quarter} ms, no error"),
+    ("docs/tuning.md", "{held_quarter} events/s held on 0.25 vCPU and {held_half} on 0.5"),
+)
+SHARES = {"quarter": "0.25", "half": "0.5"}
+
+
+class NotPublishedError(Exception):
+    """Why these figures do not go into the docs; one line."""
+
+
+def refuse_unfit(results):
+    """Raise for a run that nobody should quote."""
+    missing = sorted(SECTIONS - set(results))
+    foreign = results["noise"]["foreign_cpu_median"]
+    if results["plan"] == "quick" or missing:
+        raise NotPublishedError(f"a {results['plan']} run" + (f" without {', '.join(missing)}" if missing else ""))
+    if foreign > QUIET:
+        raise NotPublishedError(f"the machine was not quiet: others spent {foreign:.2f} cores")
+    if not all(results["held"][share]["journal"]["held"] for share in SHARES.values()):
+        raise NotPublishedError("no rate was held, which the sentences quote")
+
+
+def quoted(results):
+    """Return the figures of `SENTENCES`, as they are written."""
+    figures = {}
+    for name, share in SHARES.items():
+        held = results["held"][share]["journal"]["held"]
+        figures |= {f"held_{name}": f"{held['rate']:,}", f"p99_{name}": f"{held['p99'] / 1000:.0f}"}
+    return figures
+
+
+def pattern(sentence):
+    """Return what finds a sentence, whatever its figures are and wherever its lines break (in a quotation too)."""
+    field = re.compile(r"\\\{(\w+)\\\}")
+    return re.compile(field.sub(r"(?P<\1>[\\d,.]*\\d)", re.escape(sentence)).replace(r"\ ", r"[\s>]+"))
+
+
+def with_figures(text, sentence, figures):
+    """Return the text with the figures of one sentence in it."""
+    match = pattern(sentence).search(text)
+    if match is None:
+        raise NotPublishedError(f"no such sentence: {sentence}")
+    for name in sorted(match.groupdict(), key=match.start, reverse=True):  # from the end: the places before it stay
+        text = text[: match.start(name)] + figures[name] + text[match.end(name) :]
+    return text
+
+
+def publish(tables, figures, root):
+    """Write the tables and the sentences into the docs below `root`."""
+    page = root / "docs" / "benchmarks.md"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise NotPublishedError(f"{page}: no {BEGIN.strip()} with its end")
+    texts = {page: f"{before}{BEGIN}\n{tables.strip()}\n\n{END}{after}"}
+    for name, sentence in SENTENCES:
+        path = root / name
+        texts[path] = with_figures(texts.get(path) or path.read_text(), sentence, figures)
+    for path, text in texts.items():
+        path.write_text(text)
+
+
+def main():
+    import report
+
+    folder = Path(sys.argv[1] if sys.argv[1:] else ROOT / "bench-out")
+    results = report.read(folder)
+    try:
+        refuse_unfit(results)
+        publish(report.tables(results), quoted(results), ROOT)
+    except NotPublishedError as error:
+        print(f"not published: {error}", file=sys.stderr)
+        return 1
+    for plot in folder.glob("*.png"):
+        shutil.copy(plot, ROOT / "docs" / "benchmarks" / plot.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
