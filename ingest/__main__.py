@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(words).parse_args(words)
     try:
         if arguments.command == "check":
-            from ingest import check
+            from ingest.commands import check
 
             return check.run(os.environ, store=arguments.store)
         return _run(arguments)
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = load(os.environ)
-    from ingest import log  # before anything else of ours: it decides what structlog loads
+    from ingest.telemetry import log
 
     log.configure(settings)
     if arguments.command == "dlq":
-        from ingest import dlq_cli
+        from ingest.commands import dlq as dlq_cli
 
         return dlq_cli.run(arguments, settings)
     from ingest.server import serve
@@ -61,7 +61,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
     dlq = commands.add_parser("dlq", help="look at and work on the dead-letter queue")
     if words[:1] == ["dlq"]:
-        from ingest import dlq_cli
+        from ingest.commands import dlq as dlq_cli
 
         dlq_cli.add_arguments(dlq.add_subparsers(dest="action", metavar="action", required=True))
     return parser

@@ -33,18 +33,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 import uvloop
 
-from ingest import log as logs
-from ingest.backlog import Backlog
-from ingest.batch import Batch, Intake
-from ingest.dlq import DeadLetterQueue
-from ingest.durable import Filesystem, Slot, StorageError
+from ingest.delivery import Uploader
+from ingest.disk import Filesystem, Slot, StorageError
 from ingest.event import EventEncoder
-from ingest.journal import Journal, NoJournal
-from ingest.metrics import Metrics, Page
-from ingest.names import KeyFactory, dlq_path, segment_path
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
+from ingest.format import KeyFactory, dlq_path, segment_path
+from ingest.intake import Batch, Intake, Journal, NoJournal
+from ingest.spool import Backlog, DeadLetterQueue
 from ingest.store import create_store
-from ingest.upload import Uploader
+from ingest.telemetry import Metrics, Page
+from ingest.telemetry import log as logs
+from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ingest.config import Settings
-    from ingest.upload import Drained
+    from ingest.delivery import Drained
 
 SWEEP_SECONDS: Final = 0.5
 ADOPT_SECONDS: Final = 30.0

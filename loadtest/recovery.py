@@ -24,7 +24,12 @@ from types import MappingProxyType
 
 import uvloop
 
-from ingest import codec, config, dlq, durable, metrics, names
+from ingest import disk
+from ingest.config import settings as config
+from ingest.format import codec
+from ingest.format import keys as names
+from ingest.spool import letters as dlq
+from ingest.telemetry import metrics
 
 FILES_AN_HOUR = 5_000
 LINKS = 50_000  # ext4 allows 65,000 links of one file
@@ -55,8 +60,8 @@ def lay(slot_path, count):
 
 async def measure(base, rounds):
     """Mean microseconds a step, for each round of STEPS, and of the first step alone."""
-    fs = durable.Filesystem()
-    slot = durable.Slot.take_first_free(fs, base)
+    fs = disk.Filesystem()
+    slot = disk.Slot.take_first_free(fs, base)
     settings = config.load(MappingProxyType({"DLQ_DIR": str(base)}))
     with ThreadPoolExecutor(4) as executor:
         queue = dlq.DeadLetterQueue(settings, fs, [slot], metrics.Metrics(), executor, token="f" * 16, sleep=no_sleep)

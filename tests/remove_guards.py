@@ -37,10 +37,10 @@ def _guard(name: str, file: str, text: str, replacement: str, *tests: str) -> Gu
     return Guard(name, f"ingest/{file}", ((text, replacement),), tuple(f"tests/{test}" for test in tests))
 
 
-DURABLE = "test_durable.py::"
-JOURNAL = "durability/test_journal.py::"
-DLQ = "durability/test_dlq.py::"
-UPLOAD = "test_upload.py::"
+DURABLE = "disk/test_disk.py::"
+JOURNAL = "intake/test_journal.py::"
+DLQ = "spool/test_letters.py::"
+UPLOAD = "delivery/test_upload.py::"
 S3 = "store/test_s3.py::"
 STORES = "store/test_conformance.py::"
 
@@ -48,14 +48,14 @@ GUARDS: tuple[Guard, ...] = (
     # Append, and its roll-back.
     _guard(
         "a short write is continued",
-        "durable.py",
-        "        if done < len(data):\n            _write_rest(fs, fd, data, done)\n",
+        "disk/append.py",
+        "        if done < len(data):\n            write_all(fs, fd, data, done)\n",
         "",
         DURABLE + "test_append_writes_all_when_the_kernel_takes_it_in_pieces",
     ),
     _guard(
         "a failed append is rolled back",
-        "durable.py",
+        "disk/append.py",
         "        fs.truncate(fd, size)\n        if sync:",
         "        if sync:",
         DURABLE + "test_an_append_that_fails_is_rolled_back",
@@ -63,28 +63,28 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "the roll-back is synced",
-        "durable.py",
+        "disk/append.py",
         "        if sync:\n            fs.fdatasync(fd)\n    except OSError as error:\n        torn",
         "    except OSError as error:\n        torn",
         DURABLE + "test_a_synced_roll_back_is_not_undone_by_a_power_cut",
     ),
     _guard(
         "the journal asks for a synced roll-back",
-        "journal.py",
+        "intake/journal.py",
         "sync_roll_back=self.deferred",
         "sync_roll_back=False",
         JOURNAL + "test_what_was_rolled_back_does_not_come_back_with_a_power_cut",
     ),
     _guard(
         "segments are opened to append",
-        "durable.py",
+        "disk/append.py",
         "os.O_WRONLY | os.O_APPEND, path.parent",
         "os.O_WRONLY, path.parent",
         JOURNAL + "test_a_write_that_fails_is_rolled_back_and_refused",
     ),
     _guard(
         "a new file takes no name that is taken",
-        "durable.py",
+        "disk/folders.py",
         "flags | os.O_CREAT | os.O_EXCL",
         "flags | os.O_CREAT",
         DURABLE + "test_create_refuses_a_name_that_is_taken",
@@ -92,41 +92,41 @@ GUARDS: tuple[Guard, ...] = (
     # Publish: temporary, sync, rename, sync of the folder.
     _guard(
         "a temporary is synced",
-        "durable.py",
+        "disk/publish.py",
         '            if sync:\n                operation = "fdatasync"\n                fs.fdatasync(fd)\n',
         "",
         DURABLE + "test_at_every_power_cut_the_old_or_the_whole_new_file_has_the_name",
     ),
     Guard(
         "the bytes are synced before the rename, not after it",
-        "ingest/durable.py",
+        "ingest/disk/publish.py",
         (
             ("            if sync:\n                operation", "            if False:\n                operation"),
             (
-                "    if sync:\n        _sync_folder(fs, path.parent)\n\n\ndef publish_new",
+                "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
                 "    late = fs.open(path, os.O_WRONLY)\n    fs.fdatasync(late)\n    fs.close(late)\n"
-                "    if sync:\n        _sync_folder(fs, path.parent)\n\n\ndef publish_new",
+                "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
             ),
         ),
         (f"tests/{DURABLE}test_at_every_power_cut_the_old_or_the_whole_new_file_has_the_name",),
     ),
     _guard(
         "the folder is synced after the rename",
-        "durable.py",
-        "    if sync:\n        _sync_folder(fs, path.parent)\n\n\ndef publish_new",
+        "disk/publish.py",
+        "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
         "\n\ndef publish_new",
         DURABLE + "test_what_publish_returned_for_survives_a_power_cut",
     ),
     _guard(
         "a publish that fails leaves no temporary",
-        "durable.py",
-        "        _discard(fs, temporary)\n        raise StorageError.of(operation",
+        "disk/publish.py",
+        "        discard(fs, temporary)\n        raise StorageError.of(operation",
         "        raise StorageError.of(operation",
         DURABLE + "test_a_publish_that_fails_leaves_the_old_file_and_nothing_else",
     ),
     _guard(
         "create-only is a link, which refuses a name that exists",
-        "durable.py",
+        "disk/publish.py",
         "fs.link(temporary, path)",
         "fs.rename(temporary, path)",
         DURABLE + "test_create_only_never_touches_what_is_there",
@@ -134,50 +134,50 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a name that exists is synced before it is called stored",
-        "durable.py",
-        "            _sync_folder(fs, path.parent)\n            return False",
+        "disk/publish.py",
+        "            sync_folder(fs, path.parent)\n            return False",
         "            return False",
         DURABLE + "test_stored_already_is_said_only_of_a_name_that_survives_a_power_cut",
     ),
     _guard(
         "the folder is synced after the link",
-        "durable.py",
-        "            _sync_folder(fs, path.parent)\n        except StorageError:\n            # A try",
+        "disk/publish.py",
+        "            sync_folder(fs, path.parent)\n        except StorageError:\n            # A try",
         "            pass\n        except StorageError:\n            # A try",
         DURABLE + "test_at_every_power_cut_a_new_name_has_the_whole_file_or_does_not_exist",
     ),
     _guard(
         "a link whose folder cannot be synced is taken back",
-        "durable.py",
-        "            _discard(fs, path)\n            raise\n        return True",
+        "disk/publish.py",
+        "            discard(fs, path)\n            raise\n        return True",
         "            raise\n        return True",
         DURABLE + "test_a_create_whose_name_cannot_be_synced_is_taken_back_and_can_be_tried_again",
     ),
     # Folders.
     _guard(
         "a new folder's name is synced",
-        "durable.py",
-        "not in synced):\n            _sync_folder(fs, folder.parent)\n",
+        "disk/folders.py",
+        "not in synced):\n            sync_folder(fs, folder.parent)\n",
         "not in synced):\n",
         DURABLE + "test_folders_survive_a_power_cut_once_they_are_made",
     ),
     _guard(
         "a folder found in place is synced too",
-        "durable.py",
+        "disk/folders.py",
         "made or synced is None or folder not in synced",
         "made",
         DURABLE + "test_a_folder_that_a_killed_process_left_unsynced_is_synced",
     ),
     _guard(
         "what is above the root is synced",
-        "durable.py",
-        "        if _mkdir(fs, folder) and sync:\n            _sync_folder(fs, folder.parent)\n",
+        "disk/folders.py",
+        "        if _mkdir(fs, folder) and sync:\n            sync_folder(fs, folder.parent)\n",
         "        _mkdir(fs, folder)\n",
         DURABLE + "test_folders_survive_a_power_cut_once_they_are_made",
     ),
     _guard(
         "a folder that was pruned under our feet is made again",
-        "durable.py",
+        "disk/folders.py",
         "if error.errno != errno.ENOENT or root is None or attempt == PUBLISH_ATTEMPTS:",
         "if True:",
         DURABLE + "test_publish_makes_a_folder_again_that_was_pruned_under_its_hands",
@@ -185,7 +185,7 @@ GUARDS: tuple[Guard, ...] = (
     # Slots.
     _guard(
         "a slot is held by a lock",
-        "durable.py",
+        "disk/slots.py",
         "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         DURABLE + "test_no_two_hold_one_slot",
@@ -193,7 +193,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a slot is looked at again once it is locked",
-        "durable.py",
+        "disk/slots.py",
         "if _holds_files(slot.path):",
         "if True:",
         DURABLE + "test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone",
@@ -201,7 +201,7 @@ GUARDS: tuple[Guard, ...] = (
     # Write, sync, acknowledge.
     _guard(
         "a tick is written before it is answered",
-        "batch.py",
+        "intake/admission.py",
         "        if journal is not None and not journal.write(batch, data):\n"
         "            self._refuse(entries, events)\n            return\n",
         "",
@@ -210,21 +210,21 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "an event is in a batch of its own hour",
-        "batch.py",
+        "intake/admission.py",
         "if batch is not None and not batch.partition.start <= seconds < batch.partition.end:",
         "if False:",
         JOURNAL + "test_an_event_is_in_the_segment_of_its_own_hour",
     ),
     _guard(
         "what was refused is cut from the batch",
-        "batch.py",
+        "intake/batch.py",
         "        self.tail_size = self.tail_events = 0\n\n    def view",
         "        pass\n\n    def view",
         JOURNAL + "test_what_was_written_behind_a_failed_sync_is_refused_with_it",
     ),
     _guard(
         "fsync answers after the sync",
-        "journal.py",
+        "intake/journal.py",
         "self.deferred = sync",
         "self.deferred = False",
         JOURNAL + "test_fsync_answers_after_the_sync_and_not_before",
@@ -232,35 +232,35 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "the lines are synced",
-        "journal.py",
+        "intake/journal.py",
         "                if segment.fd is not None:\n                    self._fs.fdatasync(segment.fd)\n",
         "",
         JOURNAL + "test_the_first_acknowledgement_of_a_segment_survives_a_power_cut_with_name_and_folders",
     ),
     _guard(
         "the segment's name is synced",
-        "journal.py",
+        "intake/journal.py",
         "                    self._fs.fsync_dir(segment.path.parent)\n",
         "",
         JOURNAL + "test_the_first_acknowledgement_of_a_segment_survives_a_power_cut_with_name_and_folders",
     ),
     _guard(
         "the segment's folders are synced",
-        "journal.py",
+        "intake/journal.py",
         "make_dirs(self._fs, segment.path.parent, self._root, sync=True)",
         "make_dirs(self._fs, segment.path.parent, self._root, sync=False)",
         JOURNAL + "test_the_first_acknowledgement_of_a_segment_survives_a_power_cut_with_name_and_folders",
     ),
     _guard(
         "the segment's folders are synced again for each segment",
-        "journal.py",
+        "intake/journal.py",
         "make_dirs(self._fs, segment.path.parent, self._root, sync=True)",
         'make_dirs(self._fs, segment.path.parent, self._root, sync=True, synced=vars(self).setdefault("seen", set()))',
         JOURNAL + "test_the_folder_of_an_hour_that_was_emptied_is_synced_when_it_is_made_again",
     ),
     _guard(
         "a batch is submitted after its last sync",
-        "journal.py",
+        "intake/journal.py",
         "if batch.tail_events or batch in self._broken:",
         "if batch in self._broken:",
         JOURNAL + "test_a_batch_is_submitted_only_after_its_last_sync",
@@ -268,63 +268,63 @@ GUARDS: tuple[Guard, ...] = (
     # When the disk fails.
     _guard(
         "a descriptor whose sync failed is given up",
-        "journal.py",
+        "intake/journal.py",
         "                self._fail(batch, error)\n            else:\n",
         "                batch.cut()\n                self._latch(error)\n            else:\n",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
     ),
     _guard(
         "nobody is refused while the lines are on the disk",
-        "journal.py",
+        "intake/journal.py",
         "        if self._broken:\n            return\n        decided",
         "        decided",
         JOURNAL + "test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk",
     ),
     _guard(
         "a broken segment is cut at once",
-        "journal.py",
+        "intake/journal.py",
         "                self._fs.truncate(segment.fd, batch.size)\n",
         "                pass\n",
         JOURNAL + "test_a_segment_that_cannot_be_rewritten_is_at_least_cut",
     ),
     _guard(
         "a torn tail is rewritten before the refusals are answered",
-        "journal.py",
+        "intake/journal.py",
         "            if not self.deferred:\n                self._rewrite_now(batch)\n",
         "",
         JOURNAL + "test_a_torn_tail_is_rewritten_before_anybody_is_refused",
     ),
     _guard(
         "a rewrite is published",
-        "journal.py",
+        "intake/journal.py",
         "publish(self._fs, segment.path, lines, root=self._root)",
         "publish(self._fs, segment.path, lines, root=self._root, sync=False)",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
     ),
     _guard(
         "a batch that cannot be rewritten is sealed",
-        "journal.py",
+        "intake/journal.py",
         "        self._seal_open(batch)\n",
         "        pass\n",
         JOURNAL + "test_a_segment_that_cannot_be_rewritten_is_uploaded_from_memory_and_stays_until_it_is_stored",
     ),
     _guard(
         "a broken segment is no backlog",
-        "journal.py",
+        "intake/journal.py",
         "if segment is None or segment.broken or segment.released:",
         "if segment is None or segment.released:",
         JOURNAL + "test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place",
     ),
     _guard(
         "the latch keeps the disk in peace",
-        "journal.py",
+        "intake/journal.py",
         "        if self.latched:\n            return False\n        segment: Segment",
         "        segment: Segment",
         JOURNAL + "test_while_latched_the_disk_is_left_in_peace_but_for_the_probe",
     ),
     _guard(
         "a probe is synced",
-        "journal.py",
+        "intake/journal.py",
         "            self._fs.fdatasync(fd)\n        finally:",
         "        finally:",
         JOURNAL + "test_a_probe_that_cannot_be_synced_does_not_unlatch",
@@ -332,14 +332,14 @@ GUARDS: tuple[Guard, ...] = (
     # A batch on its way.
     _guard(
         "a segment goes after its object is stored",
-        "upload.py",
+        "delivery/upload.py",
         "            put = partial(self._store.put,",
         "            self._journal.release(batch)\n            put = partial(self._store.put,",
         JOURNAL + "test_the_segment_stays_until_the_object_is_stored",
     ),
     _guard(
         "a segment goes after its dead letter is published",
-        "upload.py",
+        "delivery/upload.py",
         "        body = await self._encode(upload)\n        try:\n            await self._dlq.save(",
         "        body = await self._encode(upload)\n        self._journal.release(batch)\n"
         "        try:\n            await self._dlq.save(",
@@ -347,21 +347,21 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "without a dead letter the segment is kept in the books",
-        "upload.py",
+        "delivery/upload.py",
         "if (not full or self._last_chance.is_set()) and self._journal.retain(batch):",
         "if False:",
         JOURNAL + "test_a_dlq_that_fails_leaves_the_segment_as_backlog_and_it_is_recovered_like_a_dead_letter",
     ),
     _guard(
         "a dead letter is synced",
-        "dlq.py",
-        "durable.publish(self._fs, path, body, root=self._own, synced=self._synced)",
-        "durable.publish(self._fs, path, body, root=self._own, sync=False)",
+        "spool/letters.py",
+        "publish(self._fs, path, body, root=self._own, synced=self._synced)",
+        "publish(self._fs, path, body, root=self._own, sync=False)",
         DLQ + "test_a_save_is_published_temporary_synced_renamed_folder_synced",
     ),
     _guard(
         "a save that failed leaves no file that nobody counts",
-        "dlq.py",
+        "spool/letters.py",
         "            try:\n                self._fs.unlink(path)\n            except FileNotFoundError:\n"
         "                pass\n            except OSError:\n                self._outside.add(path)\n            raise",
         "            raise",
@@ -369,7 +369,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "room for a dead letter is reserved",
-        "dlq.py",
+        "spool/letters.py",
         "            self._promised += size\n",
         "            self._promised += 0\n",
         DLQ + "test_saves_at_once_do_not_pass_the_limit_together",
@@ -377,28 +377,28 @@ GUARDS: tuple[Guard, ...] = (
     # What a crash left.
     _guard(
         "the own segments are not recovered",
-        "backlog.py",
+        "spool/backlog.py",
         "if parse_key(key).token == self._token or path in self._known:",
         "if path in self._known:",
         JOURNAL + "test_the_own_segments_are_never_recovered",
     ),
     _guard(
         "the own temporaries are left alone",
-        "backlog.py",
+        "spool/backlog.py",
         "        if key and parse_key(key).token == self._token:\n",
         "        if False:\n",
         JOURNAL + "test_a_temporary_of_this_process_is_not_taken_for_one_that_was_left",
     ),
     _guard(
         "a rewrite whose dead letter is published is no segment",
-        "backlog.py",
+        "spool/backlog.py",
         "if key and not target.exists() and not self._has_dead_letter(key):",
         "if key and not target.exists():",
         JOURNAL + "test_a_rewrite_that_was_not_published_is_removed_if_its_dead_letter_is_there",
     ),
     _guard(
         "a torn dead letter is not salvaged while its segment is there",
-        "dlq.py",
+        "spool/letters.py",
         "if not target.exists() and not self._has_segment(key):",
         "if not target.exists():",
         JOURNAL + "test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segment",
@@ -413,7 +413,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "what comes from a disk is created, never put",
-        "recovery.py",
+        "delivery/recovery.py",
         "if not await self._store.create(key, body, metadata):",
         "if await self._store.put(key, body, metadata):",
         UPLOAD + "test_recovery_never_replaces_what_is_stored",
@@ -421,14 +421,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "nothing is put without a sound line",
-        "recovery.py",
+        "delivery/recovery.py",
         "        if not copy.found.events:\n            return Result.STORED\n",
         "",
         JOURNAL + "test_a_segment_without_a_whole_line_is_removed_and_nothing_is_put",
     ),
     _guard(
         "the original is quarantined before the file goes",
-        "recovery.py",
+        "delivery/recovery.py",
         "if not copy.found.sound and await self._quarantine(copy) is not Result.STORED:",
         "if False:",
         JOURNAL + "test_a_bad_line_is_quarantined_and_the_sound_ones_are_stored",
@@ -436,14 +436,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "of two copies the dead letter that verifies is put",
-        "recovery.py",
+        "delivery/recovery.py",
         "(copy.source is self._dlq and copy.found.sound, copy.found.events)",
         "copy.found.events",
         UPLOAD + "test_the_dlq_file_is_put_if_it_verifies",
     ),
     _guard(
         "a file expires only after its put has failed",
-        "recovery.py",
+        "delivery/recovery.py",
         "if result is Result.FAILED and self._is_expired(lent[0][1]):",
         "if self._is_expired(lent[0][1]):",
         UPLOAD + "test_an_old_file_expires_only_after_its_put_has_failed",
@@ -459,15 +459,15 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "412 is stored already",
         "store/s3.py",
-        "if _verdict(error.response) == _PRECONDITION_FAILED:",
+        "if verdict_of(error.response) == _PRECONDITION_FAILED:",
         "if False:",
         S3 + "test_412_means_that_the_key_is_stored_already",
     ),
     _guard(
         "412 needs S3's own code",
         "store/s3.py",
-        "if _verdict(error.response) == _PRECONDITION_FAILED:",
-        "if _status(error.response) == _PRECONDITION_FAILED[0]:",
+        "if verdict_of(error.response) == _PRECONDITION_FAILED:",
+        "if status_of(error.response) == _PRECONDITION_FAILED[0]:",
         S3 + "test_a1_a_412_without_the_stores_own_code_is_a_failed_try",
     ),
     _guard(

@@ -15,11 +15,12 @@ import pytest
 import ingest
 from ingest import server
 from ingest.__main__ import _parser
-from ingest.config import load
-from ingest.forms import parse_duration, parse_size
-from ingest.metrics import METRICS
-from ingest.protocol import answers, request, states
-from ingest.variables import GROUPS, VARIABLES
+from ingest.config.forms import parse_duration, parse_size
+from ingest.config.settings import load
+from ingest.config.variables import GROUPS, VARIABLES
+from ingest.event import refusals
+from ingest.telemetry.metrics import METRICS
+from ingest.wire import request, states
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted(
@@ -169,9 +170,9 @@ def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
 
 
 def test_the_pipeline_page_lists_every_refusal():
-    errors = {error for error in vars(answers).values() if isinstance(error, answers.ClientError)}
+    errors = {error for error in vars(refusals).values() if isinstance(error, refusals.ClientError)}
     known = {(str(error.status), error.reason, "closed" if error.close else "kept") for error in errors}
-    no_method = answers.method_not_allowed("…")
+    no_method = refusals.method_not_allowed("…")
     known.add((str(no_method.status), no_method.reason, "closed" if no_method.close else "kept"))
     listed = rows(section("docs/pipeline.md"), "Status")
     assert {(status, reason, connection) for status, reason, _, connection in listed} == known

@@ -17,46 +17,18 @@ store starts: it costs 40 MiB and most of a second of CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from ingest.store.object_store import ObjectMetadata, ObjectStore
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ingest.config import Settings
-    from ingest.durable import Filesystem
+    from ingest.disk import Filesystem
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMetadata:
-    """What is told about an object beside its name. `instance` names the process that took in its events."""
-
-    events: int
-    first_ts: int
-    last_ts: int
-    instance: str
-
-
-class ObjectStore(Protocol):
-    """A flat space of keys. Calls may overlap; `start` comes first, nothing follows `close`."""
-
-    async def start(self) -> None:
-        """Do what is slow once. `StorageError` is no reason to give up: the first call after it starts again."""
-
-    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
-        """Store the body under the key."""
-
-    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
-        """Store the body only if nothing has the key; False if something does."""
-
-    async def get(self, key: str) -> bytes:
-        """Return the body. No such key is a `StorageError`."""
-
-    async def delete(self, key: str) -> None:
-        """Remove the key. No such key is no error."""
-
-    async def close(self) -> None:
-        """Let go of connections; calls still on their way fail."""
+__all__ = ["ObjectMetadata", "ObjectStore", "create_store"]
 
 
 def create_store(settings: Settings, *, fs: Filesystem, executor: Executor) -> ObjectStore:

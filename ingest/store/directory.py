@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from ingest.durable import StorageError, make_dirs, publish, publish_new
+from ingest.disk import StorageError, make_dirs, publish_new
+from ingest.disk.publish import publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingest.config import Settings
-    from ingest.durable import Filesystem
-    from ingest.store import ObjectMetadata
+    from ingest.disk import Filesystem
+    from ingest.store.object_store import ObjectMetadata
+
 
 _Result = TypeVar("_Result")
 

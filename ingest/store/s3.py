@@ -36,13 +36,13 @@ import base64
 import gc
 import re
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isal import isal_zlib
 
-from ingest import codec
-from ingest.durable import StorageError
+from ingest.disk import StorageError
+from ingest.format import codec
+from ingest.store.s3_errors import LONGEST_TEXT, NO_CREDENTIALS, status_of, storage_error, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import PutObjectRequestTypeDef
 
     from ingest.config import Settings
-    from ingest.store import ObjectMetadata
+    from ingest.store.object_store import ObjectMetadata
+
 
 _Result = TypeVar("_Result")
 
@@ -73,52 +74,6 @@ _NO_STORE = (
     "and proxies"
 )
 _NOT_OURS = "the store holds something else under this key: check the endpoint and proxies, then the object"
-_DENIED = (
-    "the credentials may not do this: allow s3:PutObject, with KMS kms:GenerateDataKey, and with "
-    "S3_CONDITIONAL_PUTS=false s3:GetObject and s3:ListBucket"
-)
-_KEYS = "the credentials are wrong: check the access key and its secret"
-_REGION = "the bucket is in another region: fix AWS_REGION"
-_DAMAGED = "the body changed on its way: it is sent again; if this lasts, check the network path"
-_BUSY = "the store is overloaded: it recovers, or UPLOAD_CONCURRENCY is too high for it"
-_TIMES_OUT = "no answer within S3_TIMEOUT: check the network path, or raise it"
-_UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and security groups"
-_UNFORESEEN = "the SDK or its source of credentials failed: the error says how; it is tried again"
-_NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-
-# The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
-_ADVICE: dict[str, tuple[str, bool]] = {
-    "AccessDenied": (_DENIED, False),
-    "InvalidAccessKeyId": (_KEYS, False),
-    "SignatureDoesNotMatch": (_KEYS, False),
-    "ExpiredToken": ("the credentials expired: they are fetched anew; if this lasts, check their source", True),
-    "InvalidToken": ("the session token is wrong: check AWS_SESSION_TOKEN or the role", False),
-    "RequestTimeTooSkewed": ("this host's clock is wrong: run NTP", False),
-    "NoSuchBucket": ("there is no such bucket: fix RAW_BUCKET, or create it", False),
-    "NoSuchKey": ("there is no such object", False),
-    "PermanentRedirect": (_REGION, False),
-    "AuthorizationHeaderMalformed": (_REGION, False),
-    "BadDigest": (_DAMAGED, True),
-    "IncompleteBody": (_DAMAGED, True),
-    "XAmzContentChecksumMismatch": (_DAMAGED, True),
-    "XAmzContentSHA256Mismatch": (_DAMAGED, True),
-    "SlowDown": (_BUSY, True),
-    "ServiceUnavailable": (_BUSY, True),
-    "RequestTimeout": (_TIMES_OUT, True),
-    "ConditionalRequestConflict": ("somebody else is storing this key at this moment", True),
-    "OperationAborted": ("somebody else is storing this key at this moment", True),
-    "NotImplemented": ("the store lacks a feature: unset S3_SSE, S3_TAGS, or set S3_CONDITIONAL_PUTS=false", False),
-    "InvalidStorageClass": ("the store does not know S3_STORAGE_CLASS", False),
-    "InvalidTag": ("the store does not accept S3_TAGS", False),
-    "KMS.NotFoundException": ("there is no such key: fix S3_SSE_KMS_KEY_ID", False),
-    "KMS.DisabledException": ("the key is disabled: enable it, or fix S3_SSE_KMS_KEY_ID", False),
-    "EntityTooLarge": ("the store takes no object of this size: lower BATCH_BYTES", False),
-}
-# An error's text may quote what it failed on.
-LONGEST_TEXT = 500
-
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
-_SERVER_ERROR = 500
 _OK = 200
 _PRECONDITION_FAILED = (412, "PreconditionFailed")
 _NO_SUCH_KEY = (404, "NoSuchKey")
@@ -182,7 +137,7 @@ class S3Store:
             try:
                 await client.close()
             except Exception as error:
-                raise _storage_error("close", self._put_arguments["Bucket"], error) from error
+                raise storage_error("close", self._put_arguments["Bucket"], error) from error
 
     # ------------------------------------------------------------------------------------------- the calls
 
@@ -206,14 +161,14 @@ class S3Store:
         answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
         if not _is_stored(answer):
             told = f"{answer['ContentLength']} bytes of content, ETag {answer.get('ETag')}"[:LONGEST_TEXT]
-            cause: dict[str, str | int] = {"error": told, "status": _status(answer)}
+            cause: dict[str, str | int] = {"error": told, "status": status_of(answer)}
             raise StorageError("put", key, _NO_STORE, transient=True, cause=cause)
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
             await self._put_object(client, key, body, metadata, only_new=True)
         except client.exceptions.ClientError as error:
-            if _verdict(error.response) == _PRECONDITION_FAILED:
+            if verdict_of(error.response) == _PRECONDITION_FAILED:
                 return False
             raise
         return True
@@ -229,7 +184,7 @@ class S3Store:
         try:
             head, size = await self._look(client, key)
         except client.exceptions.ClientError as error:
-            verdict = _verdict(error.response)
+            verdict = verdict_of(error.response)
             if verdict == _NO_SUCH_KEY:
                 return False
             if verdict == _NO_SUCH_RANGE and not body:  # an object of no bytes has no first one
@@ -261,7 +216,7 @@ class S3Store:
             async with asyncio.timeout(self._settings.s3_timeout):
                 return await call(client)
         except Exception as error:
-            raise _storage_error(operation, key, error) from error
+            raise storage_error(operation, key, error) from error
 
     # ------------------------------------------------------------------------------------------- the client
 
@@ -277,7 +232,7 @@ class S3Store:
         try:
             return starting.result()
         except Exception as error:
-            raise _storage_error(operation, self._put_arguments["Bucket"], error) from error
+            raise storage_error(operation, self._put_arguments["Bucket"], error) from error
 
     async def _connect(self) -> S3Client:
         try:
@@ -295,7 +250,7 @@ class S3Store:
         session, config = self._loaded
         # A client made without credentials stays without; a role's endpoint may only answer a little later.
         if await session.get_credentials() is None:
-            raise StorageError("start", self._put_arguments["Bucket"], _NO_CREDENTIALS, transient=True)
+            raise StorageError("start", self._put_arguments["Bucket"], NO_CREDENTIALS, transient=True)
         creating = session.create_client("s3", endpoint_url=self._settings.s3_endpoint_url, config=config)
         client: S3Client = await creating.__aenter__()
         client.meta.events.register("before-call.s3", _follow_no_redirect)
@@ -408,78 +363,4 @@ def _keep_length(response_dict: Mapping[str, Any], customized_response_dict: dic
 
 def _is_stored(answer: Mapping[str, Any]) -> bool:
     etag = str(answer.get("ETag", ""))
-    return _status(answer) == _OK and answer["ContentLength"] == 0 and _STRONG_ETAG.fullmatch(etag) is not None
-
-
-def _verdict(response: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the status and the code that stood in the body; the SDK puts the status in place of a code it misses."""
-    return _status(response), str(response.get("Error", {}).get("Code", ""))
-
-
-def _storage_error(operation: str, key: str, error: Exception) -> StorageError:
-    """Say what an error means to the operator, and keep its cause for the log."""
-    from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
-
-    if isinstance(error, StorageError):
-        return error
-    cause: dict[str, str | int] = {"error": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}
-    if isinstance(error, ClientError):
-        return _refusal(operation, key, error.response, cause)
-    for kind, hint, transient in _kinds():
-        if isinstance(error, kind):
-            number = error.errno if isinstance(error, OSError) else None
-            return StorageError(operation, key, hint, transient=transient, errno=number, cause=cause)
-    if (place := _place(error)) is not None:
-        cause["at"] = place
-    return StorageError(operation, key, _UNFORESEEN, transient=True, cause=cause)
-
-
-def _place(error: Exception) -> str | None:
-    """Tell where an error that nobody foresaw was raised: it may be a bug, of the SDK's or of ours."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else None
-
-
-def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
-    """List the errors that come without an answer of the store; the first that fits counts."""
-    from aiohttp import ClientError as ClientSideError
-    from botocore import exceptions  # type: ignore[import-untyped]  # it ships no types
-    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # it ships no types
-
-    return (
-        (TimeoutError, _TIMES_OUT, True),
-        (exceptions.ConnectTimeoutError, _TIMES_OUT, True),
-        (exceptions.ReadTimeoutError, _TIMES_OUT, True),
-        (exceptions.SSLError, "TLS failed: check certificates (AWS_CA_BUNDLE), clock and endpoint", False),
-        (exceptions.NoCredentialsError, _NO_CREDENTIALS, True),
-        (exceptions.PartialCredentialsError, _NO_CREDENTIALS, False),
-        (exceptions.CredentialRetrievalError, "the source of credentials failed: check it", True),
-        (exceptions.ConnectionError, _UNREACHABLE, True),
-        (exceptions.HTTPClientError, _UNREACHABLE, True),
-        (ResponseParserError, "the answer is not S3's: check the endpoint and proxies", True),
-        (exceptions.BotoCoreError, "the SDK refuses its settings: check the S3 and AWS variables", False),
-        (ClientSideError, _UNREACHABLE, True),
-        (OSError, _UNREACHABLE, True),
-    )
-
-
-def _refusal(operation: str, key: str, response: Mapping[str, Any], cause: dict[str, str | int]) -> StorageError:
-    status, code = _verdict(response)
-    advice = _ADVICE.get(code)
-    if code == str(status):
-        advice = (f"the answer ({status}) has no code of S3's: check the endpoint and proxies", True)
-    elif advice is None:
-        transient = status >= _SERVER_ERROR or status in _TRANSIENT_STATUS
-        advice = (f"the store answered {status} {code}", transient)
-    cause.update(code=code, status=status)
-    if request_id := response.get("ResponseMetadata", {}).get("RequestId"):
-        cause["request_id"] = str(request_id)
-    hint, transient = advice
-    return StorageError(operation, key, hint, transient=transient, cause=cause)
-
-
-def _status(response: Mapping[str, Any]) -> int:
-    status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status
+    return status_of(answer) == _OK and answer["ContentLength"] == 0 and _STRONG_ETAG.fullmatch(etag) is not None

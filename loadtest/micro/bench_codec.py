@@ -5,7 +5,7 @@ import random
 import orjson
 import pytest
 
-from ingest import codec
+from ingest.format import codec
 
 EVENTS = 5_000
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from ingest.config import load
-from ingest.event import EventEncoder
+from ingest.config.settings import load
+from ingest.event.line import EventEncoder
 
 EVENTS = 1_000
 

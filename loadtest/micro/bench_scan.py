@@ -5,8 +5,8 @@ loadtest/recovery.py has the same at 1,000,000 files and after most were drained
 
 import pytest
 
-from ingest.dlq import SCAN_LIMIT
-from ingest.hours import Walk
+from ingest.spool.hours import Walk
+from ingest.spool.letters import SCAN_LIMIT
 
 HOUR = "raw/dt=2025-12-03/hr=00"
 

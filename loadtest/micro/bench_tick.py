@@ -12,10 +12,14 @@ import time
 import pytest
 from traffic import events
 
-from ingest.config import load
-from ingest.event import EventEncoder
-from ingest.metrics import Metrics
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
+from ingest.config.settings import load
+from ingest.event.line import EventEncoder
+from ingest.telemetry.metrics import Metrics
+from ingest.wire.answers import AnswerBook
+from ingest.wire.connection import Connection
+from ingest.wire.layouts import Layouts
+from ingest.wire.request import HeaderNames
+from ingest.wire.tick import ConnectionLimits, Pages, Tick
 
 CONNECTIONS = 20
 TURNS = 100

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.config import load
-from ingest.durable import Filesystem
+from ingest.config.settings import load
+from ingest.disk.filesystem import Filesystem
 
 if TYPE_CHECKING:
-    from ingest.config import Settings
+    from ingest.config.settings import Settings
 
 ARMED = "armed"
 
@@ -196,7 +196,7 @@ def _is_temporary(path: str) -> bool:
 
 
 def main() -> None:
-    from ingest.server import serve  # here, so that the tests read POINTS without it
+    from ingest.server import serve
 
     settings = load(os.environ)
     sys.exit(serve(settings, fs=CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings)))

@@ -18,7 +18,7 @@ from botocore.config import Config
 
 from tests.faults.proxy import reserve_port
 from tests.process.collector import bare_environment
-from tests.s3_server import CREDENTIALS
+from tests.stand_ins.s3_server import CREDENTIALS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 from tests.process.client import Sent, send
 from tests.process.ledger import audit, read_bucket
 from tests.process.s3 import s3_client, s3_environment
-from tests.s3_server import CREDENTIALS
+from tests.stand_ins.s3_server import CREDENTIALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ import threading
 
 from tests.process.client import Sent
 from tests.process.ledger import audit, read_bucket, read_directory
-from tests.s3_server import CREDENTIALS
+from tests.stand_ins.s3_server import CREDENTIALS
 
 EVENTS = 10_000
 CLIENTS = 4

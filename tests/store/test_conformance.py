@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest import codec
-from ingest.config import load
-from ingest.durable import Filesystem, StorageError
-from ingest.store import ObjectMetadata, ObjectStore, create_store
-from tests.fakes import MemoryStore
-from tests.s3_server import REGION
+from ingest.config.settings import load
+from ingest.disk.errors import StorageError
+from ingest.disk.filesystem import Filesystem
+from ingest.format import codec
+from ingest.store import create_store
+from ingest.store.object_store import ObjectMetadata, ObjectStore
+from tests.stand_ins.fakes import MemoryStore
+from tests.stand_ins.s3_server import REGION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

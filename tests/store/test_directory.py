@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ingest.config import load
-from ingest.durable import Filesystem, StorageError
-from ingest.store import ObjectMetadata
+from ingest.config.settings import load
+from ingest.disk.errors import StorageError
+from ingest.disk.filesystem import Filesystem
 from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
-from tests.fakes import CrashableFilesystem, power_cuts
+from ingest.store.object_store import ObjectMetadata
+from tests.stand_ins.fakes import CrashableFilesystem, power_cuts
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
 METADATA = ObjectMetadata(events=1, first_ts=1, last_ts=1, instance="host-token")

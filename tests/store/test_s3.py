@@ -15,12 +15,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ingest import codec
-from ingest.config import load
-from ingest.durable import StorageError
-from ingest.store import ObjectMetadata
-from ingest.store.s3 import LONGEST_TEXT, ONE_WRITE, S3Store
-from tests.s3_server import CREDENTIALS
+from ingest.config.settings import load
+from ingest.disk.errors import StorageError
+from ingest.format import codec
+from ingest.store.object_store import ObjectMetadata
+from ingest.store.s3 import ONE_WRITE, S3Store
+from ingest.store.s3_errors import LONGEST_TEXT
+from tests.stand_ins.s3_server import CREDENTIALS
 from tests.store.scripted_server import answered, make_certificate, part_of, refused, scripted_server
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
@@ -716,7 +717,7 @@ def test_without_a_bucket_the_sdk_is_never_imported():
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from ingest.config import load
-from ingest.durable import Filesystem
+from ingest.disk.filesystem import Filesystem
 from ingest.store import create_store
 import ingest.store.s3
 create_store(load({}), fs=Filesystem(), executor=ThreadPoolExecutor(1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.wire.fakes_wire import Client, pieces_of
+from tests.stand_ins.wire import Client, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, chunked, post, request
+from tests.stand_ins.wire import SWEEP_SECONDS, Wire, chunked, post, request
 
 SETTINGS = {"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"}
 READ, IDLE = 8, 65

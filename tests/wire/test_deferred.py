@@ -2,8 +2,8 @@
 
 import pytest
 
-from ingest.protocol.connection import PENDING_ANSWERS
-from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, post, request
+from ingest.wire.connection import PENDING_ANSWERS
+from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 HUNG = 600.0
 """Seconds for which the disk hangs: longer than any deadline of a connection."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ingest.protocol.connection import LINGER_BYTES, LINGER_SECONDS
-from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, post, request
+from ingest.wire.connection import LINGER_BYTES, LINGER_SECONDS
+from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 REFUSED = {
     "400": (b"nonsense\r\n\r\n", 400),

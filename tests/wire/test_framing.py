@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.wire.fakes_wire import Wire, chunked, post, request
+from tests.stand_ins.wire import Wire, chunked, post, request
 
 CHUNKED = "Transfer-Encoding: chunked"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest.protocol.tick import CLOSELY, GATHER_SECONDS, SMALL_TURN
-from tests.wire.fakes_wire import Wire, post
+from ingest.wire.tick import CLOSELY, GATHER_SECONDS, SMALL_TURN
+from tests.stand_ins.wire import Wire, post
 
 if TYPE_CHECKING:
-    from tests.wire.fakes_wire import Client
+    from tests.stand_ins.wire import Client
 
 
 def arrive(clients: list[Client]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest.protocol import Connection, Layouts
-from ingest.protocol.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT
-from tests.wire.fakes_wire import Client, Wire, chunked, post, request
+from ingest.wire.connection import Connection
+from ingest.wire.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, Layouts
+from tests.stand_ins.wire import Client, Wire, chunked, post, request
 
 HEADERS = (b"user-agent", b"cookie", b"x-forwarded-for", b"cloudfront-viewer-address")
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}

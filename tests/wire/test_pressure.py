@@ -2,8 +2,8 @@
 
 import pytest
 
-from ingest.protocol.connection import SLICE, UNSENT_ANSWERS
-from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, post, request
+from ingest.wire.connection import SLICE, UNSENT_ANSWERS
+from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 READ_BYTES = 256_000
 """What the event loop hands over at once, at most."""

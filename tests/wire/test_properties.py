@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest.protocol.answers import CONTINUE
-from tests.wire.fakes_wire import Client, Wire, chunked, post, request
+from ingest.wire.answers import CONTINUE
+from tests.stand_ins.wire import Client, Wire, chunked, post, request
 
 # Small enough that generated requests meet them.
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ingest.protocol.answers import PIXEL
-from tests.wire.fakes_wire import DATE, Wire, chunked, post, request
+from ingest.wire.answers import PIXEL
+from tests.stand_ins.wire import DATE, Wire, chunked, post, request
 
 METHODS = {
     "/collect": "GET, HEAD, POST, OPTIONS",

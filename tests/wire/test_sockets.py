@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from ingest.config import load
-from ingest.event import EventEncoder
-from ingest.metrics import CONTENT_TYPE, Metrics
-from ingest.protocol import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
-from ingest.protocol.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS
-from tests.wire.fakes_wire import post, read_answers, request
+from ingest.config.settings import load
+from ingest.event.line import EventEncoder
+from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
+from ingest.wire.answers import AnswerBook
+from ingest.wire.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS, Connection
+from ingest.wire.layouts import Layouts
+from ingest.wire.request import HeaderNames
+from ingest.wire.tick import ConnectionLimits, Pages, Tick
+from tests.stand_ins.wire import post, read_answers, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from ingest.protocol import STATES, State, states
-from tests.wire.fakes_wire import SWEEP_SECONDS, Wire, post
+from ingest.wire import states
+from ingest.wire.states import STATES, State
+from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post
 
 READ, IDLE = 8.0, 65.0
 SETTINGS = {"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"}

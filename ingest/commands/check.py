@@ -1,0 +1,150 @@
+"""The check: what the settings mean on this machine, before anybody relies on them.
+
+Owns what `estat-ingest check` prints: the settings in force as lines of an env file on standard output; warnings and
+problems, one line each, on standard error. Exit 2 if there is a problem.
+Promises that a secret is never printed, and that `--store` leaves no more behind than a process may that is not allowed
+to delete: each canary is an object of no events, gzip of nothing, under a key of its own, which readers take in stride.
+Never listens, takes a slot, or touches the dead-letter queue; without `--store` it changes nothing at all.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
+from ingest.disk import Filesystem, StorageError
+from ingest.format import KeyFactory, codec
+from ingest.store import ObjectMetadata, ObjectStore, create_store
+
+
+def run(environ: Mapping[str, str], *, store: bool) -> int:
+    """Print what `environ` comes to, with `store` try the object store too, and return the exit code."""
+    try:
+        settings = load(environ)
+    except ConfigErrors as found:
+        return _verdict([str(problem) for problem in found.problems])
+    for line in _effective(settings):
+        _print(line)
+    for warning in warnings(settings):
+        _warn(warning)
+    problems = [str(problem) for problem in _unusable_directories(settings)]
+    if store:
+        problems += asyncio.run(_try_store(settings))
+    return _verdict(problems)
+
+
+def _verdict(problems: list[str]) -> int:
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    return 2 if problems else 0
+
+
+def _effective(settings: Settings) -> Iterator[str]:
+    for group, variables in GROUPS.items():
+        yield f"# {group}"
+        for variable in variables:
+            value = shown(variable, settings)
+            yield f"# {variable.name} {value}" if value.startswith("(") else f"{variable.name}={value}"
+
+
+def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
+    folders = {"DLQ_DIR": settings.dlq_dir, "JOURNAL_DIR": settings.journal_dir}
+    if settings.raw_bucket is None:
+        folders["STORE_DIR"] = settings.store_dir
+    for name, folder in folders.items():
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            yield ConfigError(name, f"a directory that user {os.geteuid()} can make and write", str(folder))
+
+
+async def _try_store(settings: Settings) -> list[str]:
+    """Put, read back and remove a canary under each prefix that the server writes to, and return what went wrong."""
+    with ThreadPoolExecutor(max_workers=2) as executor:
+        store = create_store(settings, fs=Filesystem(), executor=executor)
+        try:
+            await store.start()
+            # The second canary is for the permission alone: policies that name a prefix tend to forget this one.
+            return [
+                problem
+                for prefix in (settings.raw_prefix, settings.dlq_prefix)
+                for problem in await _try_prefix(store, settings, prefix)
+            ]
+        except StorageError as error:
+            return [_one_line(error)]
+        finally:
+            await store.close()
+
+
+async def _try_prefix(store: ObjectStore, settings: Settings, prefix: str) -> list[str]:
+    unix = int(time.time())
+    keys = KeyFactory(prefix, settings.partition_tz, host="canary")
+    key = keys.new_key(unix, keys.partition_of(unix))
+    metadata = ObjectMetadata(events=0, first_ts=unix, last_ts=unix, instance=keys.instance)
+    try:
+        await store.put(key, _FIRST, metadata)
+    except StorageError as error:
+        return [_one_line(error)]
+    _print(f"# put {key}")
+    problems = []
+    try:
+        replaced = await store.create(key, _SECOND, metadata)
+        body = await _read_back(store, key)
+    except StorageError as error:
+        problems.append(_one_line(error))
+    else:
+        if replaced or body == _SECOND:
+            accepted = "false with this store, which replaces an object despite If-None-Match: *"
+            problems.append(
+                str(ConfigError("S3_CONDITIONAL_PUTS", accepted, str(settings.s3_conditional_puts).lower()))
+            )
+        elif body not in {_FIRST, None}:
+            problems.append(
+                f"get {key}: {len(body or b'')} bytes came back that are not the {len(_FIRST)} that were put"
+            )
+        elif settings.raw_bucket is None or settings.s3_conditional_puts:
+            _print("# create-only puts are honoured")
+        else:
+            _print("# create-only puts are not asked for: S3_CONDITIONAL_PUTS=false looks, then puts")
+    await _remove(store, key)
+    return problems
+
+
+async def _read_back(store: ObjectStore, key: str) -> bytes | None:
+    try:
+        body = await store.get(key)
+    except StorageError as error:
+        _warn(f"{_one_line(error)} (the server itself never reads an object)")
+        return None
+    _print(f"# read {key}")
+    return body
+
+
+async def _remove(store: ObjectStore, key: str) -> None:
+    try:
+        await store.delete(key)
+    except StorageError as error:
+        _warn(f"{_one_line(error)} (the server itself never deletes an object; this empty one stays)")
+    else:
+        _print(f"# removed {key}")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"warning: {line}\n")
+
+
+def _one_line(error: StorageError) -> str:
+    return " ".join(str(error).split())
+
+
+# Two bodies that differ, each gzip of no lines, with the head by which the store knows a file of ours.
+_FIRST: Final = codec.encode(b"", 0)
+_SECOND: Final = _FIRST * 2

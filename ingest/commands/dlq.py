@@ -1,0 +1,328 @@
+"""The operator's hand on the dead-letter queue: `python -m ingest dlq ls|verify|replay|export`.
+
+Owns four commands over all slots of `DLQ_DIR`:
+
+    ls        files, events, bytes and age of each hour, from names and gzip headers
+    verify    every file read whole; the corrupt ones named, exit 1 if there are any
+    replay    the files of slots nobody holds, put to the store as the server would: create-only, corrupt ones
+              salvaged and quarantined; exit 1 if something stays
+    export    the sound lines of every file, as `.jsonl.gz`, to a directory or to standard output; no file is changed
+
+Promises to be safe beside a running server. What only reads takes no lock, and a file that is gone when its turn comes
+was stored meanwhile: it is passed over. What removes files takes the slot's lock first, and leaves alone a slot that a
+process holds, saying so.
+
+Never: touches the journal, puts a file whose key also has a segment there (only a server may choose between the two).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ingest.delivery import Attempts, Recovery
+from ingest.disk import Filesystem, Slot, StorageError
+from ingest.disk.publish import publish
+from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
+from ingest.spool import DeadLetterQueue, KeyedFile, Walk, hour_folders, look
+from ingest.store import create_store
+from ingest.telemetry import Metrics
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    from ingest.config import Settings
+
+
+CHUNK: Final = 1_000
+STDOUT: Final = "-"
+
+
+def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the four commands to `dlq`."""
+    actions.add_parser("ls", help="show files, events, bytes and age of each hour")
+    actions.add_parser("verify", help="read every file whole and name the corrupt ones; exit 1 if there are any")
+    actions.add_parser("replay", help="put what slots hold that belong to no running process")
+    export = actions.add_parser("export", help="copy the sound lines as .jsonl.gz, changing nothing")
+    export.add_argument("target", help="a directory, or - for standard output")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Run the command; 0 done, 1 something is wrong or stays, 2 it cannot be run."""
+    try:
+        match arguments.action:
+            case "ls":
+                return _list(settings)
+            case "verify":
+                return _verify(settings)
+            case "export":
+                return _export(settings, arguments.target)
+            case _:
+                return asyncio.run(_replay(settings))
+    except StorageError as error:
+        _say(str(error))
+        return 2
+
+
+# ---------------------------------------------------------------------------------------------------------- ls
+
+
+@dataclass(slots=True)
+class _Hour:
+    files: int = 0
+    events: int = 0
+    size: int = 0
+    oldest: int | None = None
+
+
+def _list(settings: Settings) -> int:
+    hours: dict[str, _Hour] = {}
+    for root, path in _files(settings):
+        try:
+            size, events = look(path)
+        except OSError as error:
+            _unreadable(root, path, error)
+            continue
+        parsed = parse_key(dlq_key(root, path))
+        hour = hours.setdefault(f"{parsed.partition} {parsed.prefix}", _Hour())
+        hour.files += 1
+        hour.events += events or 0
+        hour.size += size
+        hour.oldest = parsed.unix if hour.oldest is None else min(hour.oldest, parsed.unix)
+    now = time.time()
+    total = _Hour()
+    row = "{:<24} {:<16} {:>9} {:>12} {:>12} {:>8}\n".format
+    sys.stdout.write(row("hour", "prefix", "files", "events", "bytes", "age"))
+    for name in sorted(hours):
+        hour = hours[name]
+        partition, prefix = name.split(" ")
+        age = _age(now - (hour.oldest or 0))
+        sys.stdout.write(row(partition, prefix, hour.files, hour.events, hour.size, age))
+        total.files += hour.files
+        total.events += hour.events
+        total.size += hour.size
+    sys.stdout.write(row("total", "", total.files, total.events, total.size, ""))
+    return 0
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+# ------------------------------------------------------------------------------------------------------- verify
+
+
+def _verify(settings: Settings) -> int:
+    sound = corrupt = unread = 0
+    for root, path in _with_progress("verify", settings):
+        try:
+            found = codec.inspect_gzip(path, salvage=False)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _unreadable(root, path, error)
+            unread += 1
+            continue
+        if found.sound:
+            sound += 1
+            continue
+        corrupt += 1
+        cut = ", cut off" if found.torn_tail else ""
+        _say(f"{dlq_key(root, path)}: corrupt, {found.events} sound lines, {found.bad_lines} bad ones{cut}")
+    sys.stdout.write(f"{sound} sound, {corrupt} corrupt, {unread} unreadable\n")
+    return 1 if corrupt or unread else 0
+
+
+# ------------------------------------------------------------------------------------------------------- export
+
+
+def _export(settings: Settings, target: str) -> int:
+    if target == STDOUT and sys.stdout.isatty():
+        _say("export: standard output is a terminal: redirect it, or name a directory")
+        return 2
+    fs = Filesystem()
+    folder = Path(target)
+    files = events = unread = 0
+    for root, path in _with_progress("export", settings):
+        try:
+            found = codec.inspect_gzip(path)
+            body = path.read_bytes() if found.sound else found.body
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _unreadable(root, path, error)
+            unread += 1
+            continue
+        if not found.events or body is None:
+            continue
+        key = dlq_key(root, path)
+        if target == STDOUT:
+            # Gzip members one behind the other are a gzip file.
+            sys.stdout.buffer.write(body)
+        else:
+            publish(fs, dlq_path(folder, key), body, root=folder)
+        if not found.sound:
+            _say(f"{key}: corrupt, its {found.events} sound lines are exported")
+        files += 1
+        events += found.events
+    sys.stdout.flush()
+    _say(f"{files} files, {events} events exported")
+    return 1 if unread else 0
+
+
+# ------------------------------------------------------------------------------------------------------- replay
+
+
+class _Segments:
+    """The journal as `Recovery` sees it here: never a file to put, and a file whose key has a segment has to wait."""
+
+    scanning = False
+
+    def __init__(self, journal_dir: Path) -> None:
+        self._slots = [path for path in _subfolders(journal_dir) if path.name.isdigit()]
+
+    def has(self, key: str) -> bool:
+        return any(segment_path(slot, key).exists() for slot in self._slots)
+
+    async def next(self) -> KeyedFile | None:
+        return None
+
+    async def find(self, key: str) -> KeyedFile | None:
+        return KeyedFile(key, Path(key), 0, None) if self.has(key) else None
+
+    def defer(self, file: KeyedFile) -> None:
+        pass
+
+    async def done(self, file: KeyedFile) -> None:
+        pass
+
+
+async def _replay(settings: Settings) -> int:
+    fs = Filesystem()
+    slots = Slot.adopt_free(fs, settings.dlq_dir)
+    held = [
+        slot.name
+        for slot in _slots(settings)
+        if slot.name not in {str(free.number) for free in slots} and any(_files_of(slot))
+    ]
+    for name in held:
+        _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
+    if not slots:
+        if not held:
+            sys.stdout.write("nothing to replay\n")
+        return 1 if held else 0
+    metrics = Metrics()
+    segments = _Segments(settings.journal_dir)
+    with ThreadPoolExecutor(2) as executor:
+        store = create_store(settings, fs=fs, executor=executor)
+        dlq = DeadLetterQueue(
+            settings, fs, slots, metrics, executor, token=secrets.token_hex(8), has_segment=segments.has
+        )
+        try:
+            await store.start()
+            await dlq.scan()
+            with _bar("replay", dlq.files) as show:
+                recovery = Recovery(
+                    settings,
+                    store,
+                    dlq,
+                    segments,
+                    Attempts(settings, metrics, clock=time.monotonic),
+                    metrics,
+                    executor,
+                    batches_wait=lambda: False,
+                    on_stored=lambda: show(dlq.files),
+                    clock=time.monotonic,
+                    now=time.time,
+                )
+                recovery.hurry()
+                await recovery.run()
+        finally:
+            dlq.close()
+            await store.close()
+    sys.stdout.write(
+        f"{metrics.stored} events stored, {metrics.dlq_files_quarantined_total} corrupt files quarantined, "
+        f"{metrics.dropped_corrupt} events lost in them, {metrics.dropped_expired} expired; "
+        f"{dlq.files} files with {dlq.events} events stay\n"
+    )
+    return 1 if held or dlq.files else 0
+
+
+# -------------------------------------------------------------------------------------------------------- below
+
+
+def _slots(settings: Settings) -> list[Path]:
+    return sorted((path for path in _subfolders(settings.dlq_dir) if path.name.isdigit()), key=lambda p: int(p.name))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError.of("list", folder, error) from error
+
+
+def _files(settings: Settings) -> Iterator[tuple[Path, Path]]:
+    """Slot and path of every dead-letter file, oldest hour first within a slot."""
+    for root in _slots(settings):
+        for path in _files_of(root):
+            yield root, path
+
+
+def _files_of(root: Path) -> Iterator[Path]:
+    walk = Walk(hour_folders([root]), lambda _: root)
+    try:
+        while (chunk := walk.step(CHUNK)) is not None:
+            yield from chunk.paths
+    finally:
+        walk.close()
+
+
+def _with_progress(what: str, settings: Settings) -> Iterator[tuple[Path, Path]]:
+    """Yield the files, with a bar on the terminal; only then is it worth counting them first."""
+    total = sum(1 for _ in _files(settings)) if sys.stderr.isatty() else 0
+    with _bar(what, total) as show:
+        for number, found in enumerate(_files(settings)):
+            yield found
+            show(total - number - 1)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what takes the number of files that are left."""
+    if not total or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    # Asked here, because tqdm takes a terminal that tells no size for one without room.
+    columns, lines = shutil.get_terminal_size()
+    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as progress:
+
+        def show(left: int) -> None:
+            progress.update(total - left - progress.n)
+
+        yield show
+
+
+def _unreadable(root: Path, path: Path, error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        _say(f"{dlq_key(root, path)}: unreadable: {StorageError.of('read', path, error)}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")

@@ -1,0 +1,6 @@
+"""The settings: one environment, read once, checked as a whole, frozen."""
+
+from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, warnings
+from ingest.config.variables import GROUPS
+
+__all__ = ["GROUPS", "ConfigError", "ConfigErrors", "Settings", "load", "shown", "warnings"]

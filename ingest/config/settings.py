@@ -1,0 +1,258 @@
+"""The settings: one environment, read once, checked as a whole, frozen.
+
+Owns `Settings`, all that the rest of the program sees of the environment, and what must hold between two variables; the
+variables one by one are the table `VARIABLES`.
+Promises that `load` reports every problem at once, each in one line that names the variable and what it accepts; that
+no secret is ever part of such a line; and that settings it returns need no second check.
+Never reads `os.environ` by itself, opens a file or a socket. Only `warnings` looks at the machine: at the disk's size.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+from ingest.config.forms import format_duration, format_size
+from ingest.config.variables import VARIABLES, Variable
+
+
+class ConfigError(ValueError):
+    """One variable whose value cannot be used; `str()` of it is one line, fit for an operator's terminal."""
+
+    def __init__(self, variable: str, accepted: str, got: str | None, *, secret: bool = False) -> None:
+        if got is not None:
+            got = "***" if secret else _one_line(_without_credentials(got))
+        super().__init__(variable, accepted, got)
+        self.variable = variable
+        self.accepted = accepted
+        self.got = got
+        """What was found, fit to be shown; None: nothing."""
+
+    def __str__(self) -> str:
+        got = "nothing" if self.got is None else f"'{self.got}'"
+        return f"{self.variable}: accepted {self.accepted}, got {got}"
+
+
+class ConfigErrors(Exception):  # noqa: N818 -- it is not one more error: it is all of them
+    """Every problem of one environment, in the order of `VARIABLES`, then what is wrong between variables."""
+
+    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment after `load`: a field is a variable's name in lower case; durations are seconds, sizes bytes."""
+
+    http_host: str
+    """Empty: every interface."""
+    http_port: int
+    read_timeout: float
+    idle_timeout: float
+    max_connections: int
+    max_header_bytes: int
+    max_body_size: int
+    body_format: Literal["text", "json"]
+    cors_origins: tuple[str, ...]
+    """`("*",)`, or the origins that are answered."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    client_ip_headers: tuple[str, ...]
+
+    raw_bucket: str | None
+    """None: the directory store under `store_dir`."""
+    aws_region: str | None
+    store_dir: Path
+    raw_prefix: str
+    dlq_prefix: str
+    partition_tz: ZoneInfo
+    s3_endpoint_url: str | None
+    s3_timeout: float
+    s3_app_retries: int
+    s3_conditional_puts: bool
+    s3_sse: str | None
+    s3_sse_kms_key_id: str | None
+    s3_storage_class: str | None
+    s3_tags: str | None
+    """In the form S3 takes them: a URL-encoded query string."""
+
+    batch_size: int
+    batch_bytes: int
+    flush_interval: float
+    upload_queue: int
+    upload_concurrency: int
+    channel_size: int
+    max_buffer_bytes: int
+
+    durability: Literal["memory", "journal", "fsync"]
+    dlq_dir: Path
+    journal_dir: Path
+    dlq_max_size_bytes: int
+    dlq_on_full: Literal["reject", "evict"]
+    dlq_max_age: float
+    """Zero: never."""
+    disk_reserve: int
+
+    drain_delay: float
+    drain_timeout: float
+    log_level: str
+    log_pretty: bool
+    log_sample_n: int
+    service_name: str
+
+    @property
+    def http_addr(self) -> tuple[str, int]:
+        """Host and port as `HTTP_ADDR` gave them."""
+        return self.http_host, self.http_port
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Return the settings in `environ`, or raise `ConfigErrors` with all problems; a blank value counts as unset."""
+    values: dict[str, Any] = {}
+    problems: list[ConfigError] = []
+    for variable in VARIABLES:
+        name, text = _found(variable, environ)
+        try:
+            values[variable.field] = variable.form.parse(text) if text else None
+        except ValueError:
+            problems.append(ConfigError(name, variable.accepted, text, secret=variable.secret))
+    if values.get("dlq_dir") and values.get("journal_dir", ...) is None:
+        values["journal_dir"] = values["dlq_dir"] / "journal"
+    problems.extend(_contradictions(values))
+    if problems:
+        raise ConfigErrors(tuple(problems))
+    values["http_host"], values["http_port"] = values.pop("http_addr")
+    return Settings(**values)
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Return what will run but is probably not what was meant, one line each."""
+    return list(_warnings(settings))
+
+
+def shown(variable: Variable, settings: Settings) -> str:
+    """Return the value in force, as one would write it; of a secret only whether it is set."""
+    value = getattr(settings, variable.field)
+    if value is None:
+        return "(unset)"
+    return "(set, not shown)" if variable.secret else variable.form.show(value)
+
+
+def _found(variable: Variable, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name that gave the value, and its text; no text when an optional one is unset."""
+    for name in filter(None, (variable.name, variable.fallback)):
+        if text := environ.get(name, "").strip():
+            return name, text
+    return variable.name, "" if variable.optional else variable.default
+
+
+def _one_line(text: str) -> str:
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
+
+
+def _without_credentials(text: str) -> str:
+    """`text` without what a URL carries before its `@` and after its `?`: that is where people put secrets."""
+    text = re.sub(r"(?s)^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1***@", text)
+    return re.sub(r"(?s)(://.*?\?).*", r"\1***", text)
+
+
+# --- what is wrong between variables ---------------------------------------------------------------------------------
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Between the values that could be read; one that could not is missing here and is a problem already."""
+    if values.get("raw_bucket") and values.get("aws_region", ...) is None:
+        yield ConfigError("AWS_REGION", _accepted("AWS_REGION"), None)
+    key, sse = values.get("s3_sse_kms_key_id"), values.get("s3_sse", ...)
+    if key and sse in {None, "AES256"}:
+        yield ConfigError("S3_SSE_KMS_KEY_ID", _accepted("S3_SSE_KMS_KEY_ID"), key, secret=True)
+    raw, dlq = values.get("raw_prefix"), values.get("dlq_prefix")
+    if raw and dlq and _nested(Path(raw), Path(dlq)):
+        yield ConfigError("DLQ_PREFIX", f"a prefix that is neither RAW_PREFIX ('{raw}') nor above or below it", dlq)
+    yield from _shared_directories(values)
+
+
+def _shared_directories(values: Mapping[str, Any]) -> Iterator[ConfigError]:
+    folders: dict[str, Path] = {}
+    for name in ("STORE_DIR", "DLQ_DIR", "JOURNAL_DIR"):
+        folder = values.get(name.lower())
+        if not folder or (name == "STORE_DIR" and values.get("raw_bucket")):
+            continue
+        real = Path(os.path.realpath(folder))
+        for other, taken in folders.items():
+            if name == "JOURNAL_DIR" and other == "DLQ_DIR" and real == taken / "journal":
+                continue
+            if _nested(taken, real):
+                yield ConfigError(name, f"a directory that is neither {other} nor above or below it", str(folder))
+        folders[name] = real
+
+
+def _nested(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _accepted(name: str) -> str:
+    return next(variable.accepted for variable in VARIABLES if variable.name == name)
+
+
+# --- what is probably not meant --------------------------------------------------------------------------------------
+
+
+def _warnings(settings: Settings) -> Iterator[str]:
+    drain = settings.drain_delay + settings.drain_timeout
+    if drain > _STOP_GRACE:
+        yield (
+            f"DRAIN_DELAY and DRAIN_TIMEOUT: {format_duration(drain)} together is longer than the {_STOP_GRACE} s "
+            "that an orchestrator usually waits before it kills; raise its stop grace (ECS: stopTimeout), or lower them"
+        )
+    if settings.idle_timeout <= _LOAD_BALANCER_IDLE:
+        yield (
+            f"IDLE_TIMEOUT: {format_duration(settings.idle_timeout)} is not above the {_LOAD_BALANCER_IDLE} s "
+            "after which a load balancer usually closes; a request sent in that moment is answered with 502"
+        )
+    held = settings.batch_bytes * (1 + settings.upload_queue + settings.upload_concurrency)
+    if held > settings.max_buffer_bytes:
+        yield (
+            f"MAX_BUFFER_BYTES: {format_size(settings.max_buffer_bytes)} is less than the {format_size(held)} that "
+            "1 + UPLOAD_QUEUE + UPLOAD_CONCURRENCY batches of BATCH_BYTES take; 503 may come before the queue is full"
+        )
+    yield from _store_warnings(settings)
+    yield from _disk_warnings(settings)
+
+
+def _store_warnings(settings: Settings) -> Iterator[str]:
+    if settings.raw_bucket is None:
+        for name in ("S3_ENDPOINT_URL", "S3_SSE", "S3_STORAGE_CLASS", "S3_TAGS"):
+            if getattr(settings, name.lower()) is not None:
+                yield f"{name}: without RAW_BUCKET it has no effect; objects go to STORE_DIR"
+    elif settings.s3_storage_class in _ARCHIVES:
+        yield f"S3_STORAGE_CLASS: objects in {settings.s3_storage_class} must be restored before they can be read"
+
+
+def _disk_warnings(settings: Settings) -> Iterator[str]:
+    existing = next(
+        path for path in (settings.dlq_dir.absolute(), *settings.dlq_dir.absolute().parents) if path.exists()
+    )
+    disk = os.statvfs(existing)
+    size = disk.f_blocks * disk.f_frsize
+    if settings.dlq_max_size_bytes > size:
+        yield (
+            f"DLQ_MAX_SIZE_BYTES: {format_size(settings.dlq_max_size_bytes)} is more than the disk of DLQ_DIR "
+            f"({size} bytes); DISK_RESERVE is what will stop it"
+        )
+    if settings.disk_reserve > size // 10:
+        reserve = format_size(settings.disk_reserve)
+        yield f"DISK_RESERVE: {reserve} is more than a tenth of the disk; {size // 10} bytes are kept free"
+
+
+_STOP_GRACE: Final = 30
+_LOAD_BALANCER_IDLE: Final = 60
+_ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")

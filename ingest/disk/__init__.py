@@ -1,0 +1,28 @@
+"""Every touch of a disk: the seam, the order of write, sync and rename, and the locks of slots.
+
+`append` and `publish` are the names of files here, so their functions are imported from there.
+"""
+
+from ingest.disk.append import create
+from ingest.disk.errors import StorageError, TornTail
+from ingest.disk.filesystem import FILE_MODE, Bytes, Filesystem
+from ingest.disk.folders import make_dirs, prune
+from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
+from ingest.disk.slots import Slot
+from ingest.disk.volume import Volume
+
+__all__ = [
+    "FILE_MODE",
+    "TEMPORARY_SUFFIX",
+    "Bytes",
+    "Filesystem",
+    "Slot",
+    "StorageError",
+    "TornTail",
+    "Volume",
+    "create",
+    "make_dirs",
+    "prune",
+    "publish_new",
+    "published_path",
+]

@@ -1,0 +1,25 @@
+"""What is stored, the contract with readers: names of objects and files, and the gzip of lines."""
+
+from ingest.format.keys import (
+    OBJECT_SUFFIX,
+    KeyFactory,
+    Partition,
+    dlq_key,
+    dlq_path,
+    parse_key,
+    quarantine_key,
+    segment_key,
+    segment_path,
+)
+
+__all__ = [
+    "OBJECT_SUFFIX",
+    "KeyFactory",
+    "Partition",
+    "dlq_key",
+    "dlq_path",
+    "parse_key",
+    "quarantine_key",
+    "segment_key",
+    "segment_path",
+]

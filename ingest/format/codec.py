@@ -1,0 +1,338 @@
+"""Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
+
+Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
+members (`inspect_gzip`) and of journal segments (`inspect_lines`).
+
+Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
+give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
+line is a JSON object; of any other it gives what whole lines there are. It needs memory for a few chunks, the longest
+line, and the compressed result, whatever the size of the file.
+
+Never: writes, renames or deletes; takes an unreadable file for a damaged one (`OSError` passes, it is no verdict).
+All of it blocks: run it in an executor.
+
+The file, offsets in bytes:
+
+     0  1f 8b 08 04   gzip, deflate, FLG = FEXTRA
+     4  00 00 00 00   no time of modification: the name has it, and a file that is encoded again stays the same
+     8  04 ff         made by the fastest method, on no particular system
+    10  08 00         length of the extra field
+    12  45 49 04 00   subfield "EI", 4 bytes (RFC 1952, 2.3.1.1)
+    16  .. .. .. ..   number of events, little endian
+    20  raw deflate, then CRC-32 and length of the lines
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+import orjson
+from isal import isal_zlib
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+HEAD_BYTES = 20
+LEVEL = 1
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+_SIGNATURE = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x04\xff\x08\x00EI\x04\x00"
+_COUNT = struct.Struct("<I")
+_TRAILER = struct.Struct("<II")
+_RAW = -15
+_GZIP = 31
+_CHUNK = 64 * 1024
+_INFLATED = 256 * 1024
+_UINT32 = 0xFFFFFFFF
+_FLAGS_AT = 3
+_KNOWN_FLAGS = b"\x1f"
+_BadGzip: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub takes the class for an instance
+
+
+def encode(data: Bytes, events: int, level: int = LEVEL) -> bytes:
+    """Compress `events` lines to one gzip member."""
+    return b"".join(
+        (
+            _SIGNATURE,
+            _COUNT.pack(events),
+            isal_zlib.compress(data, level, wbits=_RAW),
+            _TRAILER.pack(isal_zlib.crc32(data), len(data) & _UINT32),
+        )
+    )
+
+
+def event_count(head: bytes) -> int | None:
+    """Return how many events a file's first `HEAD_BYTES` declare; None if `encode` did not write them."""
+    if len(head) < HEAD_BYTES or not head.startswith(_SIGNATURE):
+        return None
+    count: int = _COUNT.unpack_from(head, len(_SIGNATURE))[0]
+    return count
+
+
+@dataclass(slots=True)
+class Inspection:
+    """What is in a file. `events` counts its sound lines, `first_ts` and `last_ts` are theirs (0 if there are none)."""
+
+    sound: bool
+    events: int
+    bad_lines: int
+    torn_tail: bool
+    first_ts: int
+    last_ts: int
+    body: bytes | None
+
+
+def inspect_gzip(path: Path, *, salvage: bool = True) -> Inspection:
+    """Verify a gzip file whole. If it is not sound and `salvage` is set, `body` holds its sound lines, encoded anew.
+
+    A line cut off by damage is a bad line; `torn_tail` is set when that is how the file ends. Behind damage, reading
+    goes on at the next member that `encode` wrote.
+    """
+    with path.open("rb") as file:
+        lines = _Lines(keep=False)
+        try:
+            for inflated in _verified(file):
+                lines.feed(inflated)
+        except (_BadGzip, EOFError):
+            whole = False
+        else:
+            whole = True
+            lines.end()
+        if whole and lines.bad == 0:
+            return lines.result(sound=True, torn_tail=False)
+
+        # Damaged files are rare, so only they pay for the second, slower reading that gets out all there is.
+        lines = _Lines(keep=salvage)
+        torn_tail = False
+        for salvaged in _salvaged(file):
+            if salvaged is None:
+                torn_tail = lines.cut()
+            else:
+                torn_tail = False
+                lines.feed(salvaged)
+        lines.end()
+        return lines.result(sound=False, torn_tail=torn_tail)
+
+
+def inspect_lines(path: Path) -> Inspection:
+    """Verify a journal segment; `body` holds its sound lines, encoded, and is None if there are none.
+
+    A last line without its newline was never acknowledged: it is no bad line, and `torn_tail` tells of it.
+    """
+    lines = _Lines(keep=True)
+    with path.open("rb") as file:
+        while chunk := file.read(_INFLATED):
+            lines.feed(chunk)
+    torn_tail = lines.drop_tail()
+    return lines.result(sound=lines.bad == 0, torn_tail=torn_tail)
+
+
+class _Lines:
+    """Takes a stream in pieces, judges each line as it ends, and keeps the sound ones compressed."""
+
+    __slots__ = ("_carry", "_crc", "_deflate", "_overlong", "_parts", "_size", "bad", "events", "first_ts", "last_ts")
+
+    def __init__(self, *, keep: bool) -> None:
+        self.events = 0
+        self.bad = 0
+        self.first_ts: int | None = None
+        self.last_ts = 0
+        self._carry = bytearray()
+        self._overlong = False
+        self._deflate = isal_zlib.compressobj(LEVEL, wbits=_RAW) if keep else None
+        self._parts: list[bytes] = []
+        self._crc = 0
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Judge the lines that end in `data`; carry what follows the last newline."""
+        head, newline, rest = data.partition(b"\n")
+        self._extend(head)
+        if not newline:
+            return
+        sound = self._finish([])
+        *lines, tail = rest.split(b"\n")
+        for line in lines:
+            self._judge(line, sound)
+        self._keep(sound)
+        self._extend(tail)
+
+    def end(self) -> None:
+        """Close a stream that is whole: what follows the last newline is a line like any other."""
+        if self._carry or self._overlong:
+            self._keep(self._finish([]))
+
+    def cut(self) -> bool:
+        """Note that the stream breaks here: what follows the last newline is a bad line. True if there was anything."""
+        torn = self.drop_tail()
+        self.bad += torn
+        return torn
+
+    def drop_tail(self) -> bool:
+        """Forget what follows the last newline; True if there was anything."""
+        dropped = bool(self._carry) or self._overlong
+        self._carry.clear()
+        self._overlong = False
+        return dropped
+
+    def result(self, *, sound: bool, torn_tail: bool) -> Inspection:
+        """Give the verdict; to be called once, at the end."""
+        return Inspection(
+            sound=sound,
+            events=self.events,
+            bad_lines=self.bad,
+            torn_tail=torn_tail,
+            first_ts=self.first_ts or 0,
+            last_ts=self.last_ts,
+            body=self._body(),
+        )
+
+    def _extend(self, part: bytes) -> None:
+        if len(self._carry) + len(part) > MAX_LINE_BYTES:
+            self._overlong = True
+            self._carry.clear()
+        elif not self._overlong:
+            self._carry += part
+
+    def _finish(self, sound: list[bytes]) -> list[bytes]:
+        if self._overlong:
+            self.bad += 1
+            self._overlong = False
+        else:
+            self._judge(bytes(self._carry), sound)
+        self._carry.clear()
+        return sound
+
+    def _judge(self, line: bytes, sound: list[bytes]) -> None:
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self.bad += 1
+            return
+        if type(event) is not dict:
+            self.bad += 1
+            return
+        self.events += 1
+        sound.append(line)
+        ts = event.get("ts")
+        if type(ts) is int:
+            self.last_ts = ts
+            if self.first_ts is None:
+                self.first_ts = ts
+
+    def _keep(self, sound: list[bytes]) -> None:
+        if self._deflate is None or not sound:
+            return
+        sound.append(b"")
+        data = b"\n".join(sound)
+        self._crc = isal_zlib.crc32(data, self._crc)
+        self._size += len(data)
+        self._parts.append(self._deflate.compress(data))
+
+    def _body(self) -> bytes | None:
+        if self._deflate is None or self.events == 0:
+            return None
+        head = _SIGNATURE + _COUNT.pack(self.events)
+        trailer = _TRAILER.pack(self._crc, self._size & _UINT32)
+        return b"".join((head, *self._parts, self._deflate.flush(), trailer))
+
+
+def _verified(file: BinaryIO) -> Iterator[bytes]:
+    """Inflate every member; raise `_BadGzip` or `EOFError` at the first byte that is not whole gzip."""
+    pending = file.read(_CHUNK)
+    while True:
+        # isal lets reserved flags pass; gzip and others, rightly, do not (RFC 1952, 2.3.1.2).
+        if len(pending) <= _FLAGS_AT:
+            pending += file.read(_CHUNK)
+        if pending[_FLAGS_AT : _FLAGS_AT + 1] > _KNOWN_FLAGS:
+            raise _BadGzip
+        pending = yield from _verified_member(file, pending)
+        pending = pending or file.read(_CHUNK)
+        if not pending:
+            return
+
+
+def _verified_member(file: BinaryIO, chunk: bytes) -> Generator[bytes, None, bytes]:
+    """Inflate one member that begins with `chunk`; return what was read beyond it."""
+    inflate = isal_zlib.decompressobj(wbits=_GZIP)
+    while True:
+        inflated = inflate.decompress(chunk, _INFLATED)
+        if inflated:
+            yield inflated
+        if inflate.eof:
+            return inflate.unused_data
+        # With no input left the decompressor may still hold output; only when it gives none is the member cut off.
+        if not chunk and not inflated:
+            raise EOFError
+        chunk = inflate.unconsumed_tail or file.read(_CHUNK)
+
+
+def _salvaged(file: BinaryIO) -> Iterator[bytes | None]:
+    """Inflate what can be inflated; None marks each place where the stream breaks."""
+    start: int | None = 0
+    while start is not None:
+        damaged = yield from _salvaged_members(file, start)
+        if damaged is None:
+            return
+        yield None
+        # A member that was cut off may have swallowed the next one's head as its own data, so look from its own start.
+        start = _find_member(file, damaged + 1)
+
+
+def _salvaged_members(file: BinaryIO, start: int) -> Generator[bytes, None, int | None]:
+    """Inflate from `start` on; return where the member begins that is damaged, or None if none is."""
+    file.seek(start)
+    inflate = zlib.decompressobj(wbits=_GZIP)
+    pending = b""
+    while True:
+        chunk = pending or file.read(_CHUNK)
+        before = inflate.copy()
+        try:
+            inflated = inflate.decompress(chunk, _INFLATED)
+        except zlib.error:
+            yield from _bytewise(before, chunk)
+            return start
+        if inflated:
+            yield inflated
+        if inflate.eof:
+            pending = inflate.unused_data
+            start = file.tell() - len(pending)
+            pending = pending or file.read(_CHUNK)
+            if not pending:
+                return None
+            inflate = zlib.decompressobj(wbits=_GZIP)
+            continue
+        pending = inflate.unconsumed_tail
+        if not chunk and not inflated:
+            return start
+
+
+def _bytewise(inflate: zlib._Decompress, chunk: bytes) -> Iterator[bytes]:
+    """Inflate up to the very byte that cannot be: an error throws away the output of the call it is raised by."""
+    for at in range(len(chunk)):
+        try:
+            yield inflate.decompress(chunk[at : at + 1])
+        except zlib.error:
+            return
+
+
+def _find_member(file: BinaryIO, start: int) -> int | None:
+    """Offset of the first head written by `encode` at or behind `start`."""
+    file.seek(start)
+    offset, window = start, b""
+    while chunk := file.read(_CHUNK):
+        window += chunk
+        found = window.find(_SIGNATURE)
+        if found >= 0:
+            return offset + found
+        keep = len(_SIGNATURE) - 1
+        offset += max(len(window) - keep, 0)
+        window = window[-keep:]
+    return None

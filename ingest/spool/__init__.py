@@ -1,0 +1,17 @@
+"""What waits on disk for the store: dead letters, and the journal's backlog."""
+
+from ingest.spool.backlog import Backlog
+from ingest.spool.hours import Walk, hour_folders, look
+from ingest.spool.letters import DeadLetterQueue, DlqFull
+from ingest.spool.waiting import KeyedFile, Waiting
+
+__all__ = [
+    "Backlog",
+    "DeadLetterQueue",
+    "DlqFull",
+    "KeyedFile",
+    "Waiting",
+    "Walk",
+    "hour_folders",
+    "look",
+]

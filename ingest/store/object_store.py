@@ -1,0 +1,41 @@
+"""What every store promises.
+
+Owns `ObjectStore` and `ObjectMetadata`. Never imports a store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMetadata:
+    """What is told about an object beside its name. `instance` names the process that took in its events."""
+
+    events: int
+    first_ts: int
+    last_ts: int
+    instance: str
+
+
+class ObjectStore(Protocol):
+    """A flat space of keys. Calls may overlap; `start` comes first, nothing follows `close`."""
+
+    async def start(self) -> None:
+        """Do what is slow once. `StorageError` is no reason to give up: the first call after it starts again."""
+
+    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
+        """Store the body under the key."""
+
+    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        """Store the body only if nothing has the key; False if something does."""
+
+    async def get(self, key: str) -> bytes:
+        """Return the body. No such key is a `StorageError`."""
+
+    async def delete(self, key: str) -> None:
+        """Remove the key. No such key is no error."""
+
+    async def close(self) -> None:
+        """Let go of connections; calls still on their way fail."""

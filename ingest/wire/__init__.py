@@ -1,0 +1,24 @@
+"""RFC 9112: connections, the turn that does their work, and the answers.
+
+Knows nothing of journals, dead letters or stores: what commits a turn's events is injected.
+"""
+
+from ingest.wire.answers import AnswerBook
+from ingest.wire.connection import Connection
+from ingest.wire.layouts import Layouts
+from ingest.wire.request import HeaderNames
+from ingest.wire.states import STATES, State
+from ingest.wire.tick import ConnectionLimits, Entry, Pages, Tick
+
+__all__ = [
+    "STATES",
+    "AnswerBook",
+    "Connection",
+    "ConnectionLimits",
+    "Entry",
+    "HeaderNames",
+    "Layouts",
+    "Pages",
+    "State",
+    "Tick",
+]

@@ -1,0 +1,129 @@
+"""Every answer there is, built once and then only written.
+
+Owns the table of refusals (status, reason, metric) and the bytes of all answers, with their CORS headers. Promises that
+an answer to a request with `Origin` carries the CORS headers, errors too, and that every answer carries `Date`
+(RFC 9110 §6.6.1): the prebuilt answers of an origin live for one second. Never touches a connection.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from ingest.event.refusals import UNAVAILABLE, UNAVAILABLE_CLOSE, ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PREFLIGHT_MAX_AGE_SECONDS: Final = 86400
+_ORIGINS_KEPT: Final = 512
+_ORIGIN_KEPT_BYTES: Final = 256
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# The smallest transparent GIF89a that every browser shows: one pixel, two colours, the first of them see-through.
+PIXEL: Final = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00"
+    b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+)
+
+
+class Answers:
+    """The answers to requests of one origin (or of none), for one second.
+
+    The four an event can get are attributes, for the hot path; anything else is built by `build`.
+    """
+
+    __slots__ = ("_common", "pixel", "pixel_close", "refused", "refused_close", "stored", "stored_close")
+
+    def __init__(self, date: str, cors: Sequence[tuple[str, str]]) -> None:
+        self._common: tuple[tuple[str, str], ...] = (("Date", date), *cors)
+        gif = (("Content-Type", "image/gif"), ("Cache-Control", "no-store"))
+        self.stored = self.build(200)
+        self.stored_close = self.build(200, close=True)
+        self.pixel = self.build(200, gif, PIXEL)
+        self.pixel_close = self.build(200, gif, PIXEL, close=True)
+        self.refused = self.refuse(UNAVAILABLE)
+        self.refused_close = self.refuse(UNAVAILABLE_CLOSE)
+
+    def refuse(self, error: ClientError, *, close: bool | None = None, head_only: bool = False) -> bytes:
+        """Return the answer that tells a client why; `close` overrides whether the connection is said to end."""
+        return self.build(
+            error.status,
+            (("Content-Type", "text/plain; charset=utf-8"), *error.headers),
+            error.reason.encode() + b"\n",
+            close=error.close if close is None else close,
+            head_only=head_only,
+        )
+
+    def build(
+        self,
+        status: int,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        close: bool = False,
+        head_only: bool = False,
+    ) -> bytes:
+        """Return a whole answer; a 204 has no Content-Length (RFC 9110 §8.6), an answer to HEAD no body."""
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in (*self._common, *headers)]
+        if status != HTTPStatus.NO_CONTENT:
+            lines.append(f"Content-Length: {len(body)}")
+        if close:
+            lines.append("Connection: close")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return head if head_only else head + body
+
+
+class AnswerBook:
+    """Finds the answers for an origin; forgets them when the second has passed."""
+
+    __slots__ = ("_allowed", "_any", "_by_origin", "_date", "plain")
+
+    def __init__(self, cors_origins: Sequence[str]) -> None:
+        self._any = "*" in cors_origins
+        self._allowed = frozenset(cors_origins)
+        self._by_origin: dict[bytes, Answers] = {}
+        self.turn(0)
+
+    def turn(self, seconds: int) -> None:
+        """Begin a new second: `Date` has changed, so every prebuilt answer has."""
+        self._date = formatdate(seconds, usegmt=True)
+        self._by_origin.clear()
+        self.plain = Answers(self._date, self._cors(None))
+
+    def of(self, origin: bytes) -> Answers:
+        """Return the answers for requests with this `Origin`; few origins make up nearly all traffic."""
+        answers = self._by_origin.get(origin)
+        if answers is None:
+            answers = Answers(self._date, self._cors(origin.decode("latin-1")))
+            if len(self._by_origin) < _ORIGINS_KEPT and len(origin) <= _ORIGIN_KEPT_BYTES:
+                self._by_origin[origin] = answers
+        return answers
+
+    def _cors(self, origin: str | None) -> tuple[tuple[str, str], ...]:
+        """Echo an allowed origin: with credentials, which `sendBeacon` always sends, `*` is not valid (Fetch §3.2)."""
+        if origin is None:
+            return ()
+        if self._any or origin in self._allowed:
+            return (
+                ("Vary", "Origin"),
+                ("Access-Control-Allow-Origin", origin),
+                ("Access-Control-Allow-Credentials", "true"),
+            )
+        return (("Vary", "Origin"),)
+
+    def preflight(self, origin: bytes | None, methods: str, requested_headers: bytes | None, *, close: bool) -> bytes:
+        """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8)."""
+        headers = [("Allow", methods)]
+        if origin is not None and (self._any or origin.decode("latin-1") in self._allowed):
+            wanted = requested_headers.decode("latin-1") if requested_headers else "Content-Type"
+            headers += [
+                ("Access-Control-Allow-Methods", methods),
+                ("Access-Control-Allow-Headers", wanted),
+                ("Access-Control-Max-Age", str(PREFLIGHT_MAX_AGE_SECONDS)),
+            ]
+        answers = self.plain if origin is None else self.of(origin)
+        return answers.build(204, headers, close=close)

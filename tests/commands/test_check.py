@@ -1,0 +1,308 @@
+"""The command line, and what `check` tells before anybody relies on the settings."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingest import __version__
+from ingest.__main__ import main
+from ingest.commands import check
+from ingest.config.settings import load
+from ingest.config.variables import GROUPS, VARIABLES
+from ingest.disk.errors import StorageError
+from tests.process.s3 import S3Process, s3_environment
+
+REPOSITORY = str(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """An environment of ours only, with every directory in the test's folder, and a disk large enough."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    ours = {
+        "STORE_DIR": str(tmp_path / "objects"),
+        "DLQ_DIR": str(tmp_path / "dlq"),
+        "DLQ_MAX_SIZE_BYTES": "1MiB",
+        "DISK_RESERVE": "0",
+    }
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def run(*words, cwd, **environ):
+    """Runs the command as a process with an environment of nothing but `environ`."""
+    base = {"PATH": os.environ["PATH"], "PYTHONPATH": REPOSITORY}
+    return subprocess.run(
+        [sys.executable, "-m", "ingest", *words],
+        env={**base, **environ},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_check_prints_every_setting_in_force_as_an_env_file(environment, capsys):
+    environment.setenv("FLUSH_INTERVAL", "90000ms")
+    assert main(["check"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\nFLUSH_INTERVAL=90s\n" in out
+    assert "\n# RAW_BUCKET (unset)\n" in out
+    words = [
+        line.removeprefix("# ").replace("=", " ").split()[0] for line in out.splitlines() if line[2:] not in GROUPS
+    ]
+    assert words == [variable.name for variable in VARIABLES]
+    given = dict(line.split("=", 1) for line in out.splitlines() if not line.startswith("#"))
+    assert load(given) == load(os.environ)
+
+
+@pytest.mark.usefixtures("environment")
+def test_check_changes_nothing(tmp_path):
+    assert main(["check"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_warnings_and_still_succeeds(environment, capsys):
+    environment.setenv("DRAIN_TIMEOUT", "1m")
+    assert main(["check"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: DRAIN_DELAY and DRAIN_TIMEOUT: ")
+
+
+@pytest.mark.parametrize("words", [["check"], ["check", "--store"], ["serve"], []])
+def test_every_problem_is_one_line_and_the_exit_code_is_2(words, tmp_path):
+    ended = run(*words, cwd=tmp_path, HTTP_ADDR="8080", BATCH_SIZE="many\nmore", RAW_BUCKET="events")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert [line.split(":")[0] for line in ended.stderr.splitlines()] == ["HTTP_ADDR", "BATCH_SIZE", "AWS_REGION"]
+
+
+def test_a_variable_that_is_not_text_is_a_problem_and_no_traceback(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "ingest", "check"],
+        env={
+            b"PATH": os.fsencode(os.environ["PATH"]),
+            b"PYTHONPATH": os.fsencode(REPOSITORY),
+            b"BATCH_SIZE": b"\xff\xfe",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == b"BATCH_SIZE: accepted a whole number from 1 to 10000000, got '\\udcff\\udcfe'\n"
+
+
+def test_a_directory_that_cannot_be_one_is_a_problem(environment, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    environment.setenv("DLQ_DIR", str(tmp_path / "file" / "dlq"))
+    environment.setenv("STORE_DIR", str(tmp_path / "nowhere"))
+    assert main(["check"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split(": accepted a directory that user ")[0] for line in lines) == [
+        "DLQ_DIR",
+        "JOURNAL_DIR",
+        "STORE_DIR",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_may_not_be_written_is_a_problem(environment, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    environment.setenv("STORE_DIR", str(tmp_path / "locked" / "objects"))
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("STORE_DIR: ")
+
+
+@pytest.mark.parametrize("broken", [{}, {"HTTP_ADDR": "x"}])
+def test_check_never_prints_a_secret(tmp_path, broken):
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "hunter-id",
+        "AWS_SECRET_ACCESS_KEY": "hunter-key",
+        "AWS_SESSION_TOKEN": "hunter-token",
+        "S3_SSE_KMS_KEY_ID": "hunter-kms",
+    }
+    for sse in ("aws:kms", "AES256"):
+        environ = {"RAW_BUCKET": "events", "AWS_REGION": "eu-west-1", "S3_SSE": sse, **secrets, **broken}
+        ended = run("check", cwd=tmp_path, **environ)
+        assert ended.stdout + ended.stderr
+        assert "hunter" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.usefixtures("environment")
+def test_check_store_tries_a_directory_and_leaves_no_file(tmp_path, capsys):
+    assert main(["check", "--store"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for prefix in ("raw", "raw_dlq"):
+        for step in ("put", "read", "removed"):
+            assert f"\n# {step} {prefix}/dt=" in out
+    assert out.count("# create-only puts are honoured\n") == 2
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    process = S3Process(tmp_path_factory.mktemp("s3")).start("events")
+    yield process
+    process.close()
+
+
+def test_check_store_tries_a_bucket_and_leaves_no_object(s3, tmp_path):
+    ended = run("check", "--store", cwd=tmp_path, **s3_environment(s3.url, "events", IDLE_TIMEOUT="1s"))
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split(":")[1].strip() for line in ended.stderr.splitlines()][:1] == ["IDLE_TIMEOUT"]
+    assert ended.stdout.count("\n# put raw") == ended.stdout.count("\n# removed raw") == 2
+    assert "# create-only puts are honoured\n" in ended.stdout
+    assert s3.client().list_objects_v2(Bucket="events")["KeyCount"] == 0
+
+
+def test_check_store_says_when_create_only_puts_are_not_asked_for(s3, tmp_path):
+    environ = s3_environment(s3.url, "events", S3_CONDITIONAL_PUTS="false")
+    ended = run("check", "--store", cwd=tmp_path, **environ)
+    assert ended.returncode == 0, ended.stderr
+    assert "# create-only puts are not asked for" in ended.stdout
+    assert "honoured" not in ended.stdout
+
+
+def test_check_store_names_what_is_wrong_with_the_bucket(s3, tmp_path):
+    ended = run("check", "--store", cwd=tmp_path, **s3_environment(s3.url, "no-such-bucket"))
+    assert ended.returncode == 2
+    problems = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(problems) == 2
+    assert all(line.startswith("put raw") and "RAW_BUCKET" in line for line in problems)
+
+
+def test_check_store_names_a_store_that_is_away(tmp_path):
+    away = S3Process(tmp_path)
+    ended = run("check", "--store", cwd=tmp_path, **s3_environment(away.url, "events", S3_TIMEOUT="1s"))
+    away.close()
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "put raw" in ended.stderr
+
+
+class Shelf:
+    """A store that forgets conditions, refuses or alters, as told."""
+
+    def __init__(self, *, honours=True, denies=(), alters=False):
+        self.objects = {}
+        self.honours = honours
+        self.denies = denies
+        self.alters = alters
+
+    def _allow(self, operation, key):
+        if operation in self.denies:
+            raise StorageError(operation, key, "not\nallowed", transient=False)
+
+    async def put(self, key, body, metadata):
+        self._allow("put", key)
+        assert metadata.events == 0
+        self.objects[key] = body
+
+    async def create(self, key, body, metadata):
+        self._allow("create", key)
+        if self.honours and key in self.objects:
+            return False
+        await self.put(key, body, metadata)
+        return True
+
+    async def get(self, key):
+        self._allow("get", key)
+        return self.objects[key] + b"x" * self.alters
+
+    async def delete(self, key):
+        self._allow("delete", key)
+        del self.objects[key]
+
+
+def tried(shelf, settings=None):
+    return asyncio.run(check._try_prefix(shelf, settings or load({}), "raw"))
+
+
+def test_a_sound_store_has_no_problem_and_keeps_nothing():
+    shelf = Shelf()
+    assert tried(shelf) == []
+    assert shelf.objects == {}
+
+
+def test_a_store_that_replaces_despite_the_condition_is_a_problem_that_names_the_setting():
+    shelf = Shelf(honours=False)
+    (problem,) = tried(shelf)
+    assert problem.startswith("S3_CONDITIONAL_PUTS: accepted false ")
+    assert problem.endswith("got 'true'")
+    assert shelf.objects == {}
+
+
+def test_a_store_that_gives_back_something_else_is_a_problem():
+    shelf = Shelf(alters=True)
+    (problem,) = tried(shelf)
+    assert problem.startswith("get raw/")
+    assert shelf.objects == {}
+
+
+@pytest.mark.parametrize("operation", ["put", "create"])
+def test_what_the_server_needs_and_may_not_is_a_problem(operation):
+    shelf = Shelf(denies=(operation,))
+    (problem,) = tried(shelf)
+    assert problem.startswith(f"{operation} raw/")
+    assert "\n" not in problem
+    assert shelf.objects == {}
+
+
+@pytest.mark.parametrize("operation", ["get", "delete"])
+def test_what_only_the_check_needs_and_may_not_is_a_warning(operation, capsys):
+    shelf = Shelf(denies=(operation,))
+    assert tried(shelf) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {operation} raw/")
+    assert set(shelf.objects.values()) == ({check._FIRST} if operation == "delete" else set())
+
+
+def test_an_unknown_word_is_exit_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sevre"])
+    assert ended.value.code == 2
+    assert "sevre" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"estat-ingest {__version__}\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_output_quietly(tmp_path):
+    command = f"{sys.executable} -m ingest check | head -c 0; exit ${{PIPESTATUS[0]}}"
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": REPOSITORY}
+    ended = subprocess.run(
+        ["bash", "-c", command], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr == ""
+
+
+def test_the_command_line_does_not_load_what_serve_needs_not():
+    program = "import sys; import ingest.__main__; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    loaded = set(run.stdout.split())
+    assert "ingest.config.settings" in loaded
+    assert not loaded & {
+        "aiobotocore",
+        "botocore",
+        "prometheus_client",
+        "structlog",
+        "tqdm",
+        "ingest.commands.check",
+        "ingest.commands.dlq",
+        "gzip",
+    }

@@ -1,0 +1,400 @@
+"""What the environment may say, and what is said when it may not."""
+
+import dataclasses
+import ipaddress
+import os
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ingest.config.forms import format_duration, format_size, parse_duration, parse_size
+from ingest.config.settings import ConfigErrors, Settings, load, shown, warnings
+from ingest.config.variables import VARIABLES
+
+# The contract's table, literally: a default that changes must change here too.
+DEFAULTS = {
+    "HTTP_ADDR": ":8080",
+    "RAW_BUCKET": "unset",
+    "STORE_DIR": "./data/objects",
+    "RAW_PREFIX": "raw",
+    "DLQ_PREFIX": "raw_dlq",
+    "AWS_REGION": "required with a bucket",
+    "MAX_BODY_SIZE": "16384",
+    "MAX_HEADER_BYTES": "16384",
+    "CHANNEL_SIZE": "4000",
+    "UPLOAD_QUEUE": "4",
+    "BATCH_SIZE": "5000",
+    "BATCH_BYTES": "8MiB",
+    "FLUSH_INTERVAL": "120s",
+    "MAX_BUFFER_BYTES": "64MiB",
+    "READ_TIMEOUT": "8s",
+    "IDLE_TIMEOUT": "65s",
+    "MAX_CONNECTIONS": "10000",
+    "DRAIN_DELAY": "0s",
+    "DRAIN_TIMEOUT": "25s",
+    "BODY_FORMAT": "text",
+    "CORS_ORIGINS": "*",
+    "SERVICE_NAME": "estat-ingest",
+    "S3_TIMEOUT": "3s",
+    "S3_APP_RETRIES": "2",
+    "S3_ENDPOINT_URL": "unset",
+    "UPLOAD_CONCURRENCY": "2",
+    "S3_CONDITIONAL_PUTS": "true",
+    "S3_SSE": "unset",
+    "S3_SSE_KMS_KEY_ID": "unset",
+    "S3_STORAGE_CLASS": "unset",
+    "S3_TAGS": "unset",
+    "DLQ_DIR": "./data/dlq",
+    "DLQ_MAX_AGE": "0",
+    "DLQ_MAX_SIZE_BYTES": "19327352832",
+    "DLQ_ON_FULL": "reject",
+    "DISK_RESERVE": "64MiB",
+    "DURABILITY": "journal",
+    "JOURNAL_DIR": "<DLQ_DIR>/journal",
+    "PARTITION_TZ": "UTC",
+    "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+    "CLIENT_IP_HEADERS": "X-Forwarded-For,CloudFront-Viewer-Address",
+    "LOG_LEVEL": "info",
+    "LOG_PRETTY": "false",
+    "LOG_SAMPLE_N": "1",
+}
+
+BUCKET = {"RAW_BUCKET": "events", "AWS_REGION": "eu-west-1"}
+
+EVERYTHING = {
+    **BUCKET,
+    "HTTP_ADDR": "[::1]:9090",
+    "READ_TIMEOUT": "1m30s",
+    "CORS_ORIGINS": "https://a.example, https://B.example:8443",
+    "TRUSTED_PROXIES": "10.1.0.0/16,2001:db8::1",
+    "CLIENT_IP_HEADERS": "CloudFront-Viewer-Address",
+    "RAW_PREFIX": "env=prod/raw",
+    "DLQ_PREFIX": "env=prod/bad",
+    "PARTITION_TZ": "Asia/Kolkata",
+    "S3_ENDPOINT_URL": "http://127.0.0.1:9000/s3/",
+    "S3_SSE": "AWS:KMS",
+    "S3_STORAGE_CLASS": "standard_ia",
+    "S3_TAGS": "team=data&note=a+b%2Fc",
+    "BATCH_BYTES": "512KiB",
+    "DURABILITY": "fsync",
+    "DLQ_DIR": "/var/lib/dlq",
+    "JOURNAL_DIR": "/var/lib/journal",
+    "DLQ_MAX_AGE": "72h",
+    "LOG_LEVEL": "WARN",
+    "LOG_PRETTY": "yes",
+}
+
+
+def problems_of(environ):
+    with pytest.raises(ConfigErrors) as caught:
+        load(environ)
+    return {problem.variable: str(problem) for problem in caught.value.problems}
+
+
+def test_the_table_has_the_contracts_names_and_defaults():
+    assert {variable.name: variable.default for variable in VARIABLES} == DEFAULTS
+
+
+def test_without_any_variable_it_runs():
+    settings = load({})
+    assert settings.http_addr == ("", 8080)
+    assert settings.raw_bucket is None
+    assert settings.store_dir == Path("data/objects")
+    assert settings.journal_dir == Path("data/dlq/journal")
+    assert settings.flush_interval == 120.0
+    assert settings.batch_bytes == 8 * 1024 * 1024
+    assert settings.dlq_max_age == 0.0
+    assert settings.cors_origins == ("*",)
+    assert settings.s3_conditional_puts is True
+    assert ipaddress.ip_network("fc00::/7") in settings.trusted_proxies
+
+
+def test_every_form_is_read():
+    settings = load(EVERYTHING)
+    assert settings.http_addr == ("::1", 9090)
+    assert settings.read_timeout == 90.0
+    assert settings.cors_origins == ("https://a.example", "https://b.example:8443")
+    assert settings.trusted_proxies == (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8::1"))
+    assert settings.client_ip_headers == ("CloudFront-Viewer-Address",)
+    assert settings.partition_tz == ZoneInfo("Asia/Kolkata")
+    assert settings.s3_endpoint_url == "http://127.0.0.1:9000/s3"
+    assert settings.s3_sse == "aws:kms"
+    assert settings.s3_storage_class == "STANDARD_IA"
+    assert settings.s3_tags == "team=data&note=a+b%2Fc"
+    assert settings.log_level == "warning"
+    assert settings.log_pretty is True
+
+
+@pytest.mark.parametrize("environ", [{}, EVERYTHING, {"TRUSTED_PROXIES": "none", "CORS_ORIGINS": "NONE"}])
+def test_what_is_shown_can_be_given_back(environ):
+    settings = load(environ)
+    texts = {variable.name: shown(variable, settings) for variable in VARIABLES}
+    assert load({name: text for name, text in texts.items() if text != "(unset)"}) == settings
+
+
+def test_settings_have_a_field_for_each_variable_and_no_other():
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"http_host", "http_port"} | {"http_addr"}
+    assert fields == {variable.field for variable in VARIABLES}
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load({}).http_port = 1
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_a_blank_value_counts_as_unset(blank):
+    assert load({variable.name: blank for variable in VARIABLES}) == load({})
+
+
+def test_the_name_of_the_sdk_is_read_when_ours_is_unset():
+    sdk = {"AWS_ENDPOINT_URL": "http://sdk:1"}
+    assert load({**BUCKET, **sdk}).s3_endpoint_url == "http://sdk:1"
+    assert load({**BUCKET, **sdk, "S3_ENDPOINT_URL": "http://ours:2"}).s3_endpoint_url == "http://ours:2"
+    assert list(problems_of({**BUCKET, "AWS_ENDPOINT_URL": "sdk:1"})) == ["AWS_ENDPOINT_URL"]
+
+
+def test_all_problems_are_reported_at_once_one_line_each():
+    with pytest.raises(ConfigErrors) as caught:
+        load(
+            {
+                "HTTP_ADDR": "8080",
+                "READ_TIMEOUT": "8",
+                "MAX_BODY_SIZE": "16 KB\nX",
+                "DURABILITY": "yes",
+                "RAW_BUCKET": "events",
+                "DLQ_PREFIX": "raw/dlq",
+                "JOURNAL_DIR": "./data/dlq/own",
+            }
+        )
+    assert str(caught.value).split("\n") == [
+        "HTTP_ADDR: accepted host:port, :port or [IPv6]:port, the port from 0 to 65535, got '8080'",
+        "READ_TIMEOUT: accepted a duration such as 250ms, 3s, 2m or 24h, from 1ms to 87600h, got '8'",
+        "MAX_BODY_SIZE: accepted bytes or a size such as 16KiB or 8MiB, from 1 to 8MiB, got '16 KB\\nX'",
+        "DURABILITY: accepted memory, journal or fsync, got 'yes'",
+        "AWS_REGION: accepted a region such as eu-west-1 (required with RAW_BUCKET), got nothing",
+        "DLQ_PREFIX: accepted a prefix that is neither RAW_PREFIX ('raw') nor above or below it, got 'raw/dlq'",
+        "JOURNAL_DIR: accepted a directory that is neither DLQ_DIR nor above or below it, got 'data/dlq/own'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("HTTP_ADDR", ("8080", "host", ":65536", ":-1", "[::1:80", "[::g]:80", "a b:80", ":80 80", ":\u0663")),
+        (
+            "READ_TIMEOUT",
+            ("0", "0s", "-1s", "5", "5 s", "1d", "1e3s", "inf", "nan", "1s2", ".5s", "999999h", "\u0663s"),
+        ),
+        ("MAX_BODY_SIZE", ("0", "-1", "1.5KiB", "1KB", "1k", "9MiB", "16 KiB", "KiB", "1" * 5000)),
+        ("MAX_HEADER_BYTES", ("63", "2MiB")),
+        ("BATCH_SIZE", ("0", "-5", "5_000", "5e3", "\u0665", "0x10", "1" * 5000)),
+        ("BODY_FORMAT", ("xml", "text,json")),
+        (
+            "CORS_ORIGINS",
+            ("*,https://a.example", "a.example", "https://a.example/", "https://", "https://u@a.example", ","),
+        ),
+        ("TRUSTED_PROXIES", ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", "*")),
+        ("CLIENT_IP_HEADERS", ("X Forwarded For", "X-A:", "a,,b", "X-\nA")),
+        ("RAW_BUCKET", ("my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
+        ("AWS_REGION", ("eu west", "-eu", "eu_west_1")),
+        ("DLQ_DIR", ("a\0b",)),
+        (
+            "RAW_PREFIX",
+            ("/", "a//b", "../a", "a/../b", ".", ".hidden/raw", "a b", "lock", "lock/raw", "a/" * 300 + "a"),
+        ),
+        ("PARTITION_TZ", ("Europe", "Mars/Olympus", "../etc/passwd", "/etc/localtime", "UTC+1h", "\udc80")),
+        (
+            "S3_ENDPOINT_URL",
+            (
+                "minio:9000",
+                "ftp://h",
+                "http://",
+                "http://h:x",
+                "http://h:0",
+                "http://h:99999",
+                "http://u:p@h",
+                "http://h?a",
+                "http://[h",
+            ),
+        ),
+        ("S3_CONDITIONAL_PUTS", ("maybe", "2", "null")),
+        ("S3_SSE", ("aws:s3", "kms")),
+        ("S3_STORAGE_CLASS", ("COLD",)),
+        ("S3_TAGS", ("team", "a=1&a=2", "aws:x=1", "=1", "a=%ff", "a=\u20ac", "&".join(f"t{n}=1" for n in range(11)))),
+        ("LOG_LEVEL", ("loud", "10")),
+        ("LOG_SAMPLE_N", ("0",)),
+        ("SERVICE_NAME", ("a\nb", "x" * 129)),
+    ],
+)
+def test_a_value_of_another_form_is_refused_by_name(name, bad):
+    for text in bad:
+        environ = {**BUCKET, name: text} if name.startswith("S3_") else {name: text}
+        found = problems_of(environ)
+        assert name in found, text
+        assert "\n" not in found[name]
+
+
+@given(st.dictionaries(st.sampled_from([variable.name for variable in VARIABLES]), st.text()))
+@example({"DLQ_DIR": "\0", "PARTITION_TZ": "\ud800", "JOURNAL_DIR": "x" * 5000})
+def test_whatever_the_environment_says_the_answer_is_settings_or_one_line_a_problem(environ):
+    try:
+        for line in warnings(load(environ)):
+            assert line.isprintable()
+    except ConfigErrors as error:
+        found = error
+    else:
+        return
+    lines = str(found).splitlines()
+    assert len(lines) == len(found.problems) > 0
+    for line, problem in zip(lines, found.problems, strict=True):
+        assert line.startswith(f"{problem.variable}: accepted ")
+        assert ", got " in line
+        assert line.isprintable()
+
+
+milliseconds = st.integers(0, 87_600 * 3_600_000)
+
+
+@given(milliseconds)
+@example(1)
+@example(3_600_000)
+def test_durations_round_trip_to_the_millisecond(count):
+    seconds = count / 1000
+    assert parse_duration(format_duration(seconds)) == seconds
+    assert parse_duration(f"{count}ms") == seconds
+
+
+@given(hours=st.integers(0, 99), minutes=st.integers(0, 99), seconds=st.integers(0, 99))
+def test_a_duration_of_several_units_is_their_sum(hours, minutes, seconds):
+    assert parse_duration(f"{hours}h{minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
+
+
+@given(st.integers(0, (1 << 50)))
+@example(0)
+@example(1024)
+@example(1025)
+def test_sizes_round_trip_to_the_byte(size):
+    assert parse_size(format_size(size)) == size
+    assert parse_size(str(size)) == parse_size(f"{size}B") == size
+
+
+@given(st.text())
+def test_a_text_that_is_no_duration_or_size_is_a_value_error(text):
+    for parse in (parse_duration, parse_size):
+        try:
+            parse(text)
+        except ValueError:
+            continue
+        assert text[0].isdigit()
+        assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("raw", "dlq"), [("raw", "raw"), ("raw", "raw/"), ("raw", "raw/dlq"), ("raw/new", "raw"), ("raw", "/raw/x")]
+)
+def test_equal_or_nested_prefixes_are_refused(raw, dlq):
+    assert list(problems_of({"RAW_PREFIX": raw, "DLQ_PREFIX": dlq})) == ["DLQ_PREFIX"]
+
+
+def test_prefixes_that_only_begin_alike_are_taken():
+    assert load({"RAW_PREFIX": "raw", "DLQ_PREFIX": "raw_dlq"}).dlq_prefix == "raw_dlq"
+
+
+@pytest.mark.parametrize(
+    ("environ", "refused"),
+    [
+        ({"STORE_DIR": "x", "DLQ_DIR": "x"}, "DLQ_DIR"),
+        ({"STORE_DIR": "x", "DLQ_DIR": "x/y"}, "DLQ_DIR"),
+        ({"STORE_DIR": "x/y", "DLQ_DIR": "x"}, "DLQ_DIR"),
+        ({"STORE_DIR": "x", "DLQ_DIR": "./z/../x"}, "DLQ_DIR"),
+        ({"DLQ_DIR": "x", "JOURNAL_DIR": "x"}, "JOURNAL_DIR"),
+        ({"DLQ_DIR": "x", "JOURNAL_DIR": "x/journal/y"}, "JOURNAL_DIR"),
+        ({"DLQ_DIR": "x/y", "JOURNAL_DIR": "x"}, "JOURNAL_DIR"),
+        ({"STORE_DIR": "x", "JOURNAL_DIR": "x/journal"}, "JOURNAL_DIR"),
+    ],
+)
+def test_equal_or_nested_directories_are_refused(environ, refused):
+    assert refused in problems_of(environ)
+
+
+def test_the_default_journal_lies_in_the_dead_letter_directory():
+    assert load({"DLQ_DIR": "x"}).journal_dir == Path("x/journal")
+    assert load({"DLQ_DIR": "x", "JOURNAL_DIR": "./x/journal"}).journal_dir == Path("x/journal")
+
+
+def test_a_directory_that_is_another_one_by_a_link_is_refused(tmp_path):
+    os.symlink(tmp_path / "dlq", tmp_path / "journal")
+    environ = {"DLQ_DIR": str(tmp_path / "dlq"), "JOURNAL_DIR": str(tmp_path / "journal")}
+    assert list(problems_of(environ)) == ["JOURNAL_DIR"]
+
+
+def test_with_a_bucket_the_store_directory_does_not_matter():
+    assert load({**BUCKET, "STORE_DIR": "x", "DLQ_DIR": "x"}).raw_bucket == "events"
+
+
+def test_a_kms_key_needs_kms():
+    assert list(problems_of({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k"})) == ["S3_SSE_KMS_KEY_ID"]
+    assert list(problems_of({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k", "S3_SSE": "AES256"})) == ["S3_SSE_KMS_KEY_ID"]
+    assert load({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k", "S3_SSE": "aws:kms:dsse"}).s3_sse_kms_key_id == "alias/k"
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+@pytest.mark.parametrize(
+    "text", [f"http://user:{SECRET}@host:9000", f"user:{SECRET}@host\n", f"https://host/?X-Amz-Signature={SECRET}\n"]
+)
+def test_credentials_pasted_into_any_variable_are_not_repeated_by_its_problem(variable, text):
+    said = ""
+    try:
+        load({variable.name: text})
+    except ConfigErrors as found:
+        said = str(found) + repr(found)
+    assert SECRET not in said
+
+
+def test_a_secret_is_neither_shown_nor_part_of_a_problem():
+    variable = next(variable for variable in VARIABLES if variable.secret)
+    settings = load({**BUCKET, "S3_SSE": "aws:kms", variable.name: SECRET})
+    assert shown(variable, settings) == "(set, not shown)"
+    for text in (SECRET, f"{SECRET} {SECRET}"):
+        with pytest.raises(ConfigErrors) as caught:
+            load({variable.name: text, **BUCKET})
+        assert SECRET not in str(caught.value) + repr(caught.value)
+
+
+def warned(environ, tmp_path):
+    return [
+        line.split(":")[0] for line in warnings(load({"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), **environ}))
+    ]
+
+
+def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
+    assert warned({"DISK_RESERVE": "0"}, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "about"),
+    [
+        ({"DRAIN_TIMEOUT": "31s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
+        ({"DRAIN_DELAY": "6s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
+        ({"IDLE_TIMEOUT": "60s"}, "IDLE_TIMEOUT"),
+        ({"BATCH_BYTES": "64MiB"}, "MAX_BUFFER_BYTES"),
+        ({"DLQ_MAX_SIZE_BYTES": "900000TiB"}, "DLQ_MAX_SIZE_BYTES"),
+        ({"DISK_RESERVE": "900000TiB"}, "DISK_RESERVE"),
+        ({"S3_STORAGE_CLASS": "STANDARD"}, "S3_STORAGE_CLASS"),
+        ({"S3_ENDPOINT_URL": "http://minio:9000"}, "S3_ENDPOINT_URL"),
+        ({**BUCKET, "S3_STORAGE_CLASS": "GLACIER"}, "S3_STORAGE_CLASS"),
+    ],
+)
+def test_what_is_probably_not_meant_is_warned_of(environ, about, tmp_path):
+    assert warned({"DISK_RESERVE": "0", **environ}, tmp_path) == [about]
+
+
+def test_the_disk_is_measured_where_the_directory_will_be(tmp_path):
+    assert warned({"DLQ_DIR": str(tmp_path / "not" / "yet"), "DISK_RESERVE": "900000TiB"}, tmp_path) == ["DISK_RESERVE"]

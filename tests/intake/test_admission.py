@@ -1,0 +1,692 @@
+"""The open batch: where events go, when it seals, when none may come in, and whose the buffers are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ingest.config.settings import load
+from ingest.format.keys import KeyFactory, parse_key, partition_of
+from ingest.intake.admission import Intake
+from ingest.intake.batch import BUFFER_BYTES, Batch, BufferPool
+from ingest.telemetry.metrics import Metrics
+from tests.stand_ins.wire import FakeLoop
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+HOUR = 1_764_720_000  # 2025-12-03T00:00:00Z
+UTC = ZoneInfo("UTC")
+
+
+class FakeJournal:
+    """A journal in memory: what was written to which batch, and groups that wait until a test settles them."""
+
+    def __init__(self, rig: Rig, *, deferred: bool) -> None:
+        self.rig = rig
+        self.deferred = deferred
+        self.latched = False
+        self.refuses = False
+        self.segments: dict[str, bytearray] = {}
+        self.waiting: list[tuple[Any, ...]] = []
+        self.sealing: list[Batch] = []
+
+    def begin(self, batch: Batch) -> bool:
+        if self.refuses or self.latched:
+            return False
+        self.segments[batch.key] = bytearray()
+        return True
+
+    def write(self, batch: Batch, data: bytes) -> bool:
+        if self.refuses or self.latched:
+            return False
+        self.segments[batch.key] += data
+        return True
+
+    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
+        self.waiting.append((batch, size, events, seconds, entries))
+
+    def refuse(self, entries: Sequence[Any]) -> None:
+        self.waiting.append((None, 0, 0, 0, entries))
+
+    def seal(self, batch: Batch) -> None:
+        if batch.tail_events:
+            self.sealing.append(batch)
+        elif batch.events:
+            self.rig.submit(batch)
+        else:
+            batch.release_buffer()
+
+    def sync(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for batch, size, events, seconds, entries in waiting:
+            if batch is not None:
+                batch.acknowledge(size, events, seconds)
+                self.rig.metrics.accepted += events
+            self.rig.settle(entries, committed=batch is not None)
+        for batch in self.sealing:
+            self.rig.submit(batch)
+        self.sealing = []
+
+
+class Rig:
+    """An intake between a test that commits and an uploader that keeps what it is given."""
+
+    def __init__(self, *, journal: str = "", tz: str = "UTC", **variables: str) -> None:
+        self.settings = load({"FLUSH_INTERVAL": "120s", "MAX_BUFFER_BYTES": "64MiB", **variables})
+        self.loop = FakeLoop()
+        self.metrics = Metrics()
+        self.answers: list[tuple[Any, bool]] = []
+        self.sealed: list[Batch] = []
+        self.room = True
+        self.held = 0
+        self.journal = FakeJournal(self, deferred=journal == "fsync") if journal else None
+        self.intake = Intake(
+            self.settings,
+            KeyFactory("raw", ZoneInfo(tz), host="host", token="0123456789abcdef"),
+            self.metrics,
+            self.loop,  # type: ignore[arg-type]
+            settle=self.settle,
+            submit=self.submit,
+            has_room=lambda: self.room,
+            held_bytes=lambda: self.held,
+            journal=self.journal,
+        )
+        self.count = 0
+
+    def settle(self, entries: Sequence[Any], *, committed: bool) -> None:
+        self.answers += [(entry, committed) for entry in entries]
+
+    def submit(self, batch: Batch) -> None:
+        self.sealed.append(batch)
+
+    def commit(self, events: int, seconds: int = HOUR, *, size: int = 0, blanks: Sequence[int] = ()) -> list[int]:
+        """Commit a tick of numbered lines, with answers to no event before those at `blanks`; return the numbers."""
+        lines: list[bytes] = []
+        entries: list[Any] = []
+        numbers = []
+        for index in range(events + 1):
+            for _ in range(list(blanks).count(index)):
+                lines.append(b"")
+                entries.append("page")
+            if index < events:
+                line = b"%d\n" % self.count
+                lines.append(line.rjust(size, b" ") if size else line)
+                entries.append(self.count)
+                numbers.append(self.count)
+                self.count += 1
+        self.intake.commit(lines, events, seconds, entries)
+        return numbers
+
+    @property
+    def refused(self) -> list[int]:
+        return [entry for entry, committed in self.answers if not committed and entry != "page"]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [batch.reason for batch in self.sealed]
+
+
+def numbers(batch: Batch) -> list[int]:
+    return [int(line) for line in bytes(batch.view()).splitlines()]
+
+
+# When a batch seals.
+
+
+def test_it_seals_at_batch_size_and_a_tick_is_split_there():
+    rig = Rig(BATCH_SIZE="10")
+    rig.commit(7)
+    assert rig.sealed == []
+    assert rig.intake.events == 7
+    rig.commit(25)
+    assert rig.reasons == ["size", "size", "size"]
+    assert [numbers(batch) for batch in rig.sealed] == [list(range(at, at + 10)) for at in (0, 10, 20)]
+    assert rig.intake.events == 2
+    assert rig.answers == [(number, True) for number in range(32)]
+    assert rig.metrics.accepted == 32
+    assert [batch.events for batch in rig.sealed] == [10, 10, 10]
+    assert all(batch.size == len(batch.view()) for batch in rig.sealed)
+
+
+def test_it_seals_when_a_tick_ends_at_batch_size():
+    rig = Rig(BATCH_SIZE="10")
+    rig.commit(10)
+    assert [numbers(batch) for batch in rig.sealed] == [list(range(10))]
+    assert rig.intake.events == 0
+    assert rig.intake.size == 0
+
+
+def test_answers_to_no_event_keep_their_place_in_a_split_tick():
+    rig = Rig(BATCH_SIZE="3")
+    rig.commit(5, blanks=[0, 2, 3, 3, 5])
+    assert [entry for entry, _ in rig.answers] == ["page", 0, 1, "page", 2, "page", "page", 3, 4, "page"]
+    assert [numbers(batch) for batch in rig.sealed] == [[0, 1, 2]]
+    rig.commit(0, blanks=[0, 0])
+    assert rig.answers[-2:] == [("page", False)] * 2, "an answer to no event is the same either way"
+
+
+def test_it_seals_at_batch_bytes():
+    rig = Rig(BATCH_BYTES="64KiB", BATCH_SIZE="1000000")
+    while not rig.sealed:
+        rig.commit(1, size=1000)
+    (batch,) = rig.sealed
+    assert batch.reason == "bytes"
+    assert 65536 <= batch.size < 65536 + 1000
+
+
+def test_it_seals_after_flush_interval_on_the_monotonic_clock():
+    rig = Rig(FLUSH_INTERVAL="120s")
+    rig.loop.advance(1000)
+    rig.commit(1)
+    rig.loop.advance(119)
+    rig.commit(1, HOUR + 119)
+    assert rig.sealed == []
+    rig.loop.advance(1)
+    assert rig.reasons == ["interval"]
+    assert numbers(rig.sealed[0]) == [0, 1]
+    rig.loop.advance(1000)
+    assert len(rig.sealed) == 1, "nothing is open: nothing to seal"
+
+
+def test_the_interval_begins_with_each_batch():
+    rig = Rig(BATCH_SIZE="2", FLUSH_INTERVAL="120s")
+    rig.commit(1)
+    rig.loop.advance(100)
+    rig.commit(2)
+    rig.loop.advance(119)
+    assert rig.reasons == ["size"], "the timer of a sealed batch does not seal the next"
+    rig.loop.advance(1)
+    assert rig.reasons == ["size", "interval"]
+    assert all(timer.cancelled for timer in rig.loop.timers)
+
+
+def test_it_seals_when_the_partition_changes():
+    rig = Rig()
+    rig.commit(2, HOUR + 3599)
+    rig.commit(2, HOUR + 3600)
+    assert rig.reasons == ["partition"]
+    assert numbers(rig.sealed[0]) == [0, 1]
+    assert "/dt=2025-12-03/hr=00/" in rig.sealed[0].key
+    rig.intake.seal("drain")
+    assert "/dt=2025-12-03/hr=01/" in rig.sealed[1].key
+    assert numbers(rig.sealed[1]) == [2, 3]
+
+
+def test_it_seals_when_the_clock_steps_back_over_the_hour():
+    rig = Rig()
+    for seconds in (HOUR, HOUR - 1, HOUR, HOUR - 5, HOUR - 3600, HOUR - 3601):
+        rig.commit(1, seconds)
+    rig.intake.seal("drain")
+    hours = [parse_key(batch.key).partition for batch in rig.sealed]
+    today, yesterday = "dt=2025-12-03/hr=00", "dt=2025-12-02/hr="
+    assert hours == [today, f"{yesterday}23", today, f"{yesterday}23", f"{yesterday}22"]
+    assert rig.reasons == ["partition"] * 4 + ["drain"]
+    assert [batch.events for batch in rig.sealed] == [1, 1, 1, 2, 1]
+
+
+def test_a_step_back_within_the_hour_seals_nothing():
+    rig = Rig()
+    for seconds in (HOUR + 100, HOUR + 50, HOUR + 99):
+        rig.commit(1, seconds)
+    assert rig.sealed == []
+
+
+@pytest.mark.parametrize(("tz", "minute"), [("Asia/Kolkata", 30), ("Asia/Kathmandu", 15), ("Europe/Berlin", 0)])
+def test_the_hour_is_that_of_the_partition_zone(tz, minute):
+    rig = Rig(tz=tz)
+    edge = HOUR + minute * 60
+    rig.commit(1, edge - 1)
+    rig.commit(1, edge)
+    rig.intake.seal("drain")
+    assert [parse_key(batch.key).partition for batch in rig.sealed] == [
+        partition_of(seconds, ZoneInfo(tz)).path for seconds in (edge - 1, edge)
+    ]
+    assert len(rig.sealed) == 2
+
+
+def test_it_seals_for_the_drain_and_takes_nothing_after_it():
+    rig = Rig()
+    rig.commit(3)
+    rig.intake.close()
+    assert rig.reasons == ["drain"]
+    # A straggler's event would be acknowledged and never leave this process.
+    late = rig.commit(2)
+    assert rig.refused == late
+    assert rig.intake.events == 0
+    assert rig.metrics.accepted == 3
+    rig.intake.close()
+    assert len(rig.sealed) == 1
+
+
+def test_sealing_nothing_is_nothing():
+    rig = Rig()
+    rig.intake.seal("drain")
+    assert rig.sealed == []
+
+
+def test_the_key_is_fixed_when_the_batch_opens():
+    rig = Rig(journal="journal")
+    rig.commit(1, HOUR + 10)
+    (key,) = rig.journal.segments
+    rig.commit(1, HOUR + 3000)
+    rig.loop.advance(120)
+    rig.commit(1, HOUR + 3001)
+    rig.intake.seal("drain")
+    assert rig.sealed[0].key == key
+    assert parse_key(key).unix == HOUR + 10
+    assert [parse_key(batch.key).sequence for batch in rig.sealed] == [1, 2]
+    assert (rig.sealed[0].first_ts, rig.sealed[0].last_ts) == (HOUR + 10, HOUR + 3000)
+
+
+# When there is no room.
+
+FULL = {"BATCH_SIZE": "10", "CHANNEL_SIZE": "4"}
+
+
+def test_without_room_the_batch_grows_by_channel_size_and_then_events_are_refused():
+    rig = Rig(**FULL)
+    rig.room = False
+    taken = rig.commit(9) + rig.commit(4)
+    assert rig.refused == []
+    last = rig.commit(3)
+    assert rig.refused == last[1:]
+    assert rig.commit(2) == rig.refused[2:]
+    assert rig.sealed == []
+    assert rig.intake.events == 14
+    assert rig.metrics.http_requests_rejected_queue_full_total == 4
+    assert rig.intake.refusing(0)
+    rig.room = True
+    rig.intake.room_made()
+    assert [numbers(batch) for batch in rig.sealed] == [[*taken, last[0]]]
+    assert rig.reasons == ["size"]
+    assert not rig.intake.refusing(0)
+    rig.commit(10)
+    assert len(rig.sealed) == 2, "the next batch has its own size again"
+
+
+def test_room_that_nobody_announced_is_found():
+    rig = Rig(**FULL)
+    rig.room = False
+    rig.commit(14)
+    assert rig.intake.refusing(0)
+    rig.room = True
+    assert not rig.intake.refusing(0)
+    rig.commit(1)
+    assert rig.refused == []
+    assert [batch.events for batch in rig.sealed] == [14]
+    assert rig.intake.events == 1
+
+
+def test_room_made_before_the_growth_is_used_up_seals_at_the_next_event():
+    rig = Rig(**FULL)
+    rig.room = False
+    rig.commit(11)
+    rig.room = True
+    rig.commit(1)
+    assert [batch.events for batch in rig.sealed] == [12]
+
+
+def test_an_interval_that_ends_without_room_is_made_up_for():
+    rig = Rig(**FULL)
+    rig.room = False
+    rig.commit(3)
+    rig.loop.advance(120)
+    assert rig.sealed == []
+    rig.commit(4)
+    refused = rig.commit(1)
+    assert rig.refused == refused
+    rig.intake.room_made()
+    assert rig.sealed == [], "there is none yet"
+    rig.room = True
+    rig.intake.room_made()
+    assert rig.reasons == ["interval"]
+    assert rig.sealed[0].events == 7
+
+
+def test_a_new_hour_without_room_is_refused_rather_than_mixed():
+    rig = Rig(**FULL)
+    rig.room = False
+    rig.commit(3, HOUR)
+    late = rig.commit(2, HOUR + 3600)
+    assert rig.refused == late
+    rig.commit(1, HOUR + 3599)  # the clock stepped back
+    rig.room = True
+    rig.commit(1, HOUR + 3600)
+    rig.intake.seal("drain")
+    assert [batch.events for batch in rig.sealed] == [4, 1]
+    assert [parse_key(batch.key).partition[-2:] for batch in rig.sealed] == ["00", "01"]
+
+
+def test_room_made_when_nothing_is_due_seals_nothing():
+    rig = Rig(**FULL)
+    rig.commit(3)
+    rig.intake.room_made()
+    assert rig.sealed == []
+
+
+# MAX_BUFFER_BYTES
+
+BUFFER = {"MAX_BUFFER_BYTES": "100000", "BATCH_BYTES": "65536", "MAX_BODY_SIZE": "1000", "BATCH_SIZE": "1000000"}
+
+
+def test_events_over_the_buffer_are_refused_until_there_is_space():
+    rig = Rig(**BUFFER)
+    rig.held = 90_000
+    rig.commit(10, size=1000)
+    assert rig.intake.size == 10_000
+    assert rig.commit(1) == rig.refused
+    assert rig.intake.refusing(1)
+    assert not rig.intake.refusing(0)
+    rig.held = 89_000
+    rig.commit(1, size=1000)
+    assert rig.intake.size == 11_000
+    assert len(rig.refused) == 1
+    assert rig.metrics.accepted == 11
+    assert rig.intake.refusing(1), "unfinished requests count"
+
+
+def test_what_was_refused_leaves_no_trace():
+    rig = Rig(**BUFFER, journal="journal")
+    rig.commit(1, size=1000)
+    rig.held = 98_990
+    rig.commit(5, size=1000)
+    rig.held = 0
+    rig.commit(1, size=1000)
+    rig.intake.seal("drain")
+    (batch,) = rig.sealed
+    assert numbers(batch) == [0, 6]
+    assert rig.journal.segments[batch.key] == batch.view()
+
+
+def test_a_batch_of_refused_events_alone_is_never_submitted():
+    rig = Rig(**BUFFER)
+    rig.held = 100_000
+    rig.commit(2)
+    rig.loop.advance(120)
+    assert rig.sealed == []
+    assert rig.intake.size == 0
+
+
+# The journal.
+
+
+def test_an_event_is_in_the_journal_before_its_answer():
+    rig = Rig(journal="journal", BATCH_SIZE="10")
+    settle = rig.settle
+
+    def checked(entries: Sequence[Any], *, committed: bool) -> None:
+        lines = b"".join(rig.journal.segments.values())
+        assert all(b"%d\n" % entry in lines for entry in entries)
+        settle(entries, committed=committed)
+
+    rig.intake._settle = checked
+    rig.commit(25)
+    assert [bytes(batch.view()) for batch in rig.sealed] == [rig.journal.segments[batch.key] for batch in rig.sealed]
+    assert len(rig.answers) == 25
+
+
+@pytest.mark.parametrize("attribute", ["refuses", "latched"])
+def test_what_the_disk_refuses_is_refused_and_not_kept(attribute):
+    rig = Rig(journal="journal")
+    setattr(rig.journal, attribute, True)
+    first = rig.commit(2)
+    setattr(rig.journal, attribute, False)
+    rig.commit(2)
+    setattr(rig.journal, attribute, True)
+    second = rig.commit(2)
+    setattr(rig.journal, attribute, False)
+    rig.commit(1)
+    assert rig.refused == first + second
+    rig.intake.seal("drain")
+    assert numbers(rig.sealed[0]) == [2, 3, 6]
+    latched = attribute == "latched"
+    assert rig.metrics.http_requests_rejected_disk_full_total == (4 if latched else 0)
+    assert rig.metrics.http_requests_rejected_queue_full_total == (0 if latched else 4)
+
+
+def test_a_latched_journal_is_told_ahead():
+    rig = Rig(journal="journal")
+    assert not rig.intake.refusing(0)
+    rig.journal.latched = True
+    assert rig.intake.refusing(0)
+
+
+def test_with_fsync_events_count_when_they_are_synced():
+    rig = Rig(journal="fsync", BATCH_SIZE="10")
+    rig.commit(4)
+    assert rig.answers == []
+    assert (rig.intake.events, rig.metrics.accepted) == (0, 0)
+    assert rig.intake.size > 0, "what waits is held"
+    rig.commit(8)
+    assert rig.sealed == [], "it waits for the sync of its last line"
+    rig.journal.sync()
+    assert rig.answers == [(number, True) for number in range(12)]
+    assert [numbers(batch) for batch in rig.sealed] == [list(range(10))]
+    assert (rig.intake.events, rig.metrics.accepted) == (2, 12)
+
+
+def test_with_fsync_refusals_wait_their_turn():
+    rig = Rig(journal="fsync", **FULL)
+    rig.room = False
+    rig.commit(13)
+    rig.commit(3, blanks=[3])
+    rig.commit(0, blanks=[0])
+    assert rig.answers == []
+    rig.journal.sync()
+    assert rig.answers == [
+        *((number, True) for number in range(14)),
+        (14, False),
+        (15, False),
+        ("page", False),
+        ("page", False),
+    ]
+
+
+def test_with_fsync_the_tail_fills_the_batch_too():
+    rig = Rig(journal="fsync", **FULL)
+    for _ in range(5):
+        rig.commit(3)
+    assert [group[0].tail_events for group in rig.journal.waiting[:1]] == [10]
+    assert rig.intake._batch.tail_events == 5
+
+
+# Buffers.
+
+
+def batch_of(pool: BufferPool) -> Batch:
+    return Batch("key", partition_of(HOUR, UTC), HOUR, 1000, pool)
+
+
+def fill(batch: Batch, data: bytes) -> None:
+    batch.append(data, 1)
+    batch.acknowledge(len(data), 1, HOUR)
+
+
+def test_a_buffer_returns_when_its_last_reader_lets_go():
+    pool = BufferPool(keep=2)
+    batch = batch_of(pool)
+    fill(batch, b"one\n")
+    batch.hold_buffer()
+    batch.hold_buffer()
+    view = batch.view()
+    for _ in range(2):
+        batch.release_buffer()
+        other = batch_of(pool)
+        fill(other, b"other\n")
+        assert view == b"one\n", "its memory is still its own"
+    view.release()
+    batch.release_buffer()
+    third, fourth = pool.lend(), pool.lend()
+    assert (third[:4], fourth[:4]) == (b"one\n", bytes(4)), "then it is lent again, and only once"
+
+
+def test_releasing_once_too_often_lends_no_buffer_twice():
+    pool = BufferPool(keep=4)
+    batch = batch_of(pool)
+    batch.release_buffer()
+    batch.release_buffer()
+    assert pool.lend() is not pool.lend()
+
+
+def test_a_pool_keeps_no_more_than_it_needs():
+    pool = BufferPool(keep=2)
+    batches = [batch_of(pool) for _ in range(5)]
+    for batch in batches:
+        batch.release_buffer()
+    assert len(pool._free) == 2
+
+
+def test_a_batch_in_an_old_buffer_shows_its_own_lines_only():
+    pool = BufferPool(keep=1)
+    first = batch_of(pool)
+    fill(first, b"x" * 1000)
+    first.release_buffer()
+    second = batch_of(pool)
+    fill(second, b"ab\n")
+    assert second.view() == b"ab\n"
+
+
+def test_a_batch_grows_under_a_reader_who_keeps_what_he_saw():
+    pool = BufferPool(keep=2)
+    batch = batch_of(pool)
+    fill(batch, b"a" * 1000)
+    batch.hold_buffer()
+    seen = batch.view()
+    fill(batch, b"b" * BUFFER_BYTES * 3)
+    assert seen == b"a" * 1000
+    assert batch.view() == b"a" * 1000 + b"b" * BUFFER_BYTES * 3
+    batch.append(b"c" * BUFFER_BYTES * 5, 1)
+    assert len(batch.view()) == 1000 + BUFFER_BYTES * 3
+    batch.acknowledge(BUFFER_BYTES * 5, 1, HOUR)
+    assert bytes(batch.view()[-BUFFER_BYTES * 5 :]) == b"c" * BUFFER_BYTES * 5
+    seen.release()
+    batch.release_buffer()
+    batch.release_buffer()
+    assert len(pool.lend()) > BUFFER_BYTES, "a pooled buffer keeps the size it has"
+
+
+def test_a_tail_that_is_cut_was_never_there():
+    batch = batch_of(BufferPool(keep=1))
+    fill(batch, b"one\n")
+    batch.append(b"two\n", 1)
+    batch.cut()
+    assert batch.view() == b"one\n"
+    fill(batch, b"3\n")
+    assert batch.view() == b"one\n3\n"
+    assert (batch.events, batch.tail_events, batch.tail_size) == (2, 0, 0)
+
+
+def test_the_intake_lends_again_what_came_back():
+    rig = Rig(BATCH_SIZE="2")
+    rig.commit(2)
+    first = rig.sealed[0]
+    buffer = first._buffer
+    first.release_buffer()
+    rig.commit(1)
+    assert rig.intake._batch._buffer is buffer
+    rig.commit(3)
+    assert rig.sealed[1]._buffer is not rig.sealed[2]._buffer
+
+
+# Everything at once, against a model that only keeps lists.
+
+
+class EveryEvent(RuleBasedStateMachine):
+    """Every event is answered once, in order, and stored as it was answered, in a batch of its own hour."""
+
+    @initialize(journal=st.sampled_from(["", "journal", "fsync"]))
+    def start(self, journal: str) -> None:
+        self.rig = Rig(
+            journal=journal,
+            BATCH_SIZE="7",
+            CHANNEL_SIZE="5",
+            BATCH_BYTES="65536",
+            MAX_BUFFER_BYTES="90000",
+            MAX_BODY_SIZE="100",
+        )
+        self.clock = HOUR
+        self.stamps: dict[int, int] = {}
+        self.expected: list[Any] = []
+
+    @rule(events=st.sampled_from([1, 1, 2, 5, 9, 20]), size=st.sampled_from([0, 0, 3000]), draw=st.randoms())
+    def commit(self, events: int, size: int, draw: random.Random) -> None:
+        blanks = [draw.randrange(events + 1) for _ in range(draw.choice([0, 0, 1, 3]))]
+        first = self.rig.count
+        self.stamps |= dict.fromkeys(self.rig.commit(events, self.clock, size=size, blanks=blanks), self.clock)
+        for index in range(events + 1):
+            self.expected += ["page"] * blanks.count(index)
+            self.expected += [first + index] * (index < events)
+
+    @rule()
+    def commit_no_event(self) -> None:
+        self.rig.commit(0, self.clock, blanks=[0])
+        self.expected.append("page")
+
+    @rule(seconds=st.sampled_from([1, 60, 3600, -1, -3600]))
+    def step_the_clock(self, seconds: int) -> None:
+        self.clock += seconds
+
+    @rule(seconds=st.sampled_from([1, 60, 121]))
+    def let_time_pass(self, seconds: int) -> None:
+        self.rig.loop.advance(seconds)
+
+    @rule(room=st.booleans(), announced=st.booleans())
+    def change_the_room(self, room: bool, announced: bool) -> None:
+        self.rig.room = room
+        if announced:
+            self.rig.intake.room_made()
+
+    @rule(held=st.sampled_from([0, 60_000, 90_000]))
+    def hold(self, held: int) -> None:
+        self.rig.held = held
+
+    @precondition(lambda self: self.rig.journal)
+    @rule(refuses=st.booleans())
+    def change_the_disk(self, refuses: bool) -> None:
+        self.rig.journal.refuses = refuses
+
+    @precondition(lambda self: self.rig.journal)
+    @rule()
+    def sync(self) -> None:
+        self.rig.journal.sync()
+
+    @invariant()
+    def the_open_batch_is_bounded(self) -> None:
+        batch = self.rig.intake._batch
+        assert batch is None or batch.events + batch.tail_events <= 7 + 5
+        assert self.rig.intake.size <= 90_000
+
+    @invariant()
+    def nobody_waits_but_for_a_sync(self) -> None:
+        if not (self.rig.journal and self.rig.journal.deferred):
+            assert len(self.rig.answers) == len(self.expected)
+
+    def teardown(self) -> None:
+        rig = self.rig
+        rig.intake.close()
+        if rig.journal:
+            rig.journal.sync()
+        assert [entry for entry, _ in rig.answers] == self.expected
+        accepted = [entry for entry, committed in rig.answers if committed and entry != "page"]
+        assert [number for batch in rig.sealed for number in numbers(batch)] == accepted
+        assert rig.metrics.accepted == len(accepted)
+        assert len({batch.key for batch in rig.sealed}) == len(rig.sealed)
+        for batch in rig.sealed:
+            inside = numbers(batch)
+            assert len(inside) == batch.events
+            assert (batch.first_ts, batch.last_ts) == (self.stamps[inside[0]], self.stamps[inside[-1]])
+            hours = {partition_of(self.stamps[number], UTC).path for number in inside}
+            assert hours == {parse_key(batch.key).partition}
+            if rig.journal:
+                assert rig.journal.segments[batch.key] == batch.view()
+
+
+EveryEvent.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
+TestEveryEvent = EveryEvent.TestCase

@@ -1,0 +1,267 @@
+"""What tests of dead-letter queue, recovery and upload share: files of an earlier run, a disk and a store that fail.
+
+`FaultyFilesystem` is the real one until it is told that a call fails. `Store` does what its script says and counts.
+`Books` looks at every turn of the event loop whether the books balance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from ingest.config import settings as config
+from ingest.disk.errors import StorageError
+from ingest.disk.filesystem import Filesystem
+from ingest.disk.slots import Slot
+from ingest.format import codec
+from ingest.spool.letters import DeadLetterQueue
+from ingest.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OWN = "0123456789abcdef"
+OTHER = "fedcba9876543210"
+HOUR = "dt=2025-12-02/hr=14"
+
+
+def settings(tmp_path, **variables):
+    environ = {"DLQ_DIR": str(tmp_path / "dlq"), "STORE_DIR": str(tmp_path / "objects"), "DISK_RESERVE": "0"}
+    return config.load(environ | {name.upper(): str(value) for name, value in variables.items()})
+
+
+def key(sequence, *, token=OTHER, hour=HOUR, prefix="raw", unix=1764684000):
+    return f"{prefix}/{hour}/{unix}_host-{token}_{sequence:010d}.jsonl.gz"
+
+
+def lines(events, start=0):
+    return b"".join(b'{"ts":%d,"body":"%d"}\n' % (1764684000 + n, n) for n in range(start, start + events))
+
+
+def body(events, start=0):
+    return codec.encode(lines(events, start), events)
+
+
+def leave(slot: Path, name: str, data: bytes) -> Path:
+    """Put a file where an earlier run would have left it."""
+    path = slot / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def bodies(data: bytes) -> list[str]:
+    return [json.loads(line).get("body") for line in gzip.decompress(data).splitlines()]
+
+
+def files(folder: Path) -> list[str]:
+    """Every file below a folder but the locks, relative to it."""
+    found = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name != "lock"]
+    return sorted(os.path.relpath(path, folder) for path in found)
+
+
+class FaultyFilesystem(Filesystem):
+    """`fail["rename"] = errno.EIO` fails every rename; `where` limits it to paths that contain a text."""
+
+    __slots__ = ("calls", "fail", "gate", "opened", "where")
+
+    def __init__(self):
+        self.fail = {}
+        self.where = ""
+        self.calls = []
+        self.gate = {}
+        self.opened = {}
+
+    def _check(self, operation, path):
+        self.calls.append((operation, str(path)))
+        if operation in self.gate:
+            self.gate[operation].wait(10)
+        if operation in self.fail and self.where in str(path):
+            raise OSError(self.fail[operation], os.strerror(self.fail[operation]))
+
+    def open(self, path, flags, mode=0o640):
+        self._check("open", path)
+        fd = super().open(path, flags, mode)
+        self.opened[fd] = str(path)
+        return fd
+
+    def write(self, fd, data):
+        self._check("write", self.opened[fd])
+        return super().write(fd, data)
+
+    def fdatasync(self, fd):
+        self._check("fdatasync", self.opened[fd])
+        super().fdatasync(fd)
+
+    def rename(self, src, dst):
+        self._check("rename", dst)
+        super().rename(src, dst)
+
+    def unlink(self, path):
+        self._check("unlink", path)
+        super().unlink(path)
+
+    def rmdir(self, path):
+        self._check("rmdir", path)
+        super().rmdir(path)
+
+    def fsync_dir(self, path):
+        self._check("fsync_dir", path)
+        super().fsync_dir(path)
+
+
+class Store:
+    """A store in memory. `script` yields one word a call: ok, fail, hang, lose (stored, and the answer lost)."""
+
+    def __init__(self, *script, then="ok"):
+        self.objects = {}
+        self.metadata = {}
+        self.tries = []
+        self.running = 0
+        self.most_running = 0
+        self.took = 0.0
+        self.then = then
+        self.refused = set()
+        self._script = list(script)
+
+    async def put(self, key, body, metadata):
+        await self._run("put", key, body, metadata)
+
+    async def create(self, key, body, metadata):
+        return await self._run("create", key, body, metadata)
+
+    async def _run(self, operation, key, body, metadata):
+        self.tries.append((operation, key))
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await asyncio.sleep(self.took)
+            word = self._script.pop(0) if self._script else self.then
+            if key in self.refused:
+                word = "fail"
+            if word == "hang":
+                await asyncio.Event().wait()
+            if word == "fail":
+                raise StorageError(operation, key, "as told", transient=True)
+            created = operation == "put" or key not in self.objects
+            if created:
+                self.objects[key] = body
+                self.metadata[key] = metadata
+            if word == "lose":
+                raise StorageError(operation, key, "the answer was lost", transient=True)
+            return created
+        finally:
+            self.running -= 1
+
+    def keys(self, prefix="raw/"):
+        return sorted(key for key in self.objects if key.startswith(prefix))
+
+    def stored(self, prefix="raw/"):
+        """Every event's body, of all objects."""
+        return [event for key in self.keys(prefix) for event in bodies(self.objects[key])]
+
+
+class Books:
+    """Fails when the books are out of balance at any turn of the loop."""
+
+    def __init__(self, metrics):
+        self.metrics = metrics
+        self.turns = 0
+        self._task = None
+
+    async def __aenter__(self):
+        self._task = asyncio.ensure_future(self._watch())
+        return self
+
+    async def __aexit__(self, *error):
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._task.cancelled():
+            self._task.result()
+        assert self.metrics.unaccounted() == 0
+
+    async def _watch(self):
+        while True:
+            assert self.metrics.unaccounted() == 0, self.metrics
+            self.turns += 1
+            await asyncio.sleep(0)
+
+
+class Bench:
+    """A dead-letter queue over a slot in a temporary directory."""
+
+    def __init__(self, tmp_path, fs=None, **variables):
+        self.backlog_bytes = variables.pop("backlog_bytes", lambda: 0)
+        self.has_segment = variables.pop("has_segment", lambda _: False)
+        self.settings = settings(tmp_path, **variables)
+        self.fs = fs or FaultyFilesystem()
+        self.metrics = Metrics()
+        self.executor = ThreadPoolExecutor(4)
+        self.slot = Slot.take_first_free(self.fs, self.settings.dlq_dir)
+        self.root = self.slot.path
+        self.slots = [self.slot]
+        self.dlq = None
+        self.slept = []
+
+    async def _sleep(self, seconds):
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def open(self, *, scan=True):
+        self.dlq = DeadLetterQueue(
+            self.settings,
+            self.fs,
+            self.slots,
+            self.metrics,
+            self.executor,
+            token=OWN,
+            backlog_bytes=self.backlog_bytes,
+            has_segment=self.has_segment,
+            sleep=self._sleep,
+        )
+        self.metrics.pending["dlq"] = lambda: self.dlq.events
+        try:
+            async with Books(self.metrics):
+                if scan:
+                    await self.dlq.scan()
+                yield self.dlq
+        finally:
+            self.dlq.close()
+            self.executor.shutdown()
+
+    async def save(self, sequence, events=3, **how):
+        """Save a batch of this run; the books see it accepted first."""
+        self.metrics.accepted += events
+        waiting = {"events": events}
+        place = f"queue-{sequence}"
+        self.metrics.pending[place] = lambda: waiting["events"]
+        name = key(sequence, token=OWN, **how)
+        try:
+            await self.dlq.save(name, body(events), events)
+            waiting["events"] = 0
+        finally:
+            if waiting["events"]:
+                self.metrics.accepted -= events
+            del self.metrics.pending[place]
+        return name
+
+    async def store(self, file):
+        """What recovery does when all goes well."""
+        self.metrics.stored += file.events
+        await self.dlq.done(file)
+
+    async def all_keys(self):
+        """One whole pass, after the one that is under way; every file is deferred."""
+        while (file := await self.dlq.next()) is not None:
+            self.dlq.defer(file)
+        found = []
+        while (file := await self.dlq.next()) is not None:
+            found.append(file.key)
+            self.dlq.defer(file)
+        return found
