@@ -342,7 +342,7 @@ class Server:
     def _has_segment(self, key: str) -> bool:
         """Tell whether any slot has a segment of this key, held by whom it may be. Blocks.
 
-        What a dead process left in the DLQ and in its journal may have been adopted by two others.
+        Two other processes may have adopted the dead-letter slot and the journal slot of a dead one.
         """
         return any(segment_path(slot, key).exists() for slot in _slots(self._settings.journal_dir))
 

@@ -443,6 +443,19 @@ def test_sentences_begin_with_their_subject(page):
     assert [found for found in sentences(section(page)) if UNWANTED.match(found)] == []
 
 
+def docstrings(path):
+    """Every text that stands by itself: of modules, classes and functions, and those below a field."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_sentences_of_docstrings_begin_with_their_subject(path):
+    found = [sentence for text in docstrings(path) for sentence in sentences(text) if UNWANTED.match(sentence)]
+    assert found == []
+
+
 def test_the_changelog_begins_with_this_version():
     versions = re.findall(r"(?m)^## (\S+)", section("CHANGELOG.md"))
     if versions[0] == "Unreleased":

@@ -8,9 +8,9 @@ Owns four commands over all slots of `DLQ_DIR`:
               salvaged and quarantined; exit 1 if something stays
     export    the sound lines of every file, as `.jsonl.gz`, to a directory or to standard output; no file is changed
 
-Promises to be safe beside a running server. What only reads takes no lock, and a file that is gone when its turn comes
-was stored meanwhile: it is passed over. What removes files takes the slot's lock first, and leaves alone a slot that a
-process holds, saying so.
+Promises to be safe beside a running server. A command that only reads takes no lock. A file that is gone when its
+turn comes was stored meanwhile, and is passed over. A command that removes files takes the slot's lock first; it leaves
+alone a slot that a process holds, and says so.
 
 Never: touches the journal, puts a file whose key also has a segment there (only a server may choose between the two).
 """

@@ -63,7 +63,7 @@ _LONGEST_PREFIX: Final = 512  # S3 keys end at 1,024 bytes; partition and name n
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the text of a variable may look like."""
+    """The shape that the text of a variable may have."""
 
     accepted: str
     """In words, to follow "accepted"."""

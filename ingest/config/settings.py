@@ -30,7 +30,7 @@ class ConfigError(ValueError):
         self.variable = variable
         self.accepted = accepted
         self.got = got
-        """What was found, fit to be shown; None: nothing."""
+        """The text that was found, fit to be shown; None: nothing."""
 
     def __str__(self) -> str:
         got = "nothing" if self.got is None else f"'{self.got}'"

@@ -28,7 +28,7 @@ LONGEST_PAUSE: Final = 15.0
 
 
 class State(IntEnum):
-    """What the gauge shows."""
+    """The value that the gauge shows."""
 
     CLOSED = 0
     HALF_OPEN = 1

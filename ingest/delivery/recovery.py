@@ -59,7 +59,7 @@ log = structlog.get_logger()
 
 
 class Step(Enum):
-    """What one step came to."""
+    """The outcome of one step."""
 
     STORED = auto()
     SKIPPED = auto()

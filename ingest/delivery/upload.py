@@ -8,8 +8,8 @@ Promises:
     submit    never waits. When more than `UPLOAD_QUEUE` batches wait, the oldest unstarted one spills at once
     order     of decisions for a batch: the store, `S3_APP_RETRIES` tries with full-jitter backoff; the DLQ; if that is
               full, its old place in the queue; if the disk failed, its journal segment stays as backlog, and without
-              one it keeps its place as well. Whoever keeps its place is tried again, at the store and at the DLQ
-    open      while the breaker is open batches go to the DLQ without a try; one that comes when a probe is due is it
+              one it keeps its place as well. A batch that keeps its place is tried again, at the store and at the DLQ
+    open      while the breaker is open, batches go to the DLQ untried; when a probe is due, the next batch is the probe
     books     a batch counts as pending until, in one loop step without an await, it counts elsewhere
     buffers   a batch's buffer goes back when the executor call that reads it has returned, cancelled or not
 
@@ -59,7 +59,7 @@ log = structlog.get_logger()
 
 
 class Journal(Protocol):
-    """What upload needs of the journal."""
+    """The journal, as far as upload needs it."""
 
     def release(self, batch: Batch) -> None:
         """Remove the batch's segment: it is stored, or its DLQ file is published."""
@@ -69,7 +69,7 @@ class Journal(Protocol):
 
 
 class DeadLetters(Waiting, Protocol):
-    """What upload needs of the dead-letter queue."""
+    """The dead-letter queue, as far as upload needs it."""
 
     events: int
     files: int
@@ -83,7 +83,7 @@ class DeadLetters(Waiting, Protocol):
 
 
 class Backlog(Waiting, Protocol):
-    """What upload needs of the journal's backlog."""
+    """The journal's backlog, as far as upload needs it."""
 
     events: int
     files: int
@@ -91,7 +91,7 @@ class Backlog(Waiting, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What stays behind when the process ends: safe on its disk, or (`lost`) only in its memory."""
+    """The batches that stay behind when the process ends: safe on its disk, or (`lost`) only in its memory."""
 
     dlq_files: int
     dlq_events: int
@@ -203,7 +203,7 @@ class Uploader:
         self._spill_excess()
 
     async def run(self) -> None:
-        """Work until `drain` has ended. What it raises is a bug of ours."""
+        """Work until `drain` has ended. An exception out of it is a bug of ours."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks

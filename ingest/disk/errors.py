@@ -1,4 +1,4 @@
-"""What a failed touch of a disk, or of a store, means, and what an operator can do about it.
+"""The meaning of a failed touch of a disk, or of a store, and what an operator can do about it.
 
 Owns `StorageError`, the one error of durable storage, and the table of what each `errno` means. Promises that an error
 is matched by number, never by text. Never logs, never retries.

@@ -39,7 +39,7 @@ COOKIE: Final = b"cookie"
 _NEWLINES: Final = b"\r\n"
 
 Fields: TypeAlias = "Sequence[Raw]"
-"""What an event is made of: the body, or the query, then the raw values of the headers named in `EventEncoder.headers`,
+"""The parts of an event: the body, or the query, then the raw values of the headers named in `EventEncoder.headers`,
 repeated lines joined, empty where there is none."""
 
 

@@ -1,4 +1,4 @@
-"""What is stored, the contract with readers: names of objects and files, and the gzip of lines."""
+"""The contract with readers, all that is stored: names of objects and files, and the gzip of lines."""
 
 from ingest.format.keys import (
     OBJECT_SUFFIX,

@@ -78,7 +78,7 @@ def event_count(head: bytes) -> int | None:
 
 @dataclass(slots=True)
 class Inspection:
-    """What is in a file. `events` counts its sound lines, `first_ts` and `last_ts` are theirs (0 if there are none)."""
+    """The content of a file. `events` counts its sound lines; `first_ts` and `last_ts` are theirs, 0 without any."""
 
     sound: bool
     events: int

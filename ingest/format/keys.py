@@ -68,7 +68,7 @@ class KeyFactory:
 
 @dataclass(frozen=True, slots=True)
 class ParsedKey:
-    """What a key says."""
+    """The parts of a key."""
 
     prefix: str
     partition: str

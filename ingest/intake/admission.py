@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BatchJournal(Protocol):
-    """What the open batch needs of the journal."""
+    """The journal, as far as the open batch needs it."""
 
     deferred: bool
     """Whether acknowledging waits for a group commit."""

@@ -1,4 +1,4 @@
-"""What waits on disk for the store: dead letters, and the journal's backlog."""
+"""All that waits on disk for the store: dead letters, and the journal's backlog."""
 
 from ingest.spool.backlog import Backlog
 from ingest.spool.hours import Walk, hour_folders, look

@@ -6,7 +6,7 @@ in the loop step in which it is listed, and leave them in the step in which it i
 process is never taken for one of a dead process; that a slot is let go once it is empty. Never appends to a segment,
 never judges its lines (`codec.inspect_lines` does, for `recovery`), never blocks the loop.
 
-What a crash leaves, and what becomes of it:
+A crash leaves these, and this becomes of them:
 
     <name>.jsonl            lines; counted by their newlines here, parsed when they are put
     .<name>.jsonl.*.tmp     a rewrite that was not published: removed if the segment, or the dead-letter file of its

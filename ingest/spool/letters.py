@@ -18,11 +18,11 @@ in chunks of `SCAN_LIMIT` names. A folder is never read from its start again bef
 that was mostly drained is a long run of deleted entries, and a file that cannot be stored would be met again and again.
 `next` ends each pass with one None, so that a caller with nothing but bad files pauses instead of spinning.
 
-How the books stay right. `save` counts what it saved. What an earlier run left is counted by `scan` from the gzip
-headers, chunk by chunk, each in one loop step; a folder is lent from only once all of it is counted, except that names
-of the chunks counted so far may already go (`_early`). Files are too many to remember, so each folder has a tally, and
-when the folder is gone what remains of its tally (a file somebody removed, a header that rotted after it was counted)
-is dropped as corrupt or counted as recovered: an error of one file lasts no longer than its folder.
+How the books stay right. `save` counts what it saved. Files of earlier runs are counted by `scan` from the gzip
+headers, chunk by chunk, each in one loop step. A file is lent only after it is counted. While a folder is still being
+counted, files of its finished chunks may be lent (`_early`). Files are too many to remember, so each folder has a
+tally. When the folder is gone, what remains of its tally (a file somebody removed, a header that rotted after it was
+counted) is dropped as corrupt or counted as recovered: an error of one file lasts no longer than its folder.
 """
 
 from __future__ import annotations

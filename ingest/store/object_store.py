@@ -1,4 +1,4 @@
-"""What every store promises.
+"""The promises of every store.
 
 Owns `ObjectStore` and `ObjectMetadata`. Never imports a store.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ObjectMetadata:
-    """What is told about an object beside its name. `instance` names the process that took in its events."""
+    """The facts that an object carries beside its name. `instance` names the process that took in its events."""
 
     events: int
     first_ts: int

@@ -1,4 +1,4 @@
-"""What an answer of S3, or the lack of one, means to an operator.
+"""The meaning of an answer of S3, or of the lack of one, to an operator.
 
 Owns the table of error codes and the list of errors that come without an answer. Promises that all of them become
 `StorageError`, matched by code and type, never by text. Never calls the store.

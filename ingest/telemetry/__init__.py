@@ -1,4 +1,4 @@
-"""What the process tells of itself: figures and log lines.
+"""All that the process tells of itself: figures and log lines.
 
 The exposition is not imported here: loading prometheus_client takes 40 ms, and only a scrape needs it.
 """

@@ -68,7 +68,7 @@ class Metrics:
     dropped_expired: int = 0
     dropped_corrupt: int = 0
     pending: dict[str, Callable[[], int]] = field(default_factory=dict)
-    """Of each place in `PLACES`, the events it holds now."""
+    """The events that each place in `PLACES` holds now."""
 
     sealed_size: int = 0
     sealed_bytes: int = 0
@@ -122,7 +122,7 @@ class Metric:
     """Where `Metrics` counts it; empty for what is read at the scrape."""
     label: str = ""
     series: tuple[tuple[str, str], ...] = ()
-    """Of a metric with a label: its values, each with the attribute that counts it."""
+    """The values of a metric's label, each with the attribute that counts it."""
 
 
 METRICS: Final[tuple[Metric, ...]] = (

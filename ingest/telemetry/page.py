@@ -1,4 +1,4 @@
-"""What `/metrics` answers.
+"""The page that `/metrics` answers.
 
 Owns the page and how long it holds. Promises that prometheus_client is loaded at the first scrape and not before, since
 loading it takes 40 ms. Never counts anything.
@@ -25,7 +25,7 @@ def render(metrics: Metrics) -> bytes:
 
 
 class Page:
-    """What `/metrics` answers: content type and text, rendered at most once a second however often it is asked for."""
+    """The answer to `/metrics`: content type and text, rendered at most once a second however often it is asked for."""
 
     __slots__ = ("_clock", "_metrics", "_stale_at", "_text")
 

@@ -219,7 +219,7 @@ class Connection(RequestReader, asyncio.Protocol):
     def is_overdue(self, now: float) -> bool:
         """Tell whether the deadline of the state has passed; while nothing is read, the patience with a stalled client.
 
-        What waits for a group commit has all the time the disk takes.
+        A connection that waits for a group commit has all the time the disk takes.
         """
         if self._stalled:
             return now >= self._stalled_until

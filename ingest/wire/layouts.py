@@ -1,8 +1,9 @@
 """Where the values stand in an event that came whole: learned from requests that the parser has read.
 
 Owns one question. Clients and load balancers write the same headers in the same order, request after request; a
-*layout* is such a sequence of names. Of a read that is one whole event in a known layout, which bytes are the values
-that somebody reads? One match of one regular expression, a trie of all layouts learned, tells, for one or for dozens.
+*layout* is such a sequence of names. If a read is one whole event in a known layout, one match of one regular
+expression tells which of its bytes are the values that somebody reads. The expression is a trie of all layouts learned,
+so that dozens cost what one costs.
 
 Promises that what is found is what the parser would tell: a layout is learned from a head that the parser accepted, in
 which no header that is read or frames the message stands twice, and none asks for more than a plain request. Never
@@ -55,7 +56,7 @@ _Line: TypeAlias = "tuple[bytes, bytes]"
 
 
 class _Node:
-    """What may follow a line in the trie: other lines, or (`ends`) the end of the head."""
+    """The continuations of a line in the trie: other lines, or (`ends`) the end of the head."""
 
     __slots__ = ("ends", "following")
 

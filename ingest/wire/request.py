@@ -459,8 +459,8 @@ class RequestReader:
     def _reject(self, error: ClientError) -> None:
         """Refuse the request under way and read no further; the first reason stands.
 
-        Of a head that cannot be parsed no field is known: which of them the parser has told depends on how its bytes
-        were cut into reads.
+        If the head cannot be parsed, none of its fields is used. Which fields the parser has reported depends on how
+        the bytes were split into reads.
         """
         if self._ending:
             return

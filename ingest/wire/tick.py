@@ -50,14 +50,14 @@ NOT_AN_EVENT: Final = b""
 
 
 class Pages(NamedTuple):
-    """What the paths beside `/collect` show."""
+    """The content of the paths beside `/collect`."""
 
     ready: Callable[[], bool]
     metrics: Callable[[], tuple[str, bytes]]
 
 
 class ConnectionLimits(NamedTuple):
-    """What one connection may ask of the process: bytes and seconds."""
+    """Bytes and seconds that one connection may ask of the process."""
 
     head: int
     body: int
