@@ -2,7 +2,7 @@
 
 Owns the choice of tests. The nearest tests of a module are those named after it (`ingest/store/s3.py`:
 `tests/store/test_s3*.py` or `tests/test_s3*.py`), else those that import it; those of a page are `tests/test_docs.py`.
-It never starts what takes long (`tests/process`, `tests/durability`, `tests/model`): those are named, and left to
+It never starts what takes long (`tests/process`, `tests/model`): those are named, and left to
 `make test`.
 """
 
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-LONG = ("tests/process", "tests/durability", "tests/model")
+LONG = ("tests/process", "tests/model")
 
 
 def main() -> int:
