@@ -299,14 +299,12 @@ class Server:
                 (self._settings.journal_dir, self._backlog.adopt),
                 (self._settings.dlq_dir, self._dlq.adopt),
             ):
-                try:
-                    slots = await loop.run_in_executor(self._executor, Slot.adopt_free, self._fs, base)
-                except StorageError as error:
+                found = await loop.run_in_executor(self._executor, Slot.adopt_free, self._fs, base)
+                for error in found.unread:
                     log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
-                    continue
-                for slot in slots:
+                for slot in found.slots:
                     log.info("slot_adopted", path=str(slot.path))
-                await adopt(slots)
+                await adopt(found.slots)
             self._uploader.recovery.wake()
             await asyncio.sleep(ADOPT_SECONDS)
 

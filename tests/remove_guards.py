@@ -186,16 +186,17 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a slot is held by a lock",
         "disk/slots.py",
-        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fs.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         DURABLE + "test_no_two_hold_one_slot",
         JOURNAL + "test_two_processes_have_two_slots_and_leave_each_other_alone",
     ),
     _guard(
-        "a slot is looked at again once it is locked",
+        "a slot without files is let go",
         "disk/slots.py",
-        "if _holds_files(slot.path):",
+        "if _holds_files(fs, slot.path, found.unread):",
         "if True:",
+        DURABLE + "test_only_free_slots_with_files_are_adopted",
         DURABLE + "test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone",
     ),
     # Write, sync, acknowledge.

@@ -211,7 +211,9 @@ class _Segments:
 
 async def _replay(settings: Settings) -> int:
     fs = Filesystem()
-    slots = Slot.adopt_free(fs, settings.dlq_dir)
+    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=sys.maxsize)
+    for error in unread:
+        _say(str(error))
     held = [
         slot.name
         for slot in _slots(settings)
@@ -220,9 +222,9 @@ async def _replay(settings: Settings) -> int:
     for name in held:
         _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
     if not slots:
-        if not held:
+        if not held and not unread:
             sys.stdout.write("nothing to replay\n")
-        return 1 if held else 0
+        return 1 if held or unread else 0
     metrics = Metrics()
     segments = _Segments(settings.journal_dir)
     with ThreadPoolExecutor(2) as executor:
@@ -257,7 +259,7 @@ async def _replay(settings: Settings) -> int:
         f"{metrics.dropped_corrupt} events lost in them, {metrics.dropped_expired} expired; "
         f"{dlq.files} files with {dlq.events} events stay\n"
     )
-    return 1 if held or dlq.files else 0
+    return 1 if held or unread or dlq.files else 0
 
 
 # -------------------------------------------------------------------------------------------------------- below

@@ -5,24 +5,33 @@
 
 from ingest.disk.append import create
 from ingest.disk.errors import StorageError, TornTail
-from ingest.disk.filesystem import FILE_MODE, Bytes, Filesystem
+from ingest.disk.filesystem import FILE_MODE, Bytes, Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune
+from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
-from ingest.disk.slots import Slot
+from ingest.disk.reading import Reader, exists, is_folder, read_file
+from ingest.disk.slots import Adopted, Slot
 from ingest.disk.volume import Volume
 
 __all__ = [
     "FILE_MODE",
     "TEMPORARY_SUFFIX",
+    "Adopted",
     "Bytes",
+    "Entries",
     "Filesystem",
+    "Lane",
+    "Reader",
     "Slot",
     "StorageError",
     "TornTail",
     "Volume",
     "create",
+    "exists",
+    "is_folder",
     "make_dirs",
     "prune",
     "publish_new",
     "published_path",
+    "read_file",
 ]

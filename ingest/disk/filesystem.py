@@ -1,16 +1,19 @@
 """The seam: every system call that touches a file system.
 
 Owns `Filesystem`, which is injected everywhere so that a test can fail, hang or cut the power between any two calls.
-Promises one system call a method (`fsync_dir`: three), and `OSError` from each. Never decides an order, never retries.
+Promises one system call a method (`fsync_dir`: three; `listdir`, and `scandir` with its entries: as many as the folder
+needs), and `OSError` from each. Never decides an order, never retries.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -18,10 +21,33 @@ FILE_MODE = 0o640
 FOLDER_MODE = 0o750
 
 
+class Entries(Protocol):
+    """The names in one folder, read through one open handle. Each step may raise `OSError`."""
+
+    def __iter__(self) -> Self:
+        """Give itself."""
+
+    def __next__(self) -> os.DirEntry[str]:
+        """Give the next entry."""
+
+    def __enter__(self) -> Self:
+        """Give itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Close the handle."""
+
+    def close(self) -> None:
+        """Close the handle."""
+
+
 class Filesystem:
-    """The real file system: each method is one system call (`fsync_dir`: three) and raises `OSError`."""
+    """The real file system: each method is one system call (see the module's text) and raises `OSError`."""
 
     __slots__ = ()
+
+    # What changes a file or a folder.
 
     def open(self, path: str | Path, flags: int, mode: int = FILE_MODE) -> int:
         """Open a file; the descriptor does not survive exec."""
@@ -70,3 +96,41 @@ class Filesystem:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    # What only looks.
+
+    def read(self, fd: int, size: int) -> bytes:
+        """Read at most `size` bytes from where the descriptor stands; nothing at the file's end."""
+        return os.read(fd, size)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read at most `size` bytes from `offset` on; nothing at the file's end."""
+        return os.pread(fd, size, offset)
+
+    def stat(self, path: str | Path) -> os.stat_result:
+        """Look at what a name leads to; `FileNotFoundError` if it leads nowhere."""
+        return os.stat(path)  # noqa: PTH116 - one system call, spelled as such
+
+    def lstat(self, path: str | Path) -> os.stat_result:
+        """Look at the name itself, a symbolic link included."""
+        return os.lstat(path)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """Look at an open file."""
+        return os.fstat(fd)
+
+    def listdir(self, path: str | Path) -> list[str]:
+        """List all names in a folder, in no order; for folders that stay small."""
+        return os.listdir(path)  # noqa: PTH208 - names are all that is needed
+
+    def scandir(self, path: str | Path) -> Entries:
+        """Open a folder, to read its names step by step."""
+        return os.scandir(path)
+
+    def statvfs(self, path: str | Path) -> os.statvfs_result:
+        """Look at the volume on which `path` lies."""
+        return os.statvfs(path)
+
+    def flock(self, fd: int, operation: int) -> None:
+        """Take or drop the lock of an open file; `BlockingIOError` if `LOCK_NB` was asked for and another has it."""
+        fcntl.flock(fd, operation)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE, Filesystem
+from ingest.disk.reading import is_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,7 @@ def make_dirs(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set
     if root not in folders:
         raise ValueError(f"{path} is not below {root}")
     below = folders[: folders.index(root)]
-    for folder in _missing(root):
+    for folder in _missing(fs, root):
         if _mkdir(fs, folder) and sync:
             sync_folder(fs, folder.parent)
     for folder in reversed(below):
@@ -100,11 +101,11 @@ def prune(fs: Filesystem, folder: Path, root: Path) -> None:
         folder = folder.parent
 
 
-def _missing(root: Path) -> Iterator[Path]:
-    if root.is_dir():
+def _missing(fs: Filesystem, root: Path) -> Iterator[Path]:
+    if is_folder(fs, root):
         return
     for folder in (*reversed(root.parents), root):
-        if not folder.is_dir():
+        if not is_folder(fs, folder):
             yield folder
 
 
@@ -112,11 +113,21 @@ def _mkdir(fs: Filesystem, folder: Path) -> bool:
     try:
         fs.mkdir(folder)
     except FileExistsError as error:
-        if folder.is_dir():
+        if is_folder(fs, folder):
             return False
         # `prune` may have removed it between the two looks: then it is missing, and `open_new` makes it again.
-        missing = not os.path.lexists(folder)
+        missing = _is_no_name(fs, folder)
         raise StorageError.of("mkdir", folder, OSError(errno.ENOENT if missing else errno.ENOTDIR, "")) from error
     except OSError as error:
         raise StorageError.of("mkdir", folder, error) from error
     return True
+
+
+def _is_no_name(fs: Filesystem, path: Path) -> bool:
+    try:
+        fs.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise StorageError.of("stat", path, error) from error
+    return False

@@ -11,16 +11,25 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.disk.errors import StorageError
-from ingest.disk.filesystem import FILE_MODE, Filesystem
+from ingest.disk.filesystem import FILE_MODE
 from ingest.disk.folders import make_dirs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from ingest.disk.filesystem import Filesystem
 
 LOCK_NAME = "lock"
+ADOPT_AT_ONCE = 8
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
+class Adopted(NamedTuple):
+    """Slots that are ours to recover and release, and what kept us from knowing whether there are more."""
+
+    slots: list[Slot]
+    unread: list[StorageError]
 
 
 # ----------------------------------------------------------------------------------------------------- slots
@@ -53,22 +62,35 @@ class Slot:
             number += 1
 
     @classmethod
-    def adopt_free(cls, fs: Filesystem, base: Path, exclude: Iterable[Slot] = ()) -> list[Slot]:
-        """Hold every slot that has files in it and that nobody holds, in order; the caller recovers and releases."""
-        own = {slot.number for slot in exclude}
-        adopted = []
-        for number in _numbers(base):
-            if number in own or not _holds_files(base / str(number)):
+    def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE) -> Adopted:
+        """Hold the lowest `at_most` slots that nobody holds and that have files; the caller recovers and releases.
+
+        The lock comes first, so that a slot in use costs the same however many files are in it. What cannot be read is
+        passed over and told: it may hold files, and the next call finds out.
+        """
+        found = Adopted([], [])
+        try:
+            numbers = _numbers(fs, base)
+        except StorageError as error:
+            found.unread.append(error)
+            return found
+        for number in numbers:
+            if len(found.slots) >= at_most:
+                break
+            try:
+                slot = cls._try(fs, base, number)
+            except StorageError as error:
+                found.unread.append(error)
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    break
                 continue
-            slot = cls._try(fs, base, number)
             if slot is None:
                 continue
-            # Its holder may have emptied it and gone between the look and the lock.
-            if _holds_files(slot.path):
-                adopted.append(slot)
+            if _holds_files(fs, slot.path, found.unread):
+                found.slots.append(slot)
             else:
                 slot.release()
-        return adopted
+        return found
 
     def release(self) -> None:
         """Let go of the slot; doing so twice does no harm."""
@@ -86,18 +108,19 @@ class Slot:
         except OSError as error:
             raise StorageError.of("open", lock, error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fs.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            fs.close(fd)
+            with suppress(OSError):
+                fs.close(fd)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return None
             raise StorageError.of("flock", lock, error) from error
         return cls(fs, path, number, fd)
 
 
-def _numbers(base: Path) -> list[int]:
+def _numbers(fs: Filesystem, base: Path) -> list[int]:
     try:
-        names = os.listdir(base)  # noqa: PTH208 - names are all that is needed
+        names = fs.listdir(base)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -105,5 +128,20 @@ def _numbers(base: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
 
 
-def _holds_files(slot: Path) -> bool:
-    return any(name != LOCK_NAME or Path(folder) != slot for folder, _, names in os.walk(slot) for name in names)
+def _holds_files(fs: Filesystem, slot: Path, unread: list[StorageError]) -> bool:
+    """Tell whether there is a file but the lock, looking no further than the first; add what cannot be read."""
+    pending = [slot]
+    while pending:
+        folder = pending.pop()
+        try:
+            with fs.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(Path(entry.path))
+                    elif folder != slot or entry.name != LOCK_NAME:
+                        return True
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            unread.append(StorageError.of("scandir", folder, error))
+    return False

@@ -7,7 +7,6 @@ remove ourselves. Promises that asking costs nothing and never waits for the dis
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
     from pathlib import Path
+
+    from ingest.disk.filesystem import Filesystem
 
 
 MEASURE_EVERY: Final = 1.0
@@ -30,7 +31,10 @@ log = structlog.get_logger()
 class Volume:
     """See the module's text. Until it has been measured it lacks nothing."""
 
-    def __init__(self, path: Path, reserve: int, executor: Executor, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, fs: Filesystem, path: Path, reserve: int, executor: Executor, clock: Callable[[], float]
+    ) -> None:
+        self._fs = fs
         self._path = path
         self._max_reserve = reserve
         self._executor = executor
@@ -65,7 +69,7 @@ class Volume:
 
     async def _measure(self) -> None:
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._executor, os.statvfs, self._path)
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._fs.statvfs, self._path)
         except OSError as error:
             if not self._failed:
                 reason = StorageError.of("statvfs", self._path, error)

@@ -125,7 +125,7 @@ class DeadLetterQueue:
         self._complained: set[Path] = set()
 
         # Room on the disk.
-        self._volume = Volume(self._own, settings.disk_reserve, executor, clock)
+        self._volume = Volume(fs, self._own, settings.disk_reserve, executor, clock)
         self._admitting = asyncio.Lock()
         self._promised = 0
         """Bytes of saves under way."""

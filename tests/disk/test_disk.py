@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.disk import errors, folders, slots
+from ingest.disk import errors, folders
 from ingest.disk.append import append, create
 from ingest.disk.errors import StorageError, TornTail
 from ingest.disk.filesystem import Filesystem
@@ -565,10 +565,10 @@ def test_kill_9_frees_a_slot_and_only_that(tmp_path):
         assert sorted(numbers) == [0, 1]
         for number in numbers:
             (tmp_path / str(number) / "file").write_bytes(b"x")
-        assert Slot.adopt_free(Filesystem(), tmp_path) == []
+        assert Slot.adopt_free(Filesystem(), tmp_path) == ([], [])
         processes[0].send_signal(signal.SIGKILL)
         processes[0].wait()
-        (adopted,) = Slot.adopt_free(Filesystem(), tmp_path)
+        (adopted,) = Slot.adopt_free(Filesystem(), tmp_path).slots
         assert adopted.number == numbers[0]
         adopted.release()
     finally:
@@ -594,13 +594,13 @@ def test_only_free_slots_with_files_are_adopted(tmp_path):
         (slot.path / "raw/dt=1").mkdir(parents=True)
         (slot.path / "raw/dt=1/file").write_bytes(b"x")
     (hollow.path / "raw/dt=1").mkdir(parents=True)
-    for slot in (own, empty, hollow, full):
+    for slot in (empty, hollow, full):
         slot.release()
-    adopted = Slot.adopt_free(fs, tmp_path, exclude=[own])
-    assert [slot.number for slot in adopted] == [full.number]
-    assert Slot.adopt_free(fs, tmp_path, exclude=[own]) == []
-    adopted[0].release()
-    held.release()
+    (adopted,) = Slot.adopt_free(fs, tmp_path).slots
+    assert adopted.number == full.number
+    assert Slot.adopt_free(fs, tmp_path) == ([], [])
+    for slot in (adopted, own, held):
+        slot.release()
 
 
 def test_a_file_named_lock_deeper_down_is_a_file(tmp_path):
@@ -609,24 +609,27 @@ def test_a_file_named_lock_deeper_down_is_a_file(tmp_path):
     (slot.path / "raw").mkdir()
     (slot.path / "raw" / LOCK_NAME).write_bytes(b"x")
     slot.release()
-    (adopted,) = Slot.adopt_free(fs, tmp_path)
+    (adopted,) = Slot.adopt_free(fs, tmp_path).slots
     adopted.release()
 
 
-def test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone(tmp_path, monkeypatch):
-    fs = Filesystem()
+class EmptiedAtTheLock(Filesystem):
+    """Its holder empties a slot and goes just before it is locked."""
+
+    def __init__(self, left: Path) -> None:
+        self.left = left
+
+    def flock(self, fd: int, operation: int) -> None:
+        self.left.unlink(missing_ok=True)
+        super().flock(fd, operation)
+
+
+def test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone(tmp_path):
+    fs = EmptiedAtTheLock(tmp_path / "0/file")
     slot = Slot.take_first_free(fs, tmp_path)
     (slot.path / "file").write_bytes(b"x")
     slot.release()
-    lock = Slot._try
-
-    def emptied_first(fs, base, number):
-        (base / str(number) / "file").unlink()
-        return lock(fs, base, number)
-
-    monkeypatch.setattr(Slot, "_try", emptied_first)
-    assert Slot.adopt_free(fs, tmp_path) == []
-    monkeypatch.undo()
+    assert Slot.adopt_free(fs, tmp_path) == ([], [])
     again = Slot.take_first_free(fs, tmp_path)
     assert again.number == 0
     again.release()
@@ -636,8 +639,8 @@ def test_other_names_beside_slots_are_left_alone(tmp_path):
     for name in ("journal", "01", "-1", "1.5", "\u0663", "x"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(b"x")
-    assert Slot.adopt_free(Filesystem(), tmp_path) == []
-    assert Slot.adopt_free(Filesystem(), tmp_path / "absent") == []
+    assert Slot.adopt_free(Filesystem(), tmp_path) == ([], [])
+    assert Slot.adopt_free(Filesystem(), tmp_path / "absent") == ([], [])
 
 
 def test_a_slot_that_is_held_costs_no_descriptor(tmp_path):
@@ -651,13 +654,13 @@ def test_a_slot_that_is_held_costs_no_descriptor(tmp_path):
         slot.release()
 
 
-def test_a_file_system_without_locks_is_an_error_and_not_a_free_slot(fs, monkeypatch):
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+def test_a_file_system_without_locks_is_an_error_and_not_a_free_slot(tmp_path):
+    class Lockless(Filesystem):
+        def flock(self, *_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(slots.fcntl, "flock", flock)
     with pytest.raises(StorageError) as caught:
-        Slot.take_first_free(fs, fs.root)
+        Slot.take_first_free(Lockless(), tmp_path)
     assert caught.value.operation == "flock"
     assert "locking" in caught.value.hint
 

@@ -586,11 +586,8 @@ class Process:
                 (self.settings.journal_dir, self.backlog.adopt),
                 (self.settings.dlq_dir, self.dlq.adopt),
             ):
-                try:
-                    slots = await self.loop.run_in_executor(self.executor, Slot.adopt_free, self.disk, base)
-                except StorageError:
-                    continue
-                await adopt(slots)
+                found = await self.loop.run_in_executor(self.executor, Slot.adopt_free, self.disk, base)
+                await adopt(found.slots)
             self.uploader.recovery.wake()
             await asyncio.sleep(ADOPT_SECONDS)
 

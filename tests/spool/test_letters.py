@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from ingest.disk import volume as volume_module
 from ingest.disk.errors import StorageError
+from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
 from ingest.spool import hours
 from ingest.spool import letters as dlq_module
@@ -522,7 +522,7 @@ def test_slots_that_are_adopted_while_others_are_counted_are_counted_once(tmp_pa
 
     async def main():
         async with bench.open(scan=False) as dlq:
-            adopted = Slot.adopt_free(bench.fs, bench.settings.dlq_dir, [bench.slot])
+            adopted = Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots
             await asyncio.gather(dlq.scan(), dlq.adopt(adopted), dlq.scan())
             assert bench.metrics.recovered == dlq.events == 34
 
@@ -691,7 +691,7 @@ class Volume:
 
     def __init__(self, monkeypatch, *, total, free):
         self.total, self.free, self.asked = total, free, 0
-        monkeypatch.setattr(volume_module.os, "statvfs", self)
+        monkeypatch.setattr(Filesystem, "statvfs", lambda _, path: self(path))
 
     def __call__(self, _):
         self.asked += 1
@@ -735,9 +735,7 @@ def test_the_disk_is_measured_at_most_once_a_second_and_never_on_the_loop(tmp_pa
     async def main():
         async with bench.open() as dlq:
             real = volume.__call__
-            monkeypatch.setattr(
-                volume_module.os, "statvfs", lambda path: threads.add(threading.get_ident()) or real(path)
-            )
+            monkeypatch.setattr(Filesystem, "statvfs", lambda _, path: threads.add(threading.get_ident()) or real(path))
             for n in range(20):
                 await bench.save(n)
                 assert not dlq.full
@@ -823,7 +821,7 @@ def test_a_volume_that_cannot_be_measured_is_taken_to_have_room(tmp_path, monkey
     def statvfs(_):
         raise OSError(errno.EIO, "as told")
 
-    monkeypatch.setattr(volume_module.os, "statvfs", statvfs)
+    monkeypatch.setattr(Filesystem, "statvfs", lambda _, path: statvfs(path))
     bench = Bench(tmp_path, disk_reserve="1GiB")
 
     async def main():
@@ -871,11 +869,11 @@ def test_an_adopted_slot_is_recovered_and_then_released(tmp_path):
 
     async def main():
         async with bench.open() as dlq:
-            await dlq.adopt(Slot.adopt_free(bench.fs, bench.settings.dlq_dir, [bench.slot]))
+            await dlq.adopt(Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots)
             assert bench.metrics.recovered == dlq.events == 4
             file = await dlq.next()
             assert file.path == gone.path / key(1)
-            assert Slot.adopt_free(bench.fs, bench.settings.dlq_dir, [bench.slot]) == []
+            assert Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots == []
             await bench.store(file)
             assert await dlq.next() is None
             again = Slot.take_first_free(bench.fs, bench.settings.dlq_dir)

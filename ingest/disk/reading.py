@@ -1,0 +1,108 @@
+"""What is on a disk: whether a name leads somewhere, and the bytes of a file.
+
+Owns `Reader`, a file to read through the seam. Promises that "it is not there" is told from "the disk would not say":
+the first is an answer, the second an error. Never changes anything. All of it blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Self
+
+from ingest.disk.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from ingest.disk.filesystem import Filesystem
+
+CHUNK_BYTES = 1 << 20
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def exists(fs: Filesystem, path: Path) -> bool:
+    """Tell whether the name leads to something; `StorageError` if the disk would not say."""
+    return _mode(fs, path) is not None
+
+
+def is_folder(fs: Filesystem, path: Path) -> bool:
+    """Tell whether the name leads to a folder; `StorageError` if the disk would not say."""
+    mode = _mode(fs, path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(fs: Filesystem, path: Path) -> int | None:
+    try:
+        return fs.stat(path).st_mode
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise StorageError.of("stat", path, error) from error
+
+
+def read_file(fs: Filesystem, path: Path) -> bytes:
+    """Return all bytes of a file; `OSError` passes."""
+    with Reader(fs, path) as file:
+        return file.read_all()
+
+
+class Reader:
+    """A file that is read through the seam; a stream like any other, and `OSError` passes as from any other.
+
+    It keeps its own place in the file, so that a seek costs no system call.
+    """
+
+    __slots__ = ("_at", "_fd", "_fs")
+
+    def __init__(self, fs: Filesystem, path: str | Path) -> None:
+        self._fs = fs
+        self._fd: int | None = fs.open(path, os.O_RDONLY)
+        self._at = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """The file's size now."""
+        return self._fs.fstat(self._open()).st_size
+
+    def read(self, size: int) -> bytes:
+        """Read at most `size` bytes; nothing at the end."""
+        data = self._fs.pread(self._open(), size, self._at)
+        self._at += len(data)
+        return data
+
+    def read_all(self) -> bytes:
+        """Read what is left."""
+        parts = []
+        while part := self.read(CHUNK_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+
+    def seek(self, offset: int) -> None:
+        """Read on from `offset`, counted from the file's beginning."""
+        self._at = offset
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+        return self._at
+
+    def close(self) -> None:
+        """Close the file; doing so twice does no harm."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._fs.close(fd)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            raise ValueError("read of a closed file")
+        return self._fd
