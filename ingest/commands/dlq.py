@@ -32,7 +32,7 @@ from ingest.delivery import Attempts, Recovery
 from ingest.disk import Filesystem, Slot, StorageError
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
-from ingest.spool import DeadLetterQueue, KeyedFile, Walk, hour_folders, look
+from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
 from ingest.store import create_store
 from ingest.telemetry import Metrics
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ingest.config import Settings
+    from ingest.spool import Letter
 
 
 CHUNK: Final = 1_000
@@ -196,17 +197,11 @@ class _Segments:
     def has(self, key: str) -> bool:
         return any(segment_path(slot, key).exists() for slot in self._slots)
 
-    async def next(self) -> KeyedFile | None:
+    async def next(self) -> Letter | None:
         return None
 
-    async def find(self, key: str) -> KeyedFile | None:
-        return KeyedFile(key, Path(key), 0, None) if self.has(key) else None
-
-    def defer(self, file: KeyedFile) -> None:
-        pass
-
-    async def done(self, file: KeyedFile) -> None:
-        pass
+    async def find(self, key: str) -> Letter | Whereabouts:
+        return Whereabouts.UNKNOWN if self.has(key) else Whereabouts.NOT_THERE
 
 
 async def _replay(settings: Settings) -> int:

@@ -31,6 +31,7 @@ import structlog
 from ingest.delivery.attempt import Result
 from ingest.delivery.breaker import State
 from ingest.format import OBJECT_SUFFIX, codec, parse_key, quarantine_key
+from ingest.spool import Whereabouts
 from ingest.store import ObjectMetadata
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.delivery.attempt import Attempts
-    from ingest.spool import KeyedFile
+    from ingest.spool import Letter
     from ingest.spool.waiting import Waiting
     from ingest.store import ObjectStore
     from ingest.telemetry import Metrics
@@ -72,7 +73,7 @@ class _Copy:
     """One file of a key, and what is in it."""
 
     source: Waiting
-    file: KeyedFile
+    file: Letter
     found: codec.Inspection
     is_segment: bool
 
@@ -218,10 +219,10 @@ class Recovery:
                 log.warning("recovery_file_unreadable", key=file.key, errno=error.errno, hint="it is tried again later")
             return Step.SKIPPED
         finally:
-            for source, file in lent:
-                source.defer(file)
+            for _, file in lent:
+                await file.lender.take_back(file)
 
-    async def _next(self) -> tuple[Waiting, KeyedFile | None]:
+    async def _next(self) -> tuple[Waiting, Letter | None]:
         while self._turns:
             source = self._turns.pop(0)
             file = await source.next()
@@ -231,7 +232,7 @@ class Recovery:
         self._turns = [self._backlog, self._dlq]
         return self._dlq, None
 
-    async def _inspect(self, lent: list[tuple[Waiting, KeyedFile]]) -> list[_Copy]:
+    async def _inspect(self, lent: list[tuple[Waiting, Letter]]) -> list[_Copy]:
         """Inspect the file, and its rival if the verdict may depend on it; nothing if that cannot be done now."""
         source, file = lent[0]
         copies = [await self._judge(source, file)]
@@ -239,23 +240,23 @@ class Recovery:
             return copies
         other = self._dlq if source is self._backlog else self._backlog
         rival = await other.find(file.key)
-        if rival is None:
+        if rival is Whereabouts.NOT_THERE:
             return copies
-        if rival.events is None:
+        if rival is Whereabouts.UNKNOWN:
             return []
         lent.append((other, rival))
         return [*copies, await self._judge(other, rival)]
 
-    async def _judge(self, source: Waiting, file: KeyedFile) -> _Copy:
+    async def _judge(self, source: Waiting, file: Letter) -> _Copy:
         is_segment = not file.path.name.endswith(OBJECT_SUFFIX)
         found = await self._call(codec.inspect_lines if is_segment else codec.inspect_gzip, file.path)
         return _Copy(source, file, found, is_segment)
 
-    async def _recover(self, copies: list[_Copy], lent: list[tuple[Waiting, KeyedFile]]) -> Step:
+    async def _recover(self, copies: list[_Copy], lent: list[tuple[Waiting, Letter]]) -> Step:
         best = max(copies, key=lambda copy: (copy.source is self._dlq and copy.found.sound, copy.found.events))
         result = await self._create(best)
         if result is Result.FAILED and self._is_expired(lent[0][1]):
-            await self._expire(*lent.pop(0))
+            await self._expire(lent.pop(0)[1])
         if result is not Result.STORED:
             return Step.FAILED
         for copy in copies:
@@ -295,7 +296,7 @@ class Recovery:
 
     async def _settle(self, copy: _Copy, best: _Copy) -> None:
         """Move a copy's events to where they are now. All that was counted for it leaves with it, in one loop step."""
-        counted = copy.file.events or 0
+        counted = copy.file.events
         # Of the copy that was not put, the store has what the other one had.
         stored = best.found.events if copy is best else min(counted, best.found.events)
         metrics = self._metrics
@@ -315,16 +316,18 @@ class Recovery:
                 lost=max(counted - stored, 0),
                 prefix=self._dlq_prefix,
             )
-        await copy.source.done(copy.file)
+        copy.file.settle()
+        await copy.file.lender.take_back(copy.file)
 
-    def _is_expired(self, file: KeyedFile) -> bool:
+    def _is_expired(self, file: Letter) -> bool:
         return 0 < self._max_age < self._now() - parse_key(file.key).unix
 
-    async def _expire(self, source: Waiting, file: KeyedFile) -> None:
-        self._metrics.dropped_expired += file.events or 0
+    async def _expire(self, file: Letter) -> None:
+        self._metrics.dropped_expired += file.events
         self._metrics.dlq_files_expired_total += 1
         log.error("file_expired", key=file.key, events=file.events, hint="older than DLQ_MAX_AGE, and its put failed")
-        await source.done(file)
+        file.settle()
+        await file.lender.take_back(file)
 
     async def _call(self, function: Callable[[*A], T], *args: *A) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)

@@ -3,15 +3,18 @@
 from ingest.spool.backlog import Backlog
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DeadLetterQueue, DlqFull
-from ingest.spool.waiting import KeyedFile, Waiting
+from ingest.spool.waiting import Contents, KeyedFile, Letter, Waiting, Whereabouts
 
 __all__ = [
     "Backlog",
+    "Contents",
     "DeadLetterQueue",
     "DlqFull",
     "KeyedFile",
+    "Letter",
     "Waiting",
     "Walk",
+    "Whereabouts",
     "hour_folders",
     "look",
 ]

@@ -26,13 +26,15 @@ import structlog
 
 from ingest.disk import StorageError, prune, published_path
 from ingest.format import parse_key, segment_key
-from ingest.spool.waiting import KeyedFile
+from ingest.spool.reading import contents_of, original_of
+from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
     from ingest.disk import Filesystem, Slot
+    from ingest.spool.waiting import Contents
     from ingest.telemetry import Metrics
 
 
@@ -90,7 +92,7 @@ class Backlog:
         """Take over a segment of this process: its events come from the upload queue's book."""
         self._add(KeyedFile(key, path, size, events))
 
-    async def next(self) -> KeyedFile | None:
+    async def next(self) -> Letter | None:
         """Lend the oldest segment not yet lent in this pass; None at the end of each pass."""
         if self._pass is None:
             waiting = [file for path, file in self._known.items() if path not in self._lent]
@@ -98,18 +100,35 @@ class Backlog:
         while self._pass:
             file = self._pass.pop()
             if file.path in self._known and file.path not in self._lent:
-                self._lent.add(file.path)
-                return file
+                return self._lend(file)
         self._pass = None
         return None
 
-    async def find(self, key: str) -> KeyedFile | None:
-        """Lend the segment of this key, if there is one that is not lent."""
+    async def find(self, key: str) -> Letter | Whereabouts:
+        """Lend the segment of this key; UNKNOWN while somebody has it."""
         for path, file in self._known.items():
-            if file.key == key and path not in self._lent:
-                self._lent.add(path)
-                return file
-        return None
+            if file.key == key:
+                return Whereabouts.UNKNOWN if path in self._lent else self._lend(file)
+        return Whereabouts.NOT_THERE
+
+    async def contents(self, letter: Letter) -> Contents:
+        """Read a lent segment once, and judge it."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, contents_of, letter)
+
+    async def original(self, letter: Letter) -> bytes:
+        """Read a lent segment as it lies there."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, original_of, letter)
+
+    def settle(self, letter: Letter) -> None:
+        """Take a lent segment, whose events are in another book now, out of ours."""
+        self._forget(letter)
+
+    async def take_back(self, letter: Letter) -> None:
+        """Have a lent segment off the disk if it was settled, else in the queue again."""
+        self._lent.discard(letter.path)
+        if letter.settled:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._remove, letter.path)
+            self._release_emptied()
 
     def defer(self, file: KeyedFile) -> None:
         """Take back a segment that could not be put: its turn comes in the next pass."""
@@ -117,12 +136,8 @@ class Backlog:
 
     async def done(self, file: KeyedFile) -> None:
         """Take a segment out of the books, before the first await, and off the disk."""
-        known = self._known.pop(file.path, None)
+        self._forget(file)
         self._lent.discard(file.path)
-        if known is not None:
-            self.events -= known.events or 0
-            self.bytes -= known.size
-            self.files -= 1
         await asyncio.get_running_loop().run_in_executor(self._executor, self._remove, file.path)
         self._release_emptied()
 
@@ -132,9 +147,20 @@ class Backlog:
             slot.release()
         self._adopted.clear()
 
+    def _lend(self, file: KeyedFile) -> Letter:
+        self._lent.add(file.path)
+        return Letter(file.key, file.path, file.size, file.events, self)
+
+    def _forget(self, file: KeyedFile) -> None:
+        known = self._known.pop(file.path, None)
+        if known is not None:
+            self.events -= known.events
+            self.bytes -= known.size
+            self.files -= 1
+
     def _add(self, file: KeyedFile) -> None:
         self._known[file.path] = file
-        self.events += file.events or 0
+        self.events += file.events
         self.bytes += file.size
         self.files += 1
 

@@ -41,7 +41,8 @@ from ingest.disk import StorageError, Volume
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path
 from ingest.spool.hours import Walk, hour_folders, look
-from ingest.spool.waiting import KeyedFile
+from ingest.spool.reading import contents_of, original_of
+from ingest.spool.waiting import Letter, Whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.spool.hours import Chunk
+    from ingest.spool.waiting import Contents, KeyedFile
     from ingest.telemetry import Metrics
 
 
@@ -188,8 +190,8 @@ class DeadLetterQueue:
 
     # ------------------------------------------------------------------------------------------------- lending
 
-    async def next(self) -> KeyedFile | None:
-        """Lend the next file, to be given back by `done` or `defer`; None at the end of each pass."""
+    async def next(self) -> Letter | None:
+        """Lend the next file; None at the end of each pass."""
         async with self._stepping:
             while True:
                 while self._names:
@@ -199,18 +201,38 @@ class DeadLetterQueue:
                 if not await self._step():
                     return None
 
-    async def find(self, key: str) -> KeyedFile | None:
-        """Lend the file of this key, if there is one; its `events` is None while it is not in the books yet."""
+    async def find(self, key: str) -> Letter | Whereabouts:
+        """Lend the file of this key; UNKNOWN while it is not in the books yet, or cannot be read."""
         for slot in [*self._slots, *self._unlisted]:
             path = dlq_path(slot.path, key)
-            if path in self._lent or not await self._call(path.exists):
+            if path in self._lent:
+                return Whereabouts.UNKNOWN
+            if not await self._call(path.exists):
                 continue
             if slot in self._unlisted or path.parent in self._uncounted:
-                return KeyedFile(key, path, 0, None)
-            file = await self._lend(path)
-            if file is not None:
-                return file
-        return None
+                return Whereabouts.UNKNOWN
+            letter = await self._lend(path)
+            return letter or Whereabouts.UNKNOWN
+        return Whereabouts.NOT_THERE
+
+    async def contents(self, letter: Letter) -> Contents:
+        """Read a lent file once, and judge it."""
+        return await self._call(contents_of, letter)
+
+    async def original(self, letter: Letter) -> bytes:
+        """Read a lent file as it lies there."""
+        return await self._call(original_of, letter)
+
+    def settle(self, letter: Letter) -> None:
+        """Take a lent file, whose events are in another book now, out of ours."""
+        self._forget(letter)
+
+    async def take_back(self, letter: Letter) -> None:
+        """Have a lent file off the disk if it was settled, else in the queue again."""
+        if letter.settled:
+            await self._remove(letter)
+        else:
+            self.defer(letter)
 
     def defer(self, file: KeyedFile) -> None:
         """Take a file back that could not be put: its turn comes again in the next pass."""
@@ -247,7 +269,7 @@ class DeadLetterQueue:
         await self._release_emptied()
         return False
 
-    async def _lend(self, path: Path) -> KeyedFile | None:
+    async def _lend(self, path: Path) -> Letter | None:
         if path in self._lent:
             return None
         if path in self._outside:
@@ -268,7 +290,7 @@ class DeadLetterQueue:
             self._lent.discard(path)
             raise
         key = dlq_key(self._root(path), path)
-        return KeyedFile(key, path, size, 0 if path in self._headless else events or 0)
+        return Letter(key, path, size, 0 if path in self._headless else events or 0, self)
 
     # ------------------------------------------------------------------------------------------------- the books
 
@@ -279,7 +301,7 @@ class DeadLetterQueue:
         self.bytes += tally.size
 
     def _forget(self, file: KeyedFile) -> None:
-        self._count(file.path.parent, _Tally(-1, -(file.events or 0), -file.size))
+        self._count(file.path.parent, _Tally(-1, -file.events, -file.size))
         self._headless.discard(file.path)
         self._complained.discard(file.path)
 
@@ -500,7 +522,7 @@ class DeadLetterQueue:
             self._lent.discard(file.path)
             self._complain("dlq_file_not_removed", file.path, StorageError.of("unlink", file.path, error))
             return False
-        events = file.events or 0
+        events = file.events
         self._lent.discard(file.path)
         self._forget(file)
         self._metrics.dropped_evicted += events

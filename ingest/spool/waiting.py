@@ -1,29 +1,107 @@
 """Files on disk whose batches wait for the store: what the dead-letter queue and the journal's backlog have in common.
 
-Owns `KeyedFile` and `Waiting`, the face that recovery sees. Promises nothing by itself. Never touches a disk.
+Owns `Letter`, one such file while somebody has it, and `Waiting`, the face that recovery sees.
+Promises that a letter that is lent by `async with` is back in its queue, or out of it, when the block ends, whatever
+happened inside. Never touches a disk: the `Lender` does, where it likes.
+
+    letter = await waiting.next()
+    async with letter:
+        contents = await letter.contents()      # one reading: the verdict, and what is to be put
+        ...                                     # put it
+        letter.settle()                         # out of the books now, in this step of the loop
+    # settled: off the disk. Not settled: its turn comes again in the next pass
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol, Self
+
+from ingest.format import OBJECT_SUFFIX
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
+
+    from ingest.format.codec import Inspection
 
 
-# ----------------------------------------------------------------------------------------------------- files
+class Whereabouts(Enum):
+    """Why there is no letter of a key. UNKNOWN: a place where it may be cannot be read now, or is somebody else's."""
+
+    NOT_THERE = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The result of one reading of a file. `body` is what to put, gzip; None when there is not one sound line."""
+
+    found: Inspection
+    body: bytes | None
+
+
+class Lender(Protocol):
+    """Who lends letters, as a letter sees it."""
+
+    async def contents(self, letter: Letter) -> Contents:
+        """Read the file once, and judge it."""
+
+    async def original(self, letter: Letter) -> bytes:
+        """Read the file as it lies there."""
+
+    def settle(self, letter: Letter) -> None:
+        """Take the letter out of the books."""
+
+    async def take_back(self, letter: Letter) -> None:
+        """Have the file off the disk if it was settled, else in the queue again."""
 
 
 @dataclass(slots=True)
 class KeyedFile:
-    """A file on disk whose batch waits for the store. `events` is None until the file was inspected."""
+    """A file on disk whose batch waits for the store, and how many events the books have for it."""
 
     key: str
     path: Path
     size: int
-    events: int | None
+    events: int
+
+
+@dataclass(slots=True, eq=False)
+class Letter(KeyedFile):
+    """A file that is lent: nobody else has it until the `async with` around it ends."""
+
+    lender: Lender = field(repr=False)
+    settled: bool = False
+    """From `settle` on: its events are in another book."""
+
+    @property
+    def is_segment(self) -> bool:
+        """The file is a journal's segment: lines, not gzip."""
+        return not self.path.name.endswith(OBJECT_SUFFIX)
+
+    async def contents(self) -> Contents:
+        """Read the file once: the verdict, and what is to be put. `OSError`, `StorageError`: no verdict."""
+        return await self.lender.contents(self)
+
+    async def original(self) -> bytes:
+        """Return the file's bytes as they lie there. `OSError`, `StorageError`: the disk would not say."""
+        return await self.lender.original(self)
+
+    def settle(self) -> None:
+        """Take the file out of the books, in this step of the loop; the file goes when the `async with` ends."""
+        if not self.settled:
+            self.settled = True
+            self.lender.settle(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.lender.take_back(self)
 
 
 class Waiting(Protocol):
@@ -33,14 +111,8 @@ class Waiting(Protocol):
     def scanning(self) -> bool:
         """There are files that are not in the books yet."""
 
-    async def next(self) -> KeyedFile | None:
+    async def next(self) -> Letter | None:
         """Lend the next file; None at the end of each pass."""
 
-    async def find(self, key: str) -> KeyedFile | None:
-        """Lend the file of this key if there is one; its `events` is None while it is not in the books yet."""
-
-    def defer(self, file: KeyedFile) -> None:
-        """Take a lent file back until the next pass."""
-
-    async def done(self, file: KeyedFile) -> None:
-        """Take a lent file out of the books, before the first await, and off the disk."""
+    async def find(self, key: str) -> Letter | Whereabouts:
+        """Lend the file of this key, or tell why not."""

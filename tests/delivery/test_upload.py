@@ -20,7 +20,8 @@ from ingest.delivery import recovery, upload
 from ingest.delivery.breaker import State
 from ingest.delivery.upload import Uploader
 from ingest.format import codec
-from ingest.spool.waiting import KeyedFile
+from ingest.spool.reading import contents_of
+from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 from tests.stand_ins.letters import OWN, Bench, Store, bodies, body, files, key, leave, lines
 
 if TYPE_CHECKING:
@@ -94,26 +95,35 @@ class Journal:
         while self._pass:
             name = self._pass.pop(0)
             if name in self.waiting and name not in self.lent:
-                self.lent.add(name)
-                return self.waiting[name]
+                return self.lend(name)
         self._pass = None
         return None
 
     async def find(self, name):
         if name in self.lent or name not in self.waiting:
-            return None
+            return Whereabouts.NOT_THERE
+        return self.lend(name)
+
+    def lend(self, name):
         self.lent.add(name)
-        return self.waiting[name]
+        file = self.waiting[name]
+        return Letter(name, file.path, file.size, file.events, self)
 
-    def defer(self, file):
-        self.lent.discard(file.key)
+    async def contents(self, letter):
+        return contents_of(letter)
 
-    async def done(self, file):
-        del self.waiting[file.key]
-        self.events -= file.events
+    async def original(self, letter):
+        return letter.path.read_bytes()
+
+    def settle(self, letter):
+        del self.waiting[letter.key]
+        self.events -= letter.events
         self.files -= 1
-        self.lent.discard(file.key)
-        file.path.unlink()
+
+    async def take_back(self, letter):
+        self.lent.discard(letter.key)
+        if letter.settled:
+            letter.path.unlink()
         await asyncio.sleep(0)
 
 

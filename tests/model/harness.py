@@ -744,9 +744,9 @@ class Process:
                 ledger.drop(numbers)
             return gone
 
-        async def expired(source: Any, file: KeyedFile) -> None:
+        async def expired(file: KeyedFile) -> None:
             ledger.drop(numbers_on_disk(file.path))
-            await expire(source, file)
+            await expire(file)
 
         dlq.save, dlq._evict, recovery._expire = saved, evicted, expired
         if isinstance(self.journal, NoJournal):

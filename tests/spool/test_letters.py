@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -17,6 +18,7 @@ from ingest.disk.slots import Slot
 from ingest.spool import hours
 from ingest.spool import letters as dlq_module
 from ingest.spool.letters import SCAN_LIMIT, DlqFull
+from ingest.spool.waiting import Whereabouts
 from tests.stand_ins.letters import OWN, Bench, bodies, body, files, key, leave
 
 
@@ -155,7 +157,7 @@ def test_a_file_is_lent_to_one_at_a_time(bench):
             await bench.save(1)
             assert await dlq.next() is not None
             assert await dlq.next() is None
-            assert await dlq.find(key(1, token=OWN)) is None
+            assert await dlq.find(key(1, token=OWN)) is Whereabouts.UNKNOWN
 
     asyncio.run(main())
 
@@ -389,7 +391,7 @@ def test_nothing_is_lent_before_it_is_counted(bench):
         async with bench.open(scan=False) as dlq:
             assert dlq.scanning
             assert await dlq.next() is None
-            assert (await dlq.find(key(1))).events is None
+            assert await dlq.find(key(1)) is Whereabouts.UNKNOWN
             await dlq.scan()
             assert len(await bench.all_keys()) == 5
             assert (await dlq.find(key(1))).events == 1
@@ -925,5 +927,42 @@ def test_the_loop_is_never_blocked_by_a_disk_that_hangs(bench):
             assert not removing.done()
             gate.set()
             await asyncio.gather(saving, removing)
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ letters
+
+
+@pytest.mark.parametrize("failure", [None, ValueError, asyncio.CancelledError])
+def test_a_letter_is_in_its_queue_again_whatever_happens_while_it_is_lent(bench, failure):
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1)
+            with contextlib.suppress(ValueError, asyncio.CancelledError):
+                async with await dlq.next() as letter:
+                    assert (await letter.contents()).body == body(3)
+                    assert await dlq.find(letter.key) is Whereabouts.UNKNOWN
+                    if failure is not None:
+                        raise failure
+            assert await bench.all_keys() == [key(1, token=OWN)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [None, ValueError, asyncio.CancelledError])
+def test_a_settled_letter_is_out_of_the_books_at_once_and_off_the_disk_whatever_happens_then(bench, failure):
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1)
+            with contextlib.suppress(ValueError, asyncio.CancelledError):
+                async with await dlq.next() as letter:
+                    bench.metrics.stored += letter.events
+                    letter.settle()
+                    letter.settle()
+                    assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+                    if failure is not None:
+                        raise failure
+            assert files(bench.root) == []
 
     asyncio.run(main())
