@@ -35,14 +35,14 @@ import uvloop
 
 from ingest.delivery import Uploader
 from ingest.disk import Filesystem, Slot, StorageError
-from ingest.event import EventEncoder
+from ingest.event import EventEncoder, Pages
 from ingest.format import KeyFactory, dlq_path, segment_path
 from ingest.intake import Batch, Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
 from ingest.store import create_store
 from ingest.telemetry import Metrics, Page
 from ingest.telemetry import log as logs
-from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Pages, Tick
+from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Tick
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

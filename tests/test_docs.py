@@ -18,9 +18,9 @@ from ingest.__main__ import _parser
 from ingest.config.forms import parse_duration, parse_size
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
-from ingest.event import refusals
+from ingest.event import ROUTES, refusals
 from ingest.telemetry.metrics import METRICS
-from ingest.wire import request, states
+from ingest.wire import states
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted(
@@ -155,7 +155,7 @@ def test_the_page_on_sending_has_the_routes_of_the_code():
         path.strip("`"): {method.strip("`") for method in methods.split(", ")}
         for path, methods, _ in rows(section("docs/sending.md"), "Path")
     }
-    known = {path.decode(): set(methods.split(", ")) for path, methods in request._METHODS.items()}
+    known = {route.path.decode(): set(route.methods.split(", ")) for route in ROUTES}
     assert listed == known
 
 
@@ -165,7 +165,7 @@ def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
         for requests, _ in rows(section("docs/pipeline.md"), "Request")
         for shown in re.findall(r"`([A-Z]+ /[^`]*)`", requests)
     }
-    known = {(method, path.decode()) for path, methods in request._METHODS.items() for method in methods.split(", ")}
+    known = {(method, route.path.decode()) for route in ROUTES for method in route.methods.split(", ")}
     assert listed == known
 
 

@@ -2,6 +2,7 @@
 
 from ingest.event.client import Peer
 from ingest.event.line import COOKIE, EventEncoder
+from ingest.event.pages import EMPTY, PIXEL, Page, Pages
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
@@ -10,23 +11,36 @@ from ingest.event.refusals import (
     HEAD_TOO_LARGE,
     MALFORMED,
     NOT_FOUND,
+    UNAVAILABLE,
     UNAVAILABLE_CLOSE,
     ClientError,
-    method_not_allowed,
 )
+from ingest.event.routes import COLLECT, ROUTES, Event, Handler, Preflight, Router, Show, Takes
 
 __all__ = [
     "BAD_FRAMING",
     "BAD_HOST",
     "BAD_JSON",
     "BODY_TOO_LARGE",
+    "COLLECT",
     "COOKIE",
+    "EMPTY",
     "HEAD_TOO_LARGE",
     "MALFORMED",
     "NOT_FOUND",
+    "PIXEL",
+    "ROUTES",
+    "UNAVAILABLE",
     "UNAVAILABLE_CLOSE",
     "ClientError",
+    "Event",
     "EventEncoder",
+    "Handler",
+    "Page",
+    "Pages",
     "Peer",
-    "method_not_allowed",
+    "Preflight",
+    "Router",
+    "Show",
+    "Takes",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-RETRY_AFTER_SECONDS: Final = 1
+RETRY_AFTER: Final = ("Retry-After", "1")
 
 
 class ClientError(NamedTuple):
@@ -38,7 +38,7 @@ UNAVAILABLE: Final = ClientError(
     "cannot take events now; try again",
     "http_requests_rejected_queue_full_total",
     close=False,
-    headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),),
+    headers=(RETRY_AFTER,),
 )
 UNAVAILABLE_CLOSE: Final = UNAVAILABLE._replace(close=True)
 

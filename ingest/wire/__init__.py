@@ -8,7 +8,7 @@ from ingest.wire.connection import Connection
 from ingest.wire.layouts import Layouts
 from ingest.wire.request import HeaderNames
 from ingest.wire.states import STATES, State
-from ingest.wire.tick import ConnectionLimits, Entry, Pages, Tick
+from ingest.wire.tick import ConnectionLimits, Entry, Tick
 
 __all__ = [
     "STATES",
@@ -18,7 +18,6 @@ __all__ = [
     "Entry",
     "HeaderNames",
     "Layouts",
-    "Pages",
     "State",
     "Tick",
 ]

@@ -1,6 +1,6 @@
 """Every answer there is, built once and then only written.
 
-Owns the table of refusals (status, reason, metric) and the bytes of all answers, with their CORS headers. Promises that
+Owns the bytes of all answers, with their CORS headers; what they say is `event`'s. Promises that
 an answer to a request with `Origin` carries the CORS headers, errors too, and that every answer carries `Date`
 (RFC 9110 §6.6.1): the prebuilt answers of an origin live for one second. Never touches a connection.
 """
@@ -11,22 +11,18 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from ingest.event.refusals import UNAVAILABLE, UNAVAILABLE_CLOSE, ClientError
+from ingest.event import EMPTY, PIXEL, UNAVAILABLE, UNAVAILABLE_CLOSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ingest.event import ClientError, Page
 
 PREFLIGHT_MAX_AGE_SECONDS: Final = 86400
 _ORIGINS_KEPT: Final = 512
 _ORIGIN_KEPT_BYTES: Final = 256
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-# The smallest transparent GIF89a that every browser shows: one pixel, two colours, the first of them see-through.
-PIXEL: Final = (
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00"
-    b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-)
 
 
 class Answers:
@@ -39,11 +35,10 @@ class Answers:
 
     def __init__(self, date: str, cors: Sequence[tuple[str, str]]) -> None:
         self._common: tuple[tuple[str, str], ...] = (("Date", date), *cors)
-        gif = (("Content-Type", "image/gif"), ("Cache-Control", "no-store"))
-        self.stored = self.build(200)
-        self.stored_close = self.build(200, close=True)
-        self.pixel = self.build(200, gif, PIXEL)
-        self.pixel_close = self.build(200, gif, PIXEL, close=True)
+        self.stored = self.show(EMPTY)
+        self.stored_close = self.show(EMPTY, close=True)
+        self.pixel = self.show(PIXEL)
+        self.pixel_close = self.show(PIXEL, close=True)
         self.refused = self.refuse(UNAVAILABLE)
         self.refused_close = self.refuse(UNAVAILABLE_CLOSE)
 
@@ -56,6 +51,10 @@ class Answers:
             close=error.close if close is None else close,
             head_only=head_only,
         )
+
+    def show(self, page: Page, *, close: bool = False, head_only: bool = False) -> bytes:
+        """Return the answer that shows a page."""
+        return self.build(page.status, page.headers, page.body, close=close, head_only=head_only)
 
     def build(
         self,

@@ -13,20 +13,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
-from httptools.parser.errors import HttpParserInvalidURLError
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ingest.event import (
     BAD_FRAMING,
     BAD_HOST,
     BAD_JSON,
     BODY_TOO_LARGE,
+    COLLECT,
     COOKIE,
     MALFORMED,
     NOT_FOUND,
     UNAVAILABLE_CLOSE,
     ClientError,
-    method_not_allowed,
+    Event,
+    Preflight,
+    Router,
+    Show,
+    Takes,
 )
 from ingest.wire.layouts import CONTENT_LENGTH, EMPTY, EXPECT, HOST, ORIGIN, TRANSFER_ENCODING, UPGRADE
 from ingest.wire.states import State
@@ -34,7 +38,7 @@ from ingest.wire.states import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ingest.event import Peer
+    from ingest.event import Handler, Peer
     from ingest.wire.answers import Answers
     from ingest.wire.layouts import Layouts
     from ingest.wire.tick import Tick
@@ -51,16 +55,10 @@ _FRAMING_HEADERS: Final = frozenset(
 )
 _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
-_COLLECT: Final = b"/collect"
-_METHODS: Final = {
-    _COLLECT: "GET, HEAD, POST, OPTIONS",
-    b"/health": "GET, HEAD",
-    b"/ready": "GET, HEAD",
-    b"/metrics": "GET, HEAD",
-}
-_POST_EVENT: Final = 1
-_GET_EVENT: Final = 2
-_OTHER: Final = 0
+_ROUTER: Final = Router()
+_COLLECT: Final = COLLECT.path
+_IN_BODY: Final = Takes.BODY
+_IN_QUERY: Final = Takes.QUERY
 _SPELLINGS_LEARNED: Final = 1024
 _SPELLING_BYTES: Final = 64
 
@@ -111,13 +109,13 @@ class RequestReader:
         "_ending",
         "_expecting",
         "_fields",
+        "_handler",
         "_head",
+        "_head_only",
         "_keep_alive",
-        "_kind",
         "_layouts",
         "_learned",
         "_linger",
-        "_method",
         "_muted",
         "_names",
         "_parser",
@@ -125,6 +123,7 @@ class RequestReader:
         "_phase",
         "_query",
         "_replay",
+        "_takes",
         "_tick",
         "_two_hosts",
         "_url",
@@ -169,8 +168,9 @@ class RequestReader:
         self._head: dict[bytes, bytes] = {}
         self._body: bytes | bytearray = b""
         self._body_size = 0
-        self._kind = _OTHER
-        self._method = b""
+        self._handler: Handler = NOT_FOUND
+        self._takes: Takes | None = None
+        self._head_only = False
         self._query = b""
         self._keep_alive = True
         self._expecting: dict[bytes, bytes] | None = None
@@ -223,7 +223,7 @@ class RequestReader:
             self._reject(BODY_TOO_LARGE)
             return
         if self._url == _COLLECT and parser.get_method() == b"POST":
-            self._kind = _POST_EVENT
+            self._takes = _IN_BODY
             self._url = b""
         else:
             self._route(parser.get_method())
@@ -238,7 +238,7 @@ class RequestReader:
             self._reject(BODY_TOO_LARGE)
         elif not before:
             self._body = body
-        elif self._kind == _POST_EVENT:
+        elif self._takes is _IN_BODY:
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += body
@@ -252,16 +252,16 @@ class RequestReader:
         self.deadline = tick.idle_deadline
         if self._fields:
             self._fields = {}  # trailers (RFC 9110 §6.5.1): dropped, or the next request would inherit them
-        kind = self._kind
+        takes = self._takes
         body = self._body
         self._body = b""
         self._body_size = 0
-        if kind == _OTHER:
-            self._show_page()
+        if takes is None:
+            self._answer_no_event()
             return
         encoder = tick.encoder
         answers = self._answers
-        if kind == _POST_EVENT:
+        if takes is _IN_BODY:
             line = encoder.encode_body(tick.seconds, self._peer, encoder.fields(body, self._head))
             answer = answers.stored if self._keep_alive else answers.stored_close
         else:
@@ -324,71 +324,37 @@ class RequestReader:
     # Requests other than a plain POST of an event.
 
     def _route(self, method: bytes) -> None:
-        """Tell events from pages by path and method, for any form of target (RFC 9112 §3.2)."""
+        """Have the router say what is done with the request; a refusal that closes is told now."""
         target = self._url
         self._url = b""
         if self._two_hosts:
             self._reject(BAD_HOST)
             return
-        if not target.startswith(b"/") and target != b"*":
-            try:
-                url = parse_url(target)
-            except HttpParserInvalidURLError:
-                url = None
-            path = (url.path or b"/") if url is not None else target
-            query = (url.query or b"") if url is not None else b""
-        else:
-            path, _, query = target.partition(b"#")[0].partition(b"?")
-        self._kind = _OTHER
-        self._method = method
-        self._query = path
-        if path == _COLLECT:
-            if method == b"POST":
-                self._kind = _POST_EVENT
-            elif method == b"GET":
-                self._kind = _GET_EVENT
-                self._query = query
-                if len(query) > self._body_limit:
-                    self._reject(BODY_TOO_LARGE)
-        if method == b"CONNECT":
-            # What follows a CONNECT is no HTTP: the parser would stop here.
-            self._reject(method_not_allowed(_METHODS[_COLLECT])._replace(close=True))
+        handler, query = _ROUTER.find(method, target)
+        self._handler = handler
+        self._head_only = method == b"HEAD"
+        self._takes = handler.takes if isinstance(handler, Event) else None
+        if self._takes is _IN_QUERY:
+            self._query = query
+            if len(query) > self._body_limit:
+                self._reject(BODY_TOO_LARGE)
+        elif isinstance(handler, ClientError) and handler.close:
+            self._reject(handler)
 
-    def _show_page(self) -> None:
-        method = self._method
-        path = self._query
+    def _answer_no_event(self) -> None:
+        handler = self._handler
         close = not self._keep_alive
-        answers = self._answers
         tick = self._tick
-        head_only = method == b"HEAD"
-        if path not in _METHODS:
-            tick.count_rejected(NOT_FOUND)
-            self._answer(answers.refuse(NOT_FOUND, close=close, head_only=head_only))
-        elif method.decode("latin-1") not in _METHODS[path].split(", "):
-            error = method_not_allowed(_METHODS[path])
-            tick.count_rejected(error)
-            self._answer(answers.refuse(error, close=close, head_only=head_only))
-        elif method == b"OPTIONS":
+        if isinstance(handler, ClientError):
+            tick.count_rejected(handler)
+            self._answer(self._answers.refuse(handler, close=close, head_only=self._head_only))
+        elif isinstance(handler, Preflight):
             head = self._head
             self._answer(
-                tick.book.preflight(head.get(ORIGIN), _METHODS[path], head.get(_REQUESTED_HEADERS), close=close)
+                tick.book.preflight(head.get(ORIGIN), handler.methods, head.get(_REQUESTED_HEADERS), close=close)
             )
-        elif path == _COLLECT:
-            self._answer(answers.build(200, close=close))
-        else:
-            status, kind, body = self._page(path)
-            headers = [("Content-Type", kind), ("Cache-Control", "no-store")]
-            if status == 503:
-                headers.append(("Retry-After", "1"))
-            self._answer(answers.build(status, headers, body, close=close, head_only=head_only))
-
-    def _page(self, path: bytes) -> tuple[int, str, bytes]:
-        if path == b"/metrics":
-            kind, text = self._tick.pages.metrics()
-            return 200, kind, text
-        if path == b"/ready" and not self._tick.pages.ready():
-            return 503, "text/plain; charset=utf-8", b"draining\n"
-        return 200, "text/plain; charset=utf-8", b"ok\n"
+        elif isinstance(handler, Show):
+            self._answer(self._answers.show(handler.page(tick.pages), close=close, head_only=self._head_only))
 
     def _answer(self, answer: bytes) -> None:
         self._tick.answer_in_turn(self, answer)
@@ -414,7 +380,7 @@ class RequestReader:
             return
         if head.get(EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
             self._expecting = head
-            if self._kind == _POST_EVENT and self._tick.refuses_events():
+            if self._takes is _IN_BODY and self._tick.refuses_events():
                 self._reject(UNAVAILABLE_CLOSE)
                 return
         if UPGRADE in head and parser.should_upgrade() and not self._ending:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ingest.config import Settings
-    from ingest.event import ClientError, EventEncoder
+    from ingest.event import ClientError, EventEncoder, Pages
     from ingest.telemetry import Metrics
     from ingest.wire.answers import AnswerBook
     from ingest.wire.connection import Connection
@@ -47,13 +47,6 @@ REFUSED_LINGERING: Final = 32
 
 NOT_AN_EVENT: Final = b""
 """The line of an answer that waits its turn among events: it adds nothing to the batch and nothing can refuse it."""
-
-
-class Pages(NamedTuple):
-    """The content of the paths beside `/collect`."""
-
-    ready: Callable[[], bool]
-    metrics: Callable[[], tuple[str, bytes]]
 
 
 class ConnectionLimits(NamedTuple):

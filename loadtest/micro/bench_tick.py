@@ -14,12 +14,13 @@ from traffic import events
 
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
+from ingest.event.pages import Pages
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
 from ingest.wire.layouts import Layouts
 from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Pages, Tick
+from ingest.wire.tick import ConnectionLimits, Tick
 
 CONNECTIONS = 20
 TURNS = 100

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
+from ingest.event.pages import Pages
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
 from ingest.wire.layouts import Layouts
 from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Pages, Tick
+from ingest.wire.tick import ConnectionLimits, Tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.wire.answers import PIXEL
+from ingest.event import PIXEL
 from tests.stand_ins.wire import DATE, Wire, chunked, post, request
 
 METHODS = {
@@ -29,8 +29,8 @@ def test_get_is_an_event_and_answered_with_a_pixel(feed):
     client = wire.connect()
     feed(client, request("GET", "/collect?a=1&b=%20?c"))
     (answer,) = client.answers()
-    assert (answer.status, answer.body) == (200, PIXEL)
-    assert len(PIXEL) == 43
+    assert (answer.status, answer.body) == (200, PIXEL.body)
+    assert len(PIXEL.body) == 43
     assert answer.headers["Content-Type"] == "image/gif"
     assert answer.headers["Cache-Control"] == "no-store"
     assert wire.events == ["a=1&b=%20?c"]

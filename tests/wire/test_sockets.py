@@ -15,12 +15,13 @@ import uvloop
 
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
+from ingest.event.pages import Pages
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS, Connection
 from ingest.wire.layouts import Layouts
 from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Pages, Tick
+from ingest.wire.tick import ConnectionLimits, Tick
 from tests.stand_ins.wire import post, read_answers, request
 
 if TYPE_CHECKING:

@@ -1,0 +1,134 @@
+"""Which request gets what: the one table of paths and methods.
+
+Owns `ROUTES`, which the code, the docs and the tests read, and the way from a request's target to its row. Promises one
+look-up by path, byte for byte, whatever the form of the target (RFC 9112 §3.2), and a handler for every request: a
+refusal is one too. Never reads a header or a body.
+
+A row says what each method does. HEAD goes wherever GET does, and is never an event; OPTIONS wherever `preflight` is
+set. A new path is a new row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from httptools import parse_url
+from httptools.parser.errors import HttpParserInvalidURLError
+
+from ingest.event import pages
+from ingest.event.refusals import NOT_FOUND, ClientError, method_not_allowed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ingest.event.pages import Page, Pages
+
+
+class Takes(Enum):
+    """Where in a request its event stands."""
+
+    BODY = "body"
+    QUERY = "query"
+
+
+class Event(NamedTuple):
+    """The request is an event; `answer` is what its client reads once the event is durable."""
+
+    takes: Takes
+    answer: Page
+
+
+class Show(NamedTuple):
+    """The request is answered with a page and stores nothing."""
+
+    page: Callable[[Pages], Page]
+
+
+class Preflight(NamedTuple):
+    """The request asks what a browser may send here (Fetch §4.8)."""
+
+    methods: str
+
+
+Handler: TypeAlias = Event | Show | Preflight | ClientError
+"""The work that a request asks for. A refusal that keeps the connection is told when the body has been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path."""
+
+    path: bytes
+    get: Event | Show | None = None
+    post: Event | None = None
+    preflight: bool = False
+
+    @property
+    def methods(self) -> str:
+        """The methods there are, as `Allow` lists them."""
+        there = (("GET", self.get), ("HEAD", self.get), ("POST", self.post), ("OPTIONS", self.preflight))
+        return ", ".join(name for name, is_there in there if is_there)
+
+    def handlers(self) -> dict[bytes, Handler]:
+        """Return what each method does."""
+        found: dict[bytes, Handler] = {}
+        if self.get is not None:
+            found[b"GET"] = self.get
+            found[b"HEAD"] = self.get if isinstance(self.get, Show) else Show(pages.empty)
+        if self.post is not None:
+            found[b"POST"] = self.post
+        if self.preflight:
+            found[b"OPTIONS"] = Preflight(self.methods)
+        return found
+
+
+COLLECT: Final = Route(
+    b"/collect", get=Event(Takes.QUERY, pages.PIXEL), post=Event(Takes.BODY, pages.EMPTY), preflight=True
+)
+ROUTES: Final = (
+    COLLECT,
+    Route(b"/health", get=Show(pages.health)),
+    Route(b"/ready", get=Show(pages.ready)),
+    Route(b"/metrics", get=Show(pages.metrics)),
+)
+_NO_TUNNEL: Final = method_not_allowed(COLLECT.methods)._replace(close=True)
+"""The answer to CONNECT: no HTTP follows one, so that the connection cannot go on."""
+
+
+class Router:
+    """Finds the handler of a request among some routes."""
+
+    __slots__ = ("_by_path",)
+
+    def __init__(self, routes: Iterable[Route] = ROUTES) -> None:
+        self._by_path = {route.path: (route.handlers(), method_not_allowed(route.methods)) for route in routes}
+
+    def find(self, method: bytes, target: bytes) -> tuple[Handler, bytes]:
+        """Return what is done with a request, and its query."""
+        query = b""
+        found = self._by_path.get(target)
+        if found is None:
+            path, query = split_target(target)
+            found = self._by_path.get(path)
+        if found is not None:
+            handlers, not_allowed = found
+            handler = handlers.get(method)
+            if handler is not None:
+                return handler, query
+        if method == b"CONNECT":
+            return _NO_TUNNEL, query
+        return (NOT_FOUND if found is None else not_allowed), query
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Return path and query of a target in any form; one that is no URL at all is a path nobody has."""
+    if target.startswith(b"/"):
+        path, _, query = target.partition(b"#")[0].partition(b"?")
+        return path, query
+    try:
+        url = parse_url(target)
+    except HttpParserInvalidURLError:
+        return target, b""
+    return url.path or b"/", url.query or b""
