@@ -63,6 +63,7 @@ class Plan:
         self.fronts = ["waits-4", "closes-1.0"] if quick else FRONTS
         self.fronts_of_peers = {} if quick else {load: [*compiled, STARLETTE] for load in FRONTS_OF_PEERS}
         self.fronts_rounds = 3 if quick else 5
+        self.fronts_seconds = 1.0 if quick else 1.2
         self.shares = [0.25] if quick else [0.25, 0.5]
         self.held = [FLOOR, JOURNAL] if quick else [FLOOR, JOURNAL, STARLETTE]
         self.search_steps = 4 if quick else 5
@@ -164,7 +165,7 @@ class Bench:
                 readings = {subject: [] for subject in running}
                 for number in range(rounds):
                     for subject in [*running][:: 1 if number % 2 == 0 else -1]:
-                        readings[subject].append(self.load(running[subject], self.plan.seconds, LOADS[name]))
+                        readings[subject].append(self.load(running[subject], self.plan.fronts_seconds, LOADS[name]))
             floor = readings[FLOOR]
             results[name] = {"title": LOADS[name].title, "subjects": {}}
             for subject, taken in readings.items():

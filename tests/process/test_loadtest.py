@@ -293,6 +293,47 @@ def test_this_checkout_can_be_driven_without_sockets(tmp_path, closing):
     assert len(list((tmp_path / "objects").rglob("*.jsonl.gz"))) == 2
 
 
+def run_here(words, folder):
+    """Run a script of loadtest on this checkout."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, LOADTEST, LOADTEST / "micro")))},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_step_of_recovery_can_be_measured_in_this_checkout(tmp_path):
+    finished = run_here([LOADTEST / "recovery.py", 200, tmp_path, "--rounds", 1], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["step_us"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (LOADTEST / "micro").glob("bench_*.py")))
+def test_the_micro_benchmarks_name_what_this_checkout_has(name, tmp_path):
+    finished = run_here(["-c", f"import {name}"], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_turns_of_the_micro_benchmark_take_every_event(tmp_path):
+    turns = (
+        "import bench_tick as b; turns = b.Turns(b.Layouts); turns.run(b.WHOLE); turns.run(b.APART); print(turns.lines)"
+    )
+    finished = run_here(["-c", turns], tmp_path)
+    assert finished.stdout == "4000\n", finished.stderr
+
+
+def test_the_scenarios_watch_metrics_that_there_are():
+    watched = re.search(r"(?s)^WATCHED = \{(.*?)^\}", (LOADTEST / "scenario.py").read_text(), re.MULTILINE)[1]
+    names = re.findall(r': "(\w+)"', watched)
+    assert names
+    documented = (REPOSITORY / "docs" / "ops.md").read_text()
+    assert [name for name in names if f"`{name}`" not in documented] == []
+
+
 def test_a_peer_whose_runtime_is_not_there_is_left_out_with_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     found, left_out = compiled.peers(tmp_path / "built")
