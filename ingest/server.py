@@ -188,7 +188,6 @@ class Server:
                 metrics,
                 sync=settings.durability == "fsync",
                 submit=self._submit,
-                settle=lambda entries, *, committed: self._tick.settle_later(entries, committed=committed),
                 seal_open=self._seal_broken,
                 keep=self._backlog.keep,
             )
@@ -208,7 +207,6 @@ class Server:
             keys,
             metrics,
             loop,
-            settle=lambda entries, *, committed: self._tick.settle(entries, committed=committed),
             submit=self._submit,
             has_room=lambda: self._uploader.has_room,
             held_bytes=lambda: self._uploader.pending_bytes,

@@ -204,7 +204,7 @@ GUARDS: tuple[Guard, ...] = (
         "a tick is written before it is answered",
         "intake/admission.py",
         "        if journal is not None and not journal.write(batch, data):\n"
-        "            self._refuse(entries, events)\n            return\n",
+        "            self._refuse(turn)\n            return\n",
         "",
         JOURNAL + "test_a_tick_is_one_write_before_it_is_answered",
         JOURNAL + "test_kill_9_keeps_every_acknowledged_event",

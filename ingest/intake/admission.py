@@ -11,16 +11,17 @@ written and waits for its group commit, which moves it into `size` or cuts it of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ingest.intake.batch import Batch, BufferPool
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from ingest.config import Settings
     from ingest.format import KeyFactory
+    from ingest.intake.batch import Turn
     from ingest.telemetry import Metrics
 
 
@@ -38,11 +39,11 @@ class BatchJournal(Protocol):
     def write(self, batch: Batch, data: bytes) -> bool:
         """Write lines to the segment; False when the disk refuses, and then nothing of them is left in it."""
 
-    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
-        """Settle the entries once the lines are synced."""
+    def group(self, batch: Batch, turn: Turn) -> None:
+        """Settle the turn once its lines are synced."""
 
-    def refuse(self, entries: Sequence[Any]) -> None:
-        """Settle entries as refused, behind those that wait for a sync."""
+    def refuse(self, turn: Turn) -> None:
+        """Settle a turn as refused, behind those that wait for a sync."""
 
     def seal(self, batch: Batch) -> None:
         """Submit the batch when its last line is as durable as promised."""
@@ -51,8 +52,8 @@ class BatchJournal(Protocol):
 class Intake:
     """Admits events to the open batch.
 
-    `settle(entries, committed=)` answers; `submit` takes a sealed batch and never waits; `has_room` tells whether it
-    can; `held_bytes` are those of sealed batches, still in memory.
+    `submit` takes a sealed batch and never waits; `has_room` tells whether it can; `held_bytes` are those of sealed
+    batches, still in memory.
     """
 
     def __init__(
@@ -62,7 +63,6 @@ class Intake:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         *,
-        settle: Callable[..., None],
         submit: Callable[[Batch], None],
         has_room: Callable[[], bool],
         held_bytes: Callable[[], int],
@@ -77,12 +77,10 @@ class Intake:
         self._keys = keys
         self._metrics = metrics
         self._loop = loop
-        self._settle = settle
         self._submit = submit
         self._has_room = has_room
         self._held_bytes = held_bytes
         self._journal = journal
-        self._deferred = journal is not None and journal.deferred
         self._pool = BufferPool(settings.upload_concurrency + 1)
 
         # The open batch, and why it should be sealed already though it could not be.
@@ -100,17 +98,18 @@ class Intake:
         """Bytes in the open batch, the tail included."""
         return 0 if self._batch is None else self._batch.size + self._batch.tail_size
 
-    def commit(self, lines: list[bytes], events: int, seconds: int, entries: Sequence[Any]) -> None:
-        """Take a tick's lines, `events` of them not empty, all of second `seconds`; settle their entries, in order."""
-        if not events:
-            self._refuse(entries, 0)  # answers to no event, which follow events of their connections
+    def commit(self, turn: Turn) -> None:
+        """Take a turn's events; settle it, or its parts in order."""
+        if not turn.events:
+            self._refuse(turn)  # answers to no event, which follow events of their connections
             return
+        seconds = turn.seconds
         batch = self._batch
         if batch is not None and not batch.partition.start <= seconds < batch.partition.end:
             self._seal_if_room("partition")
             batch = self._batch
             if batch is not None:
-                self._refuse(entries, events)
+                self._refuse(turn)
                 return
         while True:
             if batch is None:
@@ -118,19 +117,18 @@ class Intake:
             room = 0 if batch is None else batch.limit - batch.events - batch.tail_events
             if batch is None or room <= 0:
                 if batch is None or not self._has_room():
-                    self._refuse(entries, events)
+                    self._refuse(turn)
                     return
                 # Room came that nobody announced: the disk was freed by others.
                 self.seal(self._due)
                 batch = None
                 continue
-            if events <= room:
-                self._append(batch, lines, events, seconds, entries)
+            if turn.events <= room:
+                self._append(batch, turn)
                 return
-            # The group crosses the end of the batch: its first `room` events belong to this one.
-            cut = _index_behind(lines, room)
-            self._append(batch, lines[:cut], room, seconds, entries[:cut])
-            lines, entries, events = lines[cut:], entries[cut:], events - room
+            # The turn crosses the end of the batch: its first `room` events belong to this one.
+            part, turn = turn.split(room)
+            self._append(batch, part)
             batch = self._batch
 
     def refusing(self, unfinished: int) -> bool:
@@ -174,23 +172,23 @@ class Intake:
         """Tell whether this is the batch that takes events now."""
         return batch is self._batch
 
-    def _append(self, batch: Batch, lines: list[bytes], events: int, seconds: int, entries: Sequence[Any]) -> None:
-        data = b"".join(lines)
+    def _append(self, batch: Batch, turn: Turn) -> None:
+        data = b"".join(turn.lines)
         if self._held_bytes() + batch.size + batch.tail_size + len(data) > self._max_buffer_bytes:
-            self._refuse(entries, events)
+            self._refuse(turn)
             return
         journal = self._journal
         if journal is not None and not journal.write(batch, data):
-            self._refuse(entries, events)
+            self._refuse(turn)
             return
-        batch.append(data, events)
-        if self._deferred:
-            assert journal is not None  # noqa: S101 - only a journal defers
-            journal.group(batch, len(data), events, seconds, entries)
+        batch.append(data, turn.events)
+        turn.lines.clear()  # the batch has them, and a turn may wait long for its sync
+        if journal is not None and journal.deferred:
+            journal.group(batch, turn)
         else:
-            batch.acknowledge(len(data), events, seconds)
-            self._metrics.accepted += events
-            self._settle(entries, committed=True)
+            batch.acknowledge(turn.size, turn.events, turn.seconds)
+            self._metrics.accepted += turn.events
+            turn.settle(committed=True)
         if batch.events + batch.tail_events >= self._batch_size:
             self._seal_if_room("size")
         elif batch.size + batch.tail_size >= self._batch_bytes:
@@ -216,23 +214,13 @@ class Intake:
             self._due = reason
             self._batch.limit = self._batch.events + self._batch.tail_events + self._channel_size
 
-    def _refuse(self, entries: Sequence[Any], events: int) -> None:
-        if self._journal is not None and self._journal.latched:
-            self._metrics.http_requests_rejected_disk_full_total += events
+    def _refuse(self, turn: Turn) -> None:
+        journal = self._journal
+        if journal is not None and journal.latched:
+            self._metrics.http_requests_rejected_disk_full_total += turn.events
         else:
-            self._metrics.http_requests_rejected_queue_full_total += events
-        if self._deferred:
-            assert self._journal is not None  # noqa: S101 - only a journal defers
-            self._journal.refuse(entries)
+            self._metrics.http_requests_rejected_queue_full_total += turn.events
+        if journal is not None and journal.deferred:
+            journal.refuse(turn)
         else:
-            self._settle(entries, committed=False)
-
-
-def _index_behind(lines: list[bytes], events: int) -> int:
-    """Return the index behind the first `events` lines that are events."""
-    for index, line in enumerate(lines):
-        if line:
-            events -= 1
-            if events == 0:
-                return index + 1
-    return len(lines)
+            turn.settle(committed=False)

@@ -9,7 +9,7 @@ written and waits for its group commit, which moves it into `size` or cuts it of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES: Final = 1 << 20
 """A new buffer's size; it doubles as a batch grows, and a pooled one keeps what it has."""
+
+
+class Turn(Protocol):
+    """What a turn of the loop has to commit: events of one second, and the answers that wait for them."""
+
+    seconds: int
+    events: int
+    lines: list[bytes]
+    size: int
+    """Bytes of the lines."""
+
+    def split(self, events: int) -> tuple[Turn, Turn]:
+        """Return what belongs to the first so many events, and the rest."""
+
+    def settle(self, *, committed: bool) -> None:
+        """Answer: the events are durable as promised, or refused."""
 
 
 class BufferPool:

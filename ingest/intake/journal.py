@@ -32,7 +32,7 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -42,12 +42,12 @@ from ingest.disk.publish import publish
 from ingest.format import segment_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
     from pathlib import Path
 
     from ingest.disk import Slot
-    from ingest.intake.batch import Batch
+    from ingest.intake.batch import Batch, Turn
     from ingest.telemetry import Metrics
 
 
@@ -91,24 +91,20 @@ class Segment:
 
 
 class _Group:
-    """Entries that are settled together, in their turn: lines of one batch, or (without a batch) refused ones."""
+    """A turn that is settled in its order: lines of one batch, or (without a batch) refused."""
 
-    __slots__ = ("batch", "entries", "events", "refused", "seconds", "size")
+    __slots__ = ("batch", "refused", "turn")
 
-    def __init__(self, batch: Batch | None, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
+    def __init__(self, batch: Batch | None, turn: Turn) -> None:
         self.batch = batch
-        self.size = size
-        self.events = events
-        self.seconds = seconds
-        self.entries = entries
+        self.turn = turn
         self.refused = batch is None
 
 
 class Journal:
     """The segments of this process, in a slot it holds.
 
-    `submit` takes a sealed batch; `settle` answers entries of an earlier tick; `seal_open` seals the batch if it is the
-    open one; `keep` adds a file to the backlog.
+    `submit` takes a sealed batch; `seal_open` seals the batch if it is the open one; `keep` adds a file to the backlog.
     """
 
     def __init__(
@@ -121,7 +117,6 @@ class Journal:
         *,
         sync: bool,
         submit: Callable[[Batch], None],
-        settle: Callable[..., None],
         seal_open: Callable[[Batch], None],
         keep: Callable[[str, Path, int, int], None],
     ) -> None:
@@ -132,7 +127,6 @@ class Journal:
         self._sync_executor = sync_executor
         self._metrics = metrics
         self._submit = submit
-        self._settle = settle
         self._seal_open = seal_open
         self._keep = keep
         self.deferred = sync
@@ -218,13 +212,13 @@ class Journal:
 
     # Group commit.
 
-    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
-        """Settle the entries once the lines are synced: with the sync under way over, one more serves all that wait."""
-        self._queue(_Group(batch, size, events, seconds, entries))
+    def group(self, batch: Batch, turn: Turn) -> None:
+        """Settle the turn once its lines are synced: with the sync under way over, one more serves all that wait."""
+        self._queue(_Group(batch, turn))
 
-    def refuse(self, entries: Sequence[Any]) -> None:
-        """Settle entries as refused, but not before those of earlier ticks: answers keep their order."""
-        self._queue(_Group(None, 0, 0, 0, entries))
+    def refuse(self, turn: Turn) -> None:
+        """Settle a turn as refused, but not before earlier ones: answers keep their order."""
+        self._queue(_Group(None, turn))
 
     def _queue(self, group: _Group) -> None:
         self._waiting.append(group)
@@ -279,8 +273,8 @@ class Journal:
                     self._mark_refused(other, batch)
                 self._fail(batch, error)
             else:
-                batch.acknowledge(group.size, group.events, group.seconds)
-                self._metrics.accepted += group.events
+                batch.acknowledge(group.turn.size, group.turn.events, group.turn.seconds)
+                self._metrics.accepted += group.turn.events
         self._decided += groups
         self._answer_decided()
         if self._waiting:
@@ -297,7 +291,7 @@ class Journal:
             return
         decided, self._decided = self._decided, []
         for group in decided:
-            self._settle(group.entries, committed=not group.refused)
+            group.turn.settle(committed=not group.refused)
 
     def _pass_on_sealed(self) -> None:
         ready = [batch for batch in self._sealing if not batch.tail_events and batch not in self._broken]
@@ -327,7 +321,7 @@ class Journal:
         """Decide the fate of lines that were cut off; their answers wait for their turn."""
         if group.batch is batch and not group.refused:
             group.refused = True
-            self._metrics.http_requests_rejected_disk_full_total += group.events
+            self._metrics.http_requests_rejected_disk_full_total += group.turn.events
 
     def _latch(self, error: StorageError) -> None:
         self._metrics.journal_write_errors_total += 1

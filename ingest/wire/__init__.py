@@ -8,16 +8,17 @@ from ingest.wire.connection import Connection
 from ingest.wire.layouts import Layouts
 from ingest.wire.request import HeaderNames
 from ingest.wire.states import STATES, State
-from ingest.wire.tick import ConnectionLimits, Entry, Tick
+from ingest.wire.tick import ConnectionLimits, Tick
+from ingest.wire.turn import Turn
 
 __all__ = [
     "STATES",
     "AnswerBook",
     "Connection",
     "ConnectionLimits",
-    "Entry",
     "HeaderNames",
     "Layouts",
     "State",
     "Tick",
+    "Turn",
 ]

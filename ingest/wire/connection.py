@@ -156,12 +156,13 @@ class Connection(RequestReader, asyncio.Protocol):
             self._feed_carefully(data)
         elif self._phase is _IDLE:
             tick = self._tick
-            before = len(tick.lines)
+            turn = tick.turn
+            answers, events = turn.answers, turn.events
             offset = self._feed_parser(data)
             if self._phase is not _IDLE or offset >= 0:
                 self.whole = False
-                self._part_fed(data, before, offset)
-            elif len(tick.lines) == before + 1 and tick.lines[before]:
+                self._part_fed(data, answers, offset)
+            elif turn.answers == answers + 1 and turn.events == events + 1:
                 self.whole = True
                 self._layouts.learn(data, tick.now)
         else:
@@ -296,8 +297,8 @@ class Connection(RequestReader, asyncio.Protocol):
             piece = self._input[: self._slice]
             self._input = self._input[self._slice :]
             if self._phase is _IDLE:
-                before = len(self._tick.lines)
-                self._part_fed(piece, before, self._feed_parser(piece))
+                answers = self._tick.turn.answers
+                self._part_fed(piece, answers, self._feed_parser(piece))
             else:
                 self._feed_by_lines(piece)
                 self._slice_fed()
@@ -321,11 +322,11 @@ class Connection(RequestReader, asyncio.Protocol):
             if transport is not None and not transport.is_reading():
                 transport.resume_reading()
 
-    def _part_fed(self, data: bytes, before: int, offset: int) -> None:
+    def _part_fed(self, data: bytes, answers: int, offset: int) -> None:
         """Measure what a slice that began between requests has left unfinished."""
         if self._ending:
             return
-        alone = len(self._tick.lines) == before
+        alone = self._tick.turn.answers == answers
         if offset >= 0:
             head = data[:offset]
             self._framing = len(head.lstrip(EMPTY_LINES)) if alone else Meter().measure(head)
@@ -354,7 +355,7 @@ class Connection(RequestReader, asyncio.Protocol):
             awaited = self._expecting is self._head
             self._expecting = None
             if awaited and not self._body_size:
-                self._tick.answer_in_turn(self, CONTINUE)
+                self._tick.turn.reply(self, CONTINUE)
                 self._tick.metrics.requests -= 1
 
     def _feed_by_lines(self, data: bytes) -> None:

@@ -271,8 +271,7 @@ class RequestReader:
             self._answer(answers.refuse(BAD_JSON, close=not self._keep_alive))
             tick.count_rejected(BAD_JSON)
             return
-        tick.lines.append(line)
-        tick.entries.append((self, answer, answers.refused if self._keep_alive else answers.refused_close))
+        tick.turn.event(self, line, answer, answers.refused if self._keep_alive else answers.refused_close)
         if not self._keep_alive:
             self._end()
 
@@ -311,8 +310,7 @@ class RequestReader:
         else:
             line = encoder.encode(tick.seconds, self._peer, fields)
             answer = answers.pixel
-        tick.lines.append(line)
-        tick.entries.append((self, answer, answers.refused))
+        tick.turn.event(self, line, answer, answers.refused)
         self.deadline = tick.idle_deadline
         return True
 
@@ -357,7 +355,7 @@ class RequestReader:
             self._answer(self._answers.show(handler.page(tick.pages), close=close, head_only=self._head_only))
 
     def _answer(self, answer: bytes) -> None:
-        self._tick.answer_in_turn(self, answer)
+        self._tick.turn.reply(self, answer)
         if not self._keep_alive:
             self._end()
 
@@ -434,7 +432,7 @@ class RequestReader:
         tick.count_rejected(error)
         if self._phase is not _BODY:
             self._answers = tick.book.plain if error is MALFORMED else self._answers_for(self._fields)
-        tick.answer_in_turn(self, self._answers.refuse(error, close=True))
+        tick.turn.reply(self, self._answers.refuse(error, close=True))
         self._linger = True
         self._end()
 

@@ -2,10 +2,9 @@
 
     data_received (many)  ->  run: parse every read, encode every line  ->  commit once  ->  answer all, in order
 
-Owns the lists that one turn fills, and what all connections share: limits, clock readings of the turn, the answers'
-texts. Promises that nothing is answered before its commit is settled, and that the answers of one connection keep the
-order of its requests. Never parses, never writes to disk: `Connection` does the first, the injected `commit` the
-second.
+Owns the reads of a turn, and what all connections share: limits, clock readings of the turn, the answers' texts.
+Promises that nothing is answered before its commit is settled, and that the answers of one connection keep the order of
+its requests. Never parses, never writes to disk: `Connection` does the first, the injected `commit` the second.
 
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
@@ -19,22 +18,20 @@ costs nothing and lets gzip run. A lone event waits for nobody, a full turn does
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from ingest.config import Settings
     from ingest.event import ClientError, EventEncoder, Pages
     from ingest.telemetry import Metrics
     from ingest.wire.answers import AnswerBook
     from ingest.wire.connection import Connection
-    from ingest.wire.request import RequestReader
 
-
-Entry: TypeAlias = "tuple[RequestReader, bytes, bytes]"
-"""One answer that is due: the connection, what to write once its event is committed, and what if it is refused."""
 
 SMALL_TURN: Final = 8
 """With fewer reads than this in a turn the next one waits for company."""
@@ -44,9 +41,6 @@ GATHER_SECONDS: Final = 0.001
 
 REFUSED_LINGERING: Final = 32
 """Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
-
-NOT_AN_EVENT: Final = b""
-"""The line of an answer that waits its turn among events: it adds nothing to the batch and nothing can refuse it."""
 
 
 class ConnectionLimits(NamedTuple):
@@ -73,8 +67,7 @@ class ConnectionLimits(NamedTuple):
 class Tick:
     """Collects the reads of a turn and does their work in one go.
 
-    `commit(lines, events, seconds, entries)` must settle every entry, at once or later, in order, through `settle`
-    (or, when `deferred`, `settle_later`). `lines` and `entries` are parallel; `events` of the lines are not empty.
+    `commit(turn)` must settle the turn, or each of its parts in order, at once; when `deferred`, later.
     """
 
     __slots__ = (
@@ -86,18 +79,15 @@ class Tick:
         "_sleep",
         "_small",
         "_wall_clock",
-        "blanks",
         "book",
         "closing",
         "connections",
         "deferred",
         "draining",
         "encoder",
-        "entries",
         "held",
         "idle_deadline",
         "limits",
-        "lines",
         "loop_time",
         "metrics",
         "now",
@@ -106,6 +96,7 @@ class Tick:
         "reads",
         "refused",
         "seconds",
+        "turn",
     )
 
     def __init__(
@@ -116,7 +107,7 @@ class Tick:
         book: AnswerBook,
         pages: Pages,
         metrics: Metrics,
-        commit: Callable[[list[bytes], int, int, list[Entry]], None],
+        commit: Callable[[Turn], None],
         refusing: Callable[[int], bool],
         *,
         buffered: Callable[[], int],
@@ -149,14 +140,12 @@ class Tick:
 
         # For one turn.
         self.reads: list[tuple[Connection, bytes]] = []
-        self.lines: list[bytes] = []
-        self.entries: list[Entry] = []
         self.closing: list[Connection] = []
-        self.blanks = 0
         self.seconds = 0
         self.now = self.idle_deadline = self.read_deadline = 0.0
         self._small = False
         self.read_clocks()
+        self.turn = Turn(self.seconds)
 
     def schedule(self, *, waits: bool = True) -> None:
         """Have `run` called once the kernel has handed over all it has; the caller appends the turn's first read.
@@ -177,6 +166,7 @@ class Tick:
         self.reads = []
         self._small = len(reads) < SMALL_TURN
         self.read_clocks()
+        turn = self.turn = Turn(self.seconds)
         for connection, data in reads:
             try:
                 if not connection.whole or not connection.take_whole(data):
@@ -185,20 +175,14 @@ class Tick:
                 connection.abort()
                 context = {"message": "unhandled error", "exception": error, "connection": connection}
                 self._loop.call_exception_handler(context)
-        lines = self.lines
-        if lines:
-            entries = self.entries
-            blanks = self.blanks
-            self.lines = []
-            self.entries = []
-            self.blanks = 0
-            self.metrics.requests += len(entries)
+        if turn.answers:
+            self.metrics.requests += turn.answers
             if self.deferred:
-                self._defer(lines, entries)
-            elif blanks == len(lines):
-                self.settle(entries, committed=True)
+                turn.defer()
+            if turn.events or (self.deferred and turn.answers):
+                self._commit(turn)
             else:
-                self._commit(lines, len(lines) - blanks, self.seconds, entries)
+                turn.settle(committed=True)
         if self.closing:
             closing = self.closing
             self.closing = []
@@ -215,43 +199,6 @@ class Tick:
         now = self.now = self._loop.time()
         self.idle_deadline = now + self.limits.idle_timeout
         self.read_deadline = now + self.limits.read_timeout
-
-    def settle(self, entries: Sequence[Entry], *, committed: bool) -> None:
-        """Answer entries: their events are durable as promised, or refused and forgotten."""
-        if committed:
-            for connection, answer, _ in entries:
-                connection.write(answer)
-        else:
-            for connection, _, refusal in entries:
-                connection.write(refusal)
-
-    def settle_later(self, entries: Sequence[Entry], *, committed: bool) -> None:
-        """Answer entries of an earlier turn, and let go of connections that waited for no more than that."""
-        self.settle(entries, committed=committed)
-        for connection, _, _ in entries:
-            connection.answered()
-
-    def _defer(self, lines: list[bytes], entries: list[Entry]) -> None:
-        """Hand over entries whose answers come later, when the group commit is through.
-
-        An answer to no event waits only if an event stands before it on its connection: `/health` must not hang with
-        the disk.
-        """
-        kept_lines: list[bytes] = []
-        kept: list[Entry] = []
-        events = 0
-        for line, entry in zip(lines, entries, strict=True):
-            connection, answer, _ = entry
-            if line:
-                events += 1
-            elif not connection.pending:
-                connection.write(answer)
-                continue
-            connection.await_commit()
-            kept_lines.append(line)
-            kept.append(entry)
-        if kept:
-            self._commit(kept_lines, events, self.seconds, kept)
 
     def admit(self, connection: Connection) -> bool:
         """Take a new connection into account; False when there are MAX_CONNECTIONS already."""
@@ -279,12 +226,6 @@ class Tick:
     def busy(self) -> bool:
         """Tell whether a connection is still owed an answer, or sends a request."""
         return any(connection.pending or not connection.is_over for connection in self.connections)
-
-    def answer_in_turn(self, connection: RequestReader, answer: bytes) -> None:
-        """Queue an answer that no commit decides, behind those its connection is owed."""
-        self.lines.append(NOT_AN_EVENT)
-        self.entries.append((connection, answer, answer))
-        self.blanks += 1
 
     def count_rejected(self, error: ClientError) -> None:
         """Count a refusal under the metric its table names."""

@@ -77,10 +77,10 @@ class Turns:
         for connection in self.connections:
             connection.connection_made(Transport())
 
-    def commit(self, lines, events, _seconds, entries):
-        self.lines += events
-        b"".join(lines)
-        self.tick.settle(entries, committed=True)
+    def commit(self, turn):
+        self.lines += turn.events
+        b"".join(turn.lines)
+        turn.settle(committed=True)
 
     def run(self, reads):
         """Take reads in turns of one for each connection."""

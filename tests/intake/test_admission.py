@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,6 +15,7 @@ from ingest.format.keys import KeyFactory, parse_key, partition_of
 from ingest.intake.admission import Intake
 from ingest.intake.batch import BUFFER_BYTES, Batch, BufferPool
 from ingest.telemetry.metrics import Metrics
+from ingest.wire.turn import Turn
 from tests.stand_ins.wire import FakeLoop
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class FakeJournal:
         self.latched = False
         self.refuses = False
         self.segments: dict[str, bytearray] = {}
-        self.waiting: list[tuple[Any, ...]] = []
+        self.waiting: list[tuple[Batch | None, Turn]] = []
         self.sealing: list[Batch] = []
 
     def begin(self, batch: Batch) -> bool:
@@ -49,11 +50,11 @@ class FakeJournal:
         self.segments[batch.key] += data
         return True
 
-    def group(self, batch: Batch, size: int, events: int, seconds: int, entries: Sequence[Any]) -> None:
-        self.waiting.append((batch, size, events, seconds, entries))
+    def group(self, batch: Batch, turn: Turn) -> None:
+        self.waiting.append((batch, turn))
 
-    def refuse(self, entries: Sequence[Any]) -> None:
-        self.waiting.append((None, 0, 0, 0, entries))
+    def refuse(self, turn: Turn) -> None:
+        self.waiting.append((None, turn))
 
     def seal(self, batch: Batch) -> None:
         if batch.tail_events:
@@ -65,14 +66,32 @@ class FakeJournal:
 
     def sync(self) -> None:
         waiting, self.waiting = self.waiting, []
-        for batch, size, events, seconds, entries in waiting:
+        for batch, turn in waiting:
             if batch is not None:
-                batch.acknowledge(size, events, seconds)
-                self.rig.metrics.accepted += events
-            self.rig.settle(entries, committed=batch is not None)
+                batch.acknowledge(turn.size, turn.events, turn.seconds)
+                self.rig.metrics.accepted += turn.events
+            turn.settle(committed=batch is not None)
         for batch in self.sealing:
             self.rig.submit(batch)
         self.sealing = []
+
+
+class Client:
+    """One request's client: what it asked for, and whether it was told yes."""
+
+    pending = 0
+
+    def __init__(self, rig: Rig, asked: int | str) -> None:
+        self.rig = rig
+        self.asked = asked
+
+    def write(self, answer: bytes) -> None:
+        self.rig.answers.append((self.asked, answer == b"yes"))
+
+    def await_commit(self) -> None:
+        raise AssertionError("nobody deferred this turn")
+
+    answered = await_commit
 
 
 class Rig:
@@ -82,7 +101,7 @@ class Rig:
         self.settings = load({"FLUSH_INTERVAL": "120s", "MAX_BUFFER_BYTES": "64MiB", **variables})
         self.loop = FakeLoop()
         self.metrics = Metrics()
-        self.answers: list[tuple[Any, bool]] = []
+        self.answers: list[tuple[int | str, bool]] = []
         self.sealed: list[Batch] = []
         self.room = True
         self.held = 0
@@ -92,7 +111,6 @@ class Rig:
             KeyFactory("raw", ZoneInfo(tz), host="host", token="0123456789abcdef"),
             self.metrics,
             self.loop,  # type: ignore[arg-type]
-            settle=self.settle,
             submit=self.submit,
             has_room=lambda: self.room,
             held_bytes=lambda: self.held,
@@ -100,28 +118,22 @@ class Rig:
         )
         self.count = 0
 
-    def settle(self, entries: Sequence[Any], *, committed: bool) -> None:
-        self.answers += [(entry, committed) for entry in entries]
-
     def submit(self, batch: Batch) -> None:
         self.sealed.append(batch)
 
     def commit(self, events: int, seconds: int = HOUR, *, size: int = 0, blanks: Sequence[int] = ()) -> list[int]:
         """Commit a tick of numbered lines, with answers to no event before those at `blanks`; return the numbers."""
-        lines: list[bytes] = []
-        entries: list[Any] = []
+        turn = Turn(seconds)
         numbers = []
         for index in range(events + 1):
             for _ in range(list(blanks).count(index)):
-                lines.append(b"")
-                entries.append("page")
+                turn.reply(Client(self, "page"), b"shown")
             if index < events:
                 line = b"%d\n" % self.count
-                lines.append(line.rjust(size, b" ") if size else line)
-                entries.append(self.count)
+                turn.event(Client(self, self.count), line.rjust(size, b" ") if size else line, b"yes", b"no")
                 numbers.append(self.count)
                 self.count += 1
-        self.intake.commit(lines, events, seconds, entries)
+        self.intake.commit(turn)
         return numbers
 
     @property
@@ -419,14 +431,14 @@ def test_a_batch_of_refused_events_alone_is_never_submitted():
 
 def test_an_event_is_in_the_journal_before_its_answer():
     rig = Rig(journal="journal", BATCH_SIZE="10")
-    settle = rig.settle
 
-    def checked(entries: Sequence[Any], *, committed: bool) -> None:
-        lines = b"".join(rig.journal.segments.values())
-        assert all(b"%d\n" % entry in lines for entry in entries)
-        settle(entries, committed=committed)
+    class Watchful(list[tuple[int | str, bool]]):
+        def append(self, answer: tuple[int | str, bool]) -> None:
+            written = b"".join(rig.journal.segments.values()).splitlines()
+            assert b"%d" % answer[0] in written
+            super().append(answer)
 
-    rig.intake._settle = checked
+    rig.answers = Watchful()
     rig.commit(25)
     assert [bytes(batch.view()) for batch in rig.sealed] == [rig.journal.segments[batch.key] for batch in rig.sealed]
     assert len(rig.answers) == 25
@@ -613,7 +625,7 @@ class EveryEvent(RuleBasedStateMachine):
         )
         self.clock = HOUR
         self.stamps: dict[int, int] = {}
-        self.expected: list[Any] = []
+        self.expected: list[int | str] = []
 
     @rule(events=st.sampled_from([1, 1, 2, 5, 9, 20]), size=st.sampled_from([0, 0, 3000]), draw=st.randoms())
     def commit(self, events: int, size: int, draw: random.Random) -> None:

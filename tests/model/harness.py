@@ -49,6 +49,7 @@ from ingest.server import Server
 from ingest.spool.backlog import Backlog
 from ingest.spool.letters import DeadLetterQueue
 from ingest.telemetry.metrics import Metrics
+from ingest.wire.turn import Turn
 from tests.stand_ins.fakes import CrashableFilesystem, MemoryStore
 
 if TYPE_CHECKING:
@@ -205,11 +206,21 @@ class Ledger:
         self.demote(numbers & self.owed)
 
 
-class Entry(NamedTuple):
-    """What is answered in its turn: an event, or (number None) an answer that no commit decides."""
+class Client(NamedTuple):
+    """Who is answered in its turn: the sender of an event, or (number None) of what no commit decides."""
 
+    process: Process
     turn: int
     number: int | None
+    pending: int = 0
+
+    def write(self, answer: bytes) -> None:
+        self.process.answer(self, committed=answer == b"yes")
+
+    def await_commit(self) -> None:
+        raise AssertionError("nobody deferred this turn")
+
+    answered = await_commit
 
 
 # ------------------------------------------------------------------------------------------------------- the world
@@ -539,7 +550,6 @@ class Process:
                 metrics,
                 sync=chosen.durability == "fsync",
                 submit=self._submit,
-                settle=self._settle,
                 seal_open=self._seal_broken,
                 keep=self.backlog.keep,
             )
@@ -561,7 +571,6 @@ class Process:
             keys,
             metrics,
             self.loop,
-            settle=self._settle,
             submit=self._submit,
             has_room=lambda: self.uploader.has_room,
             held_bytes=lambda: self.uploader.pending_bytes,
@@ -609,24 +618,21 @@ class Process:
 
     def commit(self, events: int, *, padding: int = 0, blanks: tuple[int, ...] = (), run: bool = True) -> list[int]:
         """Send a tick of events, and answers to no event before those at `blanks`; returns the events' numbers."""
-        lines: list[bytes] = []
-        entries: list[Entry] = []
         numbers: list[int] = []
         second = int(self.world.time.wall())
+        turn = Turn(second)
         for at in range(max(events, *blanks, 0) + 1 if blanks else events):
             if at in blanks:
                 self._turns += 1
-                lines.append(b"")
-                entries.append(Entry(self._turns, None))
+                turn.reply(Client(self, self._turns, None), b"shown")
             if at < events:
                 self._turns += 1
                 number = self.world.events
                 self.world.events += 1
                 self.world.ledger.send(self.number, number, second)
                 numbers.append(number)
-                lines.append(line(second, number, padding))
-                entries.append(Entry(self._turns, number))
-        self._in_loop(lambda: self.intake.commit(lines, events, second, entries))
+                turn.event(Client(self, self._turns, number), line(second, number, padding), b"yes", b"no")
+        self._in_loop(lambda: self.intake.commit(turn))
         if run:
             self.world.run()
         return numbers
@@ -718,15 +724,15 @@ class Process:
         self.loop.call_soon(call)
         self.world.run_loops()
 
-    def _settle(self, entries: list[Entry], *, committed: bool) -> None:
+    def answer(self, client: Client, *, committed: bool) -> None:
+        """Hear an answer; a dead process gives none."""
         if self.disk.dead:
             return
-        for entry in entries:
-            self._answered += 1
-            assert entry.turn == self._answered, "answers out of order"
-            if entry.number is not None:
-                self.answers.append((entry.number, committed))
-                self.world.ledger.answer(self.number, entry.number, committed=committed)
+        self._answered += 1
+        assert client.turn == self._answered, "answers out of order"
+        if client.number is not None:
+            self.answers.append((client.number, committed))
+            self.world.ledger.answer(self.number, client.number, committed=committed)
 
     def _watch(self) -> None:
         """Tell the ledger what leaves by other ways than the store."""

@@ -26,7 +26,7 @@ from ingest.wire.tick import ConnectionLimits, Tick
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ingest.wire.tick import Entry
+    from ingest.wire.turn import Turn
 
 NOW = 1_764_721_594
 DATE = b"Wed, 03 Dec 2025 00:26:34 GMT"
@@ -320,7 +320,7 @@ class Wire:
         """Bytes of sealed and open batches, which count into MAX_BUFFER_BYTES too."""
         self.ready = True
         self.clock = float(NOW)
-        self.commits: deque[tuple[list[bytes], list[Entry]]] = deque()
+        self.commits: deque[Turn] = deque()
         self.most_held = 0
         self.rests: list[float] = []
         """How long turns waited for company."""
@@ -364,10 +364,10 @@ class Wire:
 
     def sync(self, *, succeeds: bool = True) -> None:
         """Settle the oldest commit that waits."""
-        lines, entries = self.commits.popleft()
+        turn = self.commits.popleft()
         if succeeds:
-            self.lines += [line for line in lines if line]
-        self.tick.settle_later(entries, committed=succeeds)
+            self.lines += turn.lines
+        turn.settle(committed=succeeds)
         self.loop.settle()
 
     def sync_all(self) -> None:
@@ -386,17 +386,16 @@ class Wire:
         self.clock += until - self.loop.now
         self.loop.now = until
 
-    def _commit(self, lines: list[bytes], events: int, seconds: int, entries: Sequence[Entry]) -> None:
-        assert len(lines) == len(entries)
-        assert events == sum(bool(line) for line in lines)
-        assert seconds == int(self.clock)
+    def _commit(self, turn: Turn) -> None:
+        assert len(turn.lines) == turn.events <= turn.answers
+        assert turn.size == sum(map(len, turn.lines))
+        assert turn.seconds == int(self.clock)
         if self.deferred:
-            self.commits.append((lines, list(entries)))
-        elif self.refuse:
-            self.tick.settle(entries, committed=False)
-        else:
-            self.lines += [line for line in lines if line]
-            self.tick.settle(entries, committed=True)
+            self.commits.append(turn)
+            return
+        if not self.refuse:
+            self.lines += turn.lines
+        turn.settle(committed=not self.refuse)
 
     def _refusing(self, unfinished: int) -> bool:
         self.most_held = max(self.most_held, unfinished)

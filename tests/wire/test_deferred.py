@@ -110,12 +110,12 @@ def test_what_one_client_may_have_waiting_is_bounded():
     client = wire.connect()
     for _ in range(4):
         client.send(post(b"x") * 1000)
-    waiting = sum(len(entries) for _, entries in wire.commits)
+    waiting = sum(turn.answers for turn in wire.commits)
     assert PENDING_ANSWERS <= waiting <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
     assert not client.transport.reading
     while wire.commits:
         wire.sync()
-        assert sum(len(entries) for _, entries in wire.commits) <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
+        assert sum(turn.answers for turn in wire.commits) <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
     assert client.statuses == [200] * 4000
     assert client.transport.reading
 
@@ -129,8 +129,7 @@ def test_the_time_in_which_a_request_could_not_be_read_is_not_its_own():
     client.send(late[1000:])
     wire.pass_time(HUNG)
     while wire.commits:
-        _, entries = wire.commits.popleft()
-        wire.tick.settle_later(entries, committed=True)
+        wire.commits.popleft().settle(committed=True)
         wire.tick.sweep()  # before the loop has come to read what waits in the kernel
         wire.loop.settle()
     assert client.statuses == [200] * 401

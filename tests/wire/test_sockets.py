@@ -56,7 +56,7 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
         AnswerBook(settings.cors_origins),
         Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b"")),
         Metrics(),
-        lambda _lines, _events, _seconds, entries: tick.settle(entries, committed=True),
+        lambda turn: turn.settle(committed=True),
         lambda _unfinished: False,
         buffered=lambda: 0,
         max_connections=100,

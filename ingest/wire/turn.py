@@ -1,0 +1,121 @@
+"""What one turn of the loop has to commit and to answer.
+
+Owns the lines of a turn's events and the answers that wait for them. Promises that answers keep the order of their
+requests, and that each is written once: by `settle`, called by whoever took the turn. Never commits, never parses.
+
+A turn travels: `Tick` makes it, connections add to it, the injected `commit` takes it, may split it where a batch ends,
+and settles each part when its lines are as durable as promised or gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Answerer(Protocol):
+    """Who is owed an answer."""
+
+    pending: int
+    """Answers that wait for a group commit."""
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        """Send bytes."""
+
+    def await_commit(self) -> None:
+        """One answer more waits for a group commit."""
+
+    def answered(self) -> None:
+        """One answer that waited has been written."""
+
+
+_Entry: TypeAlias = "tuple[Answerer, bytes, bytes, int]"
+"""One answer that is due: to whom, what is written once the turn is committed, what if it is refused, and how many
+events it is for. A plain tuple, because one is made for every event."""
+
+
+class Turn:
+    """Events of one second, and the answers of one turn in the order of their requests."""
+
+    __slots__ = ("_entries", "_late", "events", "lines", "seconds", "size")
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.lines: list[bytes] = []
+        """One for each event."""
+        self.events = 0
+        self.size = 0
+        """Bytes of the lines, also when whoever committed them has taken them away."""
+        self._entries: list[_Entry] = []
+        self._late = False
+        """From `defer` on: the answers come in a later turn."""
+
+    def __repr__(self) -> str:
+        late = ", late" if self._late else ""
+        return f"<Turn {self.seconds}: {self.events} events, {self.size} bytes, {len(self._entries)} answers{late}>"
+
+    @property
+    def answers(self) -> int:
+        """How many answers are due."""
+        return len(self._entries)
+
+    def event(self, to: Answerer, line: bytes, answer: bytes, refusal: bytes) -> None:
+        """Add an event's line and its answer."""
+        self.lines.append(line)
+        self.events += 1
+        self.size += len(line)
+        self._entries.append((to, answer, refusal, 1))
+
+    def reply(self, to: Answerer, answer: bytes) -> None:
+        """Add an answer that no commit decides, behind those its connection is owed."""
+        self._entries.append((to, answer, answer, 0))
+
+    def split(self, events: int) -> tuple[Turn, Turn]:
+        """Return what belongs to the first so many events, and the rest."""
+        entries = self._entries
+        cut, left = 0, events
+        while left and cut < len(entries):
+            left -= entries[cut][3]
+            cut += 1
+        taken = events - left
+        return self._part(self.lines[:taken], entries[:cut]), self._part(self.lines[taken:], entries[cut:])
+
+    def _part(self, lines: list[bytes], entries: list[_Entry]) -> Turn:
+        part = Turn(self.seconds)
+        part.lines = lines
+        part.events = len(lines)
+        part.size = sum(map(len, lines))
+        part._entries = entries
+        part._late = self._late
+        return part
+
+    def defer(self) -> None:
+        """Have the answers come later, when a group commit is through.
+
+        A reply waits only if an answer before it on its connection does: `/health` must not hang with the disk.
+        """
+        late = []
+        for entry in self._entries:
+            to, answer, _, events = entry
+            if not events and not to.pending:
+                to.write(answer)
+                continue
+            to.await_commit()
+            late.append(entry)
+        self._entries = late
+        self._late = True
+
+    def settle(self, *, committed: bool) -> None:
+        """Answer: the events are durable as promised, or refused and forgotten."""
+        if committed:
+            for to, answer, _, _ in self._entries:
+                to.write(answer)
+        else:
+            for to, _, refusal, _ in self._entries:
+                to.write(refusal)
+        if self._late:
+            for to, _, _, _ in self._entries:
+                to.answered()
