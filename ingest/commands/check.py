@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 
 from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
-from ingest.disk import Filesystem, StorageError
+from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
 from ingest.store import ObjectMetadata, ObjectStore, create_store
 
@@ -55,10 +56,24 @@ def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
     folders = {"DLQ_DIR": settings.dlq_dir, "JOURNAL_DIR": settings.journal_dir}
     if settings.raw_bucket is None:
         folders["STORE_DIR"] = settings.store_dir
+    fs = Filesystem()
     for name, folder in folders.items():
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        existing = _first_existing(fs, folder.absolute())
+        if not (existing is not None and is_folder(fs, existing) and fs.access(existing, os.W_OK | os.X_OK)):
             yield ConfigError(name, f"a directory that user {os.geteuid()} can make and write", str(folder))
+
+
+def _first_existing(fs: Filesystem, folder: Path) -> Path | None:
+    """Return the folder, or the nearest above it that has a name; None if the disk would not say."""
+    for path in (folder, *folder.parents):
+        try:
+            fs.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return None
+        return path
+    return None
 
 
 async def _try_store(settings: Settings) -> list[str]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ingest.delivery import Attempts, Recovery
-from ingest.disk import Filesystem, Slot, StorageError
+from ingest.disk import Filesystem, Reader, Slot, StorageError, exists
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
 from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
@@ -59,16 +59,17 @@ def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run the command; 0 done, 1 something is wrong or stays, 2 it cannot be run."""
+    fs = Filesystem()
     try:
         match arguments.action:
             case "ls":
-                return _list(settings)
+                return _list(fs, settings)
             case "verify":
-                return _verify(settings)
+                return _verify(fs, settings)
             case "export":
-                return _export(settings, arguments.target)
+                return _export(fs, settings, arguments.target)
             case _:
-                return asyncio.run(_replay(settings))
+                return asyncio.run(_replay(fs, settings))
     except StorageError as error:
         _say(str(error))
         return 2
@@ -85,11 +86,11 @@ class _Hour:
     oldest: int | None = None
 
 
-def _list(settings: Settings) -> int:
+def _list(fs: Filesystem, settings: Settings) -> int:
     hours: dict[str, _Hour] = {}
-    for root, path in _files(settings):
+    for root, path in _files(fs, settings):
         try:
-            size, events = look(path)
+            size, events = look(fs, path)
         except OSError as error:
             _unreadable(root, path, error)
             continue
@@ -125,11 +126,12 @@ def _age(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------------- verify
 
 
-def _verify(settings: Settings) -> int:
+def _verify(fs: Filesystem, settings: Settings) -> int:
     sound = corrupt = unread = 0
-    for root, path in _with_progress("verify", settings):
+    for root, path in _with_progress("verify", fs, settings):
         try:
-            found = codec.inspect_gzip(path, salvage=False)
+            with Reader(fs, path) as file:
+                found = codec.inspect_gzip(file, salvage=False)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -149,17 +151,18 @@ def _verify(settings: Settings) -> int:
 # ------------------------------------------------------------------------------------------------------- export
 
 
-def _export(settings: Settings, target: str) -> int:
+def _export(fs: Filesystem, settings: Settings, target: str) -> int:
     if target == STDOUT and sys.stdout.isatty():
         _say("export: standard output is a terminal: redirect it, or name a directory")
         return 2
-    fs = Filesystem()
     folder = Path(target)
     files = events = unread = 0
-    for root, path in _with_progress("export", settings):
+    for root, path in _with_progress("export", fs, settings):
         try:
-            found = codec.inspect_gzip(path)
-            body = path.read_bytes() if found.sound else found.body
+            with Reader(fs, path) as file:
+                found = codec.inspect_gzip(file)
+                file.seek(0)
+                body = file.read_all() if found.sound else found.body
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -191,11 +194,12 @@ class _Segments:
 
     scanning = False
 
-    def __init__(self, journal_dir: Path) -> None:
-        self._slots = [path for path in _subfolders(journal_dir) if path.name.isdigit()]
+    def __init__(self, fs: Filesystem, journal_dir: Path) -> None:
+        self._fs = fs
+        self._slots = [path for path in _subfolders(fs, journal_dir) if path.name.isdigit()]
 
     def has(self, key: str) -> bool:
-        return any(segment_path(slot, key).exists() for slot in self._slots)
+        return any(exists(self._fs, segment_path(slot, key)) for slot in self._slots)
 
     async def next(self) -> Letter | None:
         return None
@@ -204,15 +208,14 @@ class _Segments:
         return Whereabouts.UNKNOWN if self.has(key) else Whereabouts.NOT_THERE
 
 
-async def _replay(settings: Settings) -> int:
-    fs = Filesystem()
+async def _replay(fs: Filesystem, settings: Settings) -> int:
     slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=sys.maxsize)
     for error in unread:
         _say(str(error))
     held = [
         slot.name
-        for slot in _slots(settings)
-        if slot.name not in {str(free.number) for free in slots} and any(_files_of(slot))
+        for slot in _slots(fs, settings)
+        if slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot))
     ]
     for name in held:
         _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
@@ -221,7 +224,7 @@ async def _replay(settings: Settings) -> int:
             sys.stdout.write("nothing to replay\n")
         return 1 if held or unread else 0
     metrics = Metrics()
-    segments = _Segments(settings.journal_dir)
+    segments = _Segments(fs, settings.journal_dir)
     with ThreadPoolExecutor(2) as executor:
         store = create_store(settings, fs=fs, executor=executor)
         dlq = DeadLetterQueue(
@@ -238,7 +241,6 @@ async def _replay(settings: Settings) -> int:
                     segments,
                     Attempts(settings, metrics, clock=time.monotonic),
                     metrics,
-                    executor,
                     batches_wait=lambda: False,
                     on_stored=lambda: show(dlq.files),
                     clock=time.monotonic,
@@ -260,28 +262,30 @@ async def _replay(settings: Settings) -> int:
 # -------------------------------------------------------------------------------------------------------- below
 
 
-def _slots(settings: Settings) -> list[Path]:
-    return sorted((path for path in _subfolders(settings.dlq_dir) if path.name.isdigit()), key=lambda p: int(p.name))
+def _slots(fs: Filesystem, settings: Settings) -> list[Path]:
+    slots = (path for path in _subfolders(fs, settings.dlq_dir) if path.name.isdigit())
+    return sorted(slots, key=lambda path: int(path.name))
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(fs: Filesystem, folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.is_dir()]
+        with fs.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StorageError.of("list", folder, error) from error
 
 
-def _files(settings: Settings) -> Iterator[tuple[Path, Path]]:
+def _files(fs: Filesystem, settings: Settings) -> Iterator[tuple[Path, Path]]:
     """Slot and path of every dead-letter file, oldest hour first within a slot."""
-    for root in _slots(settings):
-        for path in _files_of(root):
+    for root in _slots(fs, settings):
+        for path in _files_of(fs, root):
             yield root, path
 
 
-def _files_of(root: Path) -> Iterator[Path]:
-    walk = Walk(hour_folders([root]), lambda _: root)
+def _files_of(fs: Filesystem, root: Path) -> Iterator[Path]:
+    walk = Walk(fs, hour_folders(fs, [root]), lambda _: root)
     try:
         while (chunk := walk.step(CHUNK)) is not None:
             yield from chunk.paths
@@ -289,11 +293,11 @@ def _files_of(root: Path) -> Iterator[Path]:
         walk.close()
 
 
-def _with_progress(what: str, settings: Settings) -> Iterator[tuple[Path, Path]]:
+def _with_progress(what: str, fs: Filesystem, settings: Settings) -> Iterator[tuple[Path, Path]]:
     """Yield the files, with a bar on the terminal; only then is it worth counting them first."""
-    total = sum(1 for _ in _files(settings)) if sys.stderr.isatty() else 0
+    total = sum(1 for _ in _files(fs, settings)) if sys.stderr.isatty() else 0
     with _bar(what, total) as show:
-        for number, found in enumerate(_files(settings)):
+        for number, found in enumerate(_files(fs, settings)):
             yield found
             show(total - number - 1)
 

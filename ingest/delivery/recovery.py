@@ -30,17 +30,18 @@ import structlog
 
 from ingest.delivery.attempt import Result
 from ingest.delivery.breaker import State
-from ingest.format import OBJECT_SUFFIX, codec, parse_key, quarantine_key
+from ingest.disk import StorageError
+from ingest.format import parse_key, quarantine_key
 from ingest.spool import Whereabouts
 from ingest.store import ObjectMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor
     from pathlib import Path
 
     from ingest.config import Settings
     from ingest.delivery.attempt import Attempts
+    from ingest.format.codec import Inspection
     from ingest.spool import Letter
     from ingest.spool.waiting import Waiting
     from ingest.store import ObjectStore
@@ -74,8 +75,8 @@ class _Copy:
 
     source: Waiting
     file: Letter
-    found: codec.Inspection
-    is_segment: bool
+    found: Inspection
+    body: bytes | None
 
 
 class Recovery:
@@ -89,7 +90,6 @@ class Recovery:
         backlog: Waiting,
         attempts: Attempts,
         metrics: Metrics,
-        executor: Executor,
         *,
         batches_wait: Callable[[], bool],
         on_stored: Callable[[], None],
@@ -104,7 +104,6 @@ class Recovery:
         self._backlog = backlog
         self._attempts = attempts
         self._metrics = metrics
-        self._executor = executor
         self._batches_wait = batches_wait
         self._on_stored = on_stored
         self._clock = clock
@@ -212,7 +211,7 @@ class Recovery:
         try:
             copies = await self._inspect(lent)
             return await self._recover(copies, lent) if copies else Step.SKIPPED
-        except OSError as error:
+        except (OSError, StorageError) as error:
             # The disk would not say what is in it, which is no verdict upon the file.
             if file.path not in self._unreadable:
                 self._unreadable.add(file.path)
@@ -248,9 +247,8 @@ class Recovery:
         return [*copies, await self._judge(other, rival)]
 
     async def _judge(self, source: Waiting, file: Letter) -> _Copy:
-        is_segment = not file.path.name.endswith(OBJECT_SUFFIX)
-        found = await self._call(codec.inspect_lines if is_segment else codec.inspect_gzip, file.path)
-        return _Copy(source, file, found, is_segment)
+        contents = await file.contents()
+        return _Copy(source, file, contents.found, contents.body)
 
     async def _recover(self, copies: list[_Copy], lent: list[tuple[Waiting, Letter]]) -> Step:
         best = max(copies, key=lambda copy: (copy.source is self._dlq and copy.found.sound, copy.found.events))
@@ -268,18 +266,13 @@ class Recovery:
         return Step.STORED
 
     async def _create(self, copy: _Copy) -> Result:
-        if not copy.found.events:
-            return Result.STORED
-        body = copy.found.body
-        if body is None:
-            body = await self._call(copy.file.path.read_bytes)
-        return await self._put(copy.file.key, body, copy)
+        return Result.STORED if copy.body is None else await self._put(copy.file.key, copy.body, copy)
 
     async def _quarantine(self, copy: _Copy) -> Result:
         key = quarantine_key(copy.file.key, self._dlq_prefix)
-        if copy.is_segment:
+        if copy.file.is_segment:
             key = key.removesuffix(".gz")
-        return await self._put(key, await self._call(copy.file.path.read_bytes), copy)
+        return await self._put(key, await copy.file.original(), copy)
 
     async def _put(self, key: str, body: bytes, copy: _Copy) -> Result:
         # The instance is in the file's own key: a quarantined segment goes under a name that is no batch's.
@@ -328,9 +321,6 @@ class Recovery:
         log.error("file_expired", key=file.key, events=file.events, hint="older than DLQ_MAX_AGE, and its put failed")
         file.settle()
         await file.lender.take_back(file)
-
-    async def _call(self, function: Callable[[*A], T], *args: *A) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
 
 def instance_of(key: str) -> str:

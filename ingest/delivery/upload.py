@@ -173,7 +173,6 @@ class Uploader:
             backlog,
             self.attempts,
             metrics,
-            executor,
             batches_wait=self._batches_wait,
             on_stored=self._disk_changed,
             clock=clock,

@@ -9,7 +9,7 @@ from ingest.disk.filesystem import FILE_MODE, Bytes, Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
-from ingest.disk.reading import Reader, exists, is_folder, read_file
+from ingest.disk.reading import Reader, exists, files_below, is_folder, read_file
 from ingest.disk.slots import Adopted, Slot
 from ingest.disk.volume import Volume
 
@@ -28,6 +28,7 @@ __all__ = [
     "Volume",
     "create",
     "exists",
+    "files_below",
     "is_folder",
     "make_dirs",
     "prune",

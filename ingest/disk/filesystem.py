@@ -127,6 +127,10 @@ class Filesystem:
         """Open a folder, to read its names step by step."""
         return os.scandir(path)
 
+    def access(self, path: str | Path, mode: int) -> bool:
+        """Tell whether this process may do what `mode` says (`os.W_OK` and so on)."""
+        return os.access(path, mode)
+
     def statvfs(self, path: str | Path) -> os.statvfs_result:
         """Look at the volume on which `path` lies."""
         return os.statvfs(path)

@@ -1,7 +1,8 @@
-"""What is on a disk: whether a name leads somewhere, and the bytes of a file.
+"""Looking at a disk: whether a name leads somewhere, the files below a folder, and the bytes of a file.
 
 Owns `Reader`, a file to read through the seam. Promises that "it is not there" is told from "the disk would not say":
-the first is an answer, the second an error. Never changes anything. All of it blocks.
+the first is an answer, the second an error, or a value where it must hide nothing beside it. Never changes anything.
+All of it blocks.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ingest.disk.errors import StorageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Generator
     from types import TracebackType
 
     from ingest.disk.filesystem import Filesystem
@@ -41,6 +43,24 @@ def _mode(fs: Filesystem, path: Path) -> int | None:
         if error.errno in _ABSENT:
             return None
         raise StorageError.of("stat", path, error) from error
+
+
+def files_below(fs: Filesystem, root: Path, unread: list[StorageError]) -> Generator[Path, None, None]:
+    """Yield every file below a folder, in no order, one handle open at a time; each failure is added to `unread`."""
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            with fs.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(Path(entry.path))
+                    else:
+                        yield Path(entry.path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            unread.append(StorageError.of("scandir", folder, error))
 
 
 def read_file(fs: Filesystem, path: Path) -> bytes:

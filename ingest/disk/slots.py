@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import suppress
-from pathlib import Path
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE
 from ingest.disk.folders import make_dirs
+from ingest.disk.reading import files_below
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ingest.disk.filesystem import Filesystem
 
 LOCK_NAME = "lock"
@@ -65,8 +67,8 @@ class Slot:
     def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE) -> Adopted:
         """Hold the lowest `at_most` slots that nobody holds and that have files; the caller recovers and releases.
 
-        The lock comes first, so that a slot in use costs the same however many files are in it. What cannot be read is
-        passed over and told: it may hold files, and the next call finds out.
+        The lock comes first, so that a slot in use costs the same however many files are in it. A slot that cannot be
+        read is passed over and told: it may hold files, and the next call finds out.
         """
         found = Adopted([], [])
         try:
@@ -130,18 +132,6 @@ def _numbers(fs: Filesystem, base: Path) -> list[int]:
 
 def _holds_files(fs: Filesystem, slot: Path, unread: list[StorageError]) -> bool:
     """Tell whether there is a file but the lock, looking no further than the first; add what cannot be read."""
-    pending = [slot]
-    while pending:
-        folder = pending.pop()
-        try:
-            with fs.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(Path(entry.path))
-                    elif folder != slot or entry.name != LOCK_NAME:
-                        return True
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            unread.append(StorageError.of("scandir", folder, error))
-    return False
+    lock = slot / LOCK_NAME
+    with closing(files_below(fs, slot, unread)) as files:
+        return any(path != lock for path in files)

@@ -1,14 +1,14 @@
 """Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
 
 Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
-members (`inspect_gzip`) and of journal segments (`inspect_lines`).
+members (`inspect_gzip`) and of journal segments (`inspect_lines`). Both read a stream, wherever it comes from.
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
 give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
 line is a JSON object; of any other it gives what whole lines there are. It needs memory for a few chunks, the longest
 line, and the compressed result, whatever the size of the file.
 
-Never: writes, renames or deletes; takes an unreadable file for a damaged one (`OSError` passes, it is no verdict).
+Never: opens a file; takes an unreadable stream for a damaged one (`OSError` passes, it is no verdict).
 All of it blocks: run it in an executor.
 
 The file, offsets in bytes:
@@ -27,14 +27,13 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import orjson
 from isal import isal_zlib
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
@@ -76,6 +75,19 @@ def event_count(head: bytes) -> int | None:
     return count
 
 
+class Stream(Protocol):
+    """Bytes to read, a file's or an object's."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most `size` bytes; nothing at the end."""
+
+    def seek(self, offset: int, /) -> object:
+        """Read on from `offset`, counted from the beginning."""
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+
+
 @dataclass(slots=True)
 class Inspection:
     """The content of a file. `events` counts its sound lines; `first_ts` and `last_ts` are theirs, 0 without any."""
@@ -89,47 +101,45 @@ class Inspection:
     body: bytes | None
 
 
-def inspect_gzip(path: Path, *, salvage: bool = True) -> Inspection:
-    """Verify a gzip file whole. If it is not sound and `salvage` is set, `body` holds its sound lines, encoded anew.
+def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
+    """Verify a gzip stream whole. If it is not sound and `salvage` is set, `body` holds its sound lines, encoded anew.
 
     A line cut off by damage is a bad line; `torn_tail` is set when that is how the file ends. Behind damage, reading
     goes on at the next member that `encode` wrote.
     """
-    with path.open("rb") as file:
-        lines = _Lines(keep=False)
-        try:
-            for inflated in _verified(file):
-                lines.feed(inflated)
-        except (_BadGzip, EOFError):
-            whole = False
-        else:
-            whole = True
-            lines.end()
-        if whole and lines.bad == 0:
-            return lines.result(sound=True, torn_tail=False)
-
-        # Damaged files are rare, so only they pay for the second, slower reading that gets out all there is.
-        lines = _Lines(keep=salvage)
-        torn_tail = False
-        for salvaged in _salvaged(file):
-            if salvaged is None:
-                torn_tail = lines.cut()
-            else:
-                torn_tail = False
-                lines.feed(salvaged)
+    lines = _Lines(keep=False)
+    try:
+        for inflated in _verified(file):
+            lines.feed(inflated)
+    except (_BadGzip, EOFError):
+        whole = False
+    else:
+        whole = True
         lines.end()
-        return lines.result(sound=False, torn_tail=torn_tail)
+    if whole and lines.bad == 0:
+        return lines.result(sound=True, torn_tail=False)
+
+    # Damaged files are rare, so only they pay for the second, slower reading that gets out all there is.
+    lines = _Lines(keep=salvage)
+    torn_tail = False
+    for salvaged in _salvaged(file):
+        if salvaged is None:
+            torn_tail = lines.cut()
+        else:
+            torn_tail = False
+            lines.feed(salvaged)
+    lines.end()
+    return lines.result(sound=False, torn_tail=torn_tail)
 
 
-def inspect_lines(path: Path) -> Inspection:
+def inspect_lines(file: Stream) -> Inspection:
     """Verify a journal segment; `body` holds its sound lines, encoded, and is None if there are none.
 
     A last line without its newline was never acknowledged: it is no bad line, and `torn_tail` tells of it.
     """
     lines = _Lines(keep=True)
-    with path.open("rb") as file:
-        while chunk := file.read(_INFLATED):
-            lines.feed(chunk)
+    while chunk := file.read(_INFLATED):
+        lines.feed(chunk)
     torn_tail = lines.drop_tail()
     return lines.result(sound=lines.bad == 0, torn_tail=torn_tail)
 
@@ -244,7 +254,7 @@ class _Lines:
         return b"".join((head, *self._parts, self._deflate.flush(), trailer))
 
 
-def _verified(file: BinaryIO) -> Iterator[bytes]:
+def _verified(file: Stream) -> Iterator[bytes]:
     """Inflate every member; raise `_BadGzip` or `EOFError` at the first byte that is not whole gzip."""
     pending = file.read(_CHUNK)
     while True:
@@ -259,7 +269,7 @@ def _verified(file: BinaryIO) -> Iterator[bytes]:
             return
 
 
-def _verified_member(file: BinaryIO, chunk: bytes) -> Generator[bytes, None, bytes]:
+def _verified_member(file: Stream, chunk: bytes) -> Generator[bytes, None, bytes]:
     """Inflate one member that begins with `chunk`; return what was read beyond it."""
     inflate = isal_zlib.decompressobj(wbits=_GZIP)
     while True:
@@ -274,7 +284,7 @@ def _verified_member(file: BinaryIO, chunk: bytes) -> Generator[bytes, None, byt
         chunk = inflate.unconsumed_tail or file.read(_CHUNK)
 
 
-def _salvaged(file: BinaryIO) -> Iterator[bytes | None]:
+def _salvaged(file: Stream) -> Iterator[bytes | None]:
     """Inflate what can be inflated; None marks each place where the stream breaks."""
     start: int | None = 0
     while start is not None:
@@ -286,7 +296,7 @@ def _salvaged(file: BinaryIO) -> Iterator[bytes | None]:
         start = _find_member(file, damaged + 1)
 
 
-def _salvaged_members(file: BinaryIO, start: int) -> Generator[bytes, None, int | None]:
+def _salvaged_members(file: Stream, start: int) -> Generator[bytes, None, int | None]:
     """Inflate from `start` on; return where the member begins that is damaged, or None if none is."""
     file.seek(start)
     inflate = zlib.decompressobj(wbits=_GZIP)
@@ -323,7 +333,7 @@ def _bytewise(inflate: zlib._Decompress, chunk: bytes) -> Iterator[bytes]:
             return
 
 
-def _find_member(file: BinaryIO, start: int) -> int | None:
+def _find_member(file: Stream, start: int) -> int | None:
     """Offset of the first head written by `encode` at or behind `start`."""
     file.seek(start)
     offset, window = start, b""

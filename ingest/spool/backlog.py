@@ -17,14 +17,12 @@ A crash leaves these, and this becomes of them:
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ingest.disk import StorageError, prune, published_path
+from ingest.disk import Reader, StorageError, exists, files_below, prune, published_path
 from ingest.format import parse_key, segment_key
 from ingest.spool.reading import contents_of, original_of
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
@@ -32,6 +30,7 @@ from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from ingest.disk import Filesystem, Slot
     from ingest.spool.waiting import Contents
@@ -113,11 +112,11 @@ class Backlog:
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent segment once, and judge it."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, contents_of, letter)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, contents_of, self._fs, letter)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent segment as it lies there."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, original_of, letter)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, original_of, self._fs, letter)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent segment, whose events are in another book now, out of ours."""
@@ -185,7 +184,7 @@ class Backlog:
                 if parse_key(key).token == self._token or path in self._known:
                     continue
                 try:
-                    size, events = await loop.run_in_executor(self._executor, _count, path)
+                    size, events = await loop.run_in_executor(self._executor, _count, self._fs, path)
                 except OSError as error:
                     failure = StorageError.of("read", path, error)
                     log.error("segment_not_read", key=key, error=str(failure), hint=failure.hint)
@@ -198,15 +197,17 @@ class Backlog:
 
     def _settle_names(self, root: Path) -> list[Path]:
         """Return the segments below a slot, after its temporaries found their end. Blocks."""
-        names = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
         segments = []
-        for path in names:
+        unread: list[StorageError] = []
+        for path in list(files_below(self._fs, root, unread)):
             if path.suffix == ".jsonl" and not path.name.startswith("."):
                 segments.append(path)
             elif (target := published_path(path)) is not None:
                 adopted = self._settle_temporary(root, path, target)
                 if adopted is not None:
                     segments.append(adopted)
+        for error in unread:
+            log.error("journal_folder_unreadable", path=error.subject, hint=error.hint, errno=error.errno)
         return sorted(set(segments))
 
     def _settle_temporary(self, root: Path, temporary: Path, target: Path) -> Path | None:
@@ -217,7 +218,7 @@ class Backlog:
         if key and parse_key(key).token == self._token:
             return None  # ours, and being written right now
         try:
-            if key and not target.exists() and not self._has_dead_letter(key):
+            if key and not exists(self._fs, target) and not self._has_dead_letter(key):
                 # link, not rename: should the segment appear after all, it must not be replaced.
                 with suppress(FileExistsError):
                     self._fs.link(temporary, target)
@@ -226,8 +227,8 @@ class Backlog:
                 return target
             self._fs.unlink(temporary)
             prune(self._fs, temporary.parent, root)
-        except OSError as error:
-            failure = StorageError.of("unlink", temporary, error)
+        except (OSError, StorageError) as error:
+            failure = error if isinstance(error, StorageError) else StorageError.of("unlink", temporary, error)
             log.warning("temporary_not_removed", path=str(temporary), error=str(failure), hint=failure.hint)
         return None
 
@@ -245,10 +246,10 @@ class Backlog:
         prune(self._fs, path.parent, root)
 
 
-def _count(path: Path) -> tuple[int, int]:
+def _count(fs: Filesystem, path: Path) -> tuple[int, int]:
     """Return a segment's bytes and its whole lines."""
     size = lines = 0
-    with path.open("rb") as file:
+    with Reader(fs, path) as file:
         while chunk := file.read(CHUNK_BYTES):
             size += len(chunk)
             lines += chunk.count(b"\n")

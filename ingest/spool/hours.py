@@ -12,7 +12,6 @@ Never: reads more of a file than its header, changes anything. Blocking: run it 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from ingest.disk import StorageError
 from ingest.format import codec, parse_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 
 _DAY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
@@ -36,14 +35,14 @@ _HOUR = re.compile(r"hr=\d{2}")
 log = structlog.get_logger()
 
 
-def hour_folders(roots: Iterable[Path]) -> list[Path]:
+def hour_folders(fs: disk.Filesystem, roots: Iterable[Path]) -> list[Path]:
     """Return every hour's folder below these roots, under whatever prefix, oldest hour first; no hour is read."""
     hours: list[Path] = []
     pending = list(roots)
     while pending:
         folder = pending.pop()
         try:
-            with os.scandir(folder) as entries:
+            with fs.scandir(folder) as entries:
                 below = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -73,13 +72,14 @@ class Chunk:
 class Walk:
     """Reads hour folders in the order given, some names a step. Blocking; for one caller at a time."""
 
-    __slots__ = ("_entries", "_folder", "_folders", "_root_of")
+    __slots__ = ("_entries", "_folder", "_folders", "_fs", "_root_of")
 
-    def __init__(self, folders: Iterable[Path], root_of: Callable[[Path], Path]) -> None:
+    def __init__(self, fs: disk.Filesystem, folders: Iterable[Path], root_of: Callable[[Path], Path]) -> None:
+        self._fs = fs
         self._folders = deque(folders)
         self._root_of = root_of
         self._folder = Path()
-        self._entries: Iterator[os.DirEntry[str]] | None = None
+        self._entries: disk.Entries | None = None
 
     def step(self, limit: int) -> Chunk | None:
         """Read at most `limit` entries; None when there are no more folders."""
@@ -88,7 +88,7 @@ class Walk:
                 return None
             self._folder = self._folders.popleft()
             try:
-                self._entries = os.scandir(self._folder)
+                self._entries = self._fs.scandir(self._folder)
             except FileNotFoundError:
                 return Chunk(self._folder)
             except OSError as error:
@@ -116,15 +116,14 @@ class Walk:
     def close(self) -> None:
         """Close the handle of the folder that is being read."""
         entries, self._entries = self._entries, None
-        close = getattr(entries, "close", None)
-        if close is not None:
-            close()
+        if entries is not None:
+            entries.close()
 
 
-def look(path: Path) -> tuple[int, int | None]:
+def look(fs: disk.Filesystem, path: Path) -> tuple[int, int | None]:
     """Return a file's size and the number of events that its header declares."""
-    with path.open("rb", buffering=0) as file:
-        return os.fstat(file.fileno()).st_size, codec.event_count(file.read(codec.HEAD_BYTES))
+    with disk.Reader(fs, path) as file:
+        return file.size, codec.event_count(file.read(codec.HEAD_BYTES))
 
 
 def _is_key(key: str) -> bool:

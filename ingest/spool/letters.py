@@ -207,8 +207,12 @@ class DeadLetterQueue:
             path = dlq_path(slot.path, key)
             if path in self._lent:
                 return Whereabouts.UNKNOWN
-            if not await self._call(path.exists):
-                continue
+            try:
+                if not await self._call(disk.exists, self._fs, path):
+                    continue
+            except StorageError as error:
+                self._complain("dlq_file_unreadable", path, error)
+                return Whereabouts.UNKNOWN
             if slot in self._unlisted or path.parent in self._uncounted:
                 return Whereabouts.UNKNOWN
             letter = await self._lend(path)
@@ -217,11 +221,11 @@ class DeadLetterQueue:
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent file once, and judge it."""
-        return await self._call(contents_of, letter)
+        return await self._call(contents_of, self._fs, letter)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent file as it lies there."""
-        return await self._call(original_of, letter)
+        return await self._call(original_of, self._fs, letter)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent file, whose events are in another book now, out of ours."""
@@ -254,8 +258,8 @@ class DeadLetterQueue:
     async def _step(self) -> bool:
         """Find more names; False at the end of a pass."""
         if self._walk is None:
-            folders = await self._call(hour_folders, [slot.path for slot in self._slots])
-            self._walk = Walk((folder for folder in folders if folder not in self._uncounted), self._root)
+            folders = await self._call(hour_folders, self._fs, [slot.path for slot in self._slots])
+            self._walk = Walk(self._fs, (folder for folder in folders if folder not in self._uncounted), self._root)
         chunk = await self._call(self._walk.step, SCAN_LIMIT)
         if chunk is not None:
             self._names.extend(chunk.paths)
@@ -277,7 +281,7 @@ class DeadLetterQueue:
             return None
         self._lent.add(path)
         try:
-            size, events = await self._call(look, path)
+            size, events = await self._call(look, self._fs, path)
         except FileNotFoundError:
             self._lent.discard(path)
             return None
@@ -345,8 +349,11 @@ class DeadLetterQueue:
 
     def _rmdir(self, folder: Path) -> bool:
         disk.prune(self._fs, folder, self._root(folder))
-        if folder.exists():
-            return False
+        try:
+            if disk.exists(self._fs, folder):
+                return False
+        except StorageError:
+            return False  # not known to be gone: it is settled when it is
         self._synced.difference_update([folder, *folder.parents])
         return True
 
@@ -392,7 +399,7 @@ class DeadLetterQueue:
 
     async def _list(self) -> list[Path]:
         slots = list(self._unlisted)
-        folders = await self._call(hour_folders, [slot.path for slot in slots])
+        folders = await self._call(hour_folders, self._fs, [slot.path for slot in slots])
         # One step: a slot is lent from as soon as it is listed, so its folders must be known as uncounted by then. A
         # folder that a save makes from here on holds only files that the save counts.
         self._uncounted.update(folders)
@@ -404,7 +411,7 @@ class DeadLetterQueue:
         """Count these folders; returns those that could not be opened."""
         failed: list[Path] = []
         temporaries: list[Path] = []
-        walk = Walk(folders, self._root)
+        walk = Walk(self._fs, folders, self._root)
         try:
             while True:
                 began = self._clock()
@@ -440,7 +447,7 @@ class DeadLetterQueue:
             chunk.temporaries = [path for path in chunk.temporaries if not self._is_own(path)]
             for path in chunk.paths:
                 try:
-                    size, events = look(path)
+                    size, events = look(self._fs, path)
                 except FileNotFoundError:
                     continue
                 except OSError:
@@ -475,9 +482,11 @@ class DeadLetterQueue:
         except ValueError:
             return None
         counted = None
-        if not target.exists() and not self._has_segment(key):
-            found = codec.inspect_gzip(temporary)
-            body = temporary.read_bytes() if found.sound else found.body
+        if not disk.exists(self._fs, target) and not self._has_segment(key):
+            with disk.Reader(self._fs, temporary) as file:
+                found = codec.inspect_gzip(file)
+                file.seek(0)
+                body = file.read_all() if found.sound else found.body
             if found.events and body is not None:
                 publish(self._fs, target, body, root=root)
                 counted = _Tally(1, found.events, len(body))
@@ -489,7 +498,7 @@ class DeadLetterQueue:
     async def _release_emptied(self) -> None:
         """Between two passes: an adopted slot that holds no hour any more is somebody else's to take."""
         for slot in self._slots[1:]:
-            if await self._call(hour_folders, [slot.path]):
+            if await self._call(hour_folders, self._fs, [slot.path]):
                 continue
             for folder in [folder for folder in self._tallies if folder.is_relative_to(slot.path)]:
                 self._settle(folder, self._tallies.pop(folder))
@@ -534,8 +543,8 @@ class DeadLetterQueue:
         return True
 
     async def _oldest(self) -> list[Path]:
-        folders = await self._call(hour_folders, [slot.path for slot in self._slots])
-        walk = Walk((folder for folder in folders if folder not in self._uncounted), self._root)
+        folders = await self._call(hour_folders, self._fs, [slot.path for slot in self._slots])
+        walk = Walk(self._fs, (folder for folder in folders if folder not in self._uncounted), self._root)
         try:
             while (chunk := await self._call(walk.step, SCAN_LIMIT)) is not None:
                 if chunk.paths:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ingest.disk import Reader, read_file
 from ingest.format import codec
 from ingest.spool.waiting import Contents
 
 if TYPE_CHECKING:
+    from ingest.disk import Filesystem
     from ingest.spool.waiting import Letter
 
 
-def contents_of(letter: Letter) -> Contents:
+def contents_of(fs: Filesystem, letter: Letter) -> Contents:
     """Judge a file; `OSError` is no verdict."""
-    found = codec.inspect_lines(letter.path) if letter.is_segment else codec.inspect_gzip(letter.path)
-    if found.events and found.body is None:
-        return Contents(found, letter.path.read_bytes())
+    with Reader(fs, letter.path) as file:
+        found = codec.inspect_lines(file) if letter.is_segment else codec.inspect_gzip(file)
+        if found.events and found.body is None:
+            file.seek(0)
+            return Contents(found, file.read_all())
     return Contents(found, found.body)
 
 
-def original_of(letter: Letter) -> bytes:
+def original_of(fs: Filesystem, letter: Letter) -> bytes:
     """Return a file's bytes."""
-    return letter.path.read_bytes()
+    return read_file(fs, letter.path)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from ingest.disk import StorageError, make_dirs, publish_new
+from ingest.disk import StorageError, make_dirs, publish_new, read_file
 from ingest.disk.publish import publish
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ class DirectoryStore:
         self._make_temporaries()
         too_old = time.time() - TEMPORARY_MAX_AGE
         try:
-            left = list(self._temporaries.iterdir())
+            left = self._fs.listdir(self._temporaries)
         except OSError as error:
             raise StorageError.of("list", self._temporaries, error) from error
-        for temporary in left:
+        for temporary in (self._temporaries / name for name in left):
             with suppress(OSError):  # another process may sweep at the same time
-                if temporary.stat().st_mtime < too_old:
+                if self._fs.stat(temporary).st_mtime < too_old:
                     self._fs.unlink(temporary)
 
     def _write(self, how: Callable[..., _Result], path: Path, body: bytes) -> _Result:
@@ -103,10 +103,9 @@ class DirectoryStore:
     def _make_temporaries(self) -> None:
         make_dirs(self._fs, self._temporaries, self._root, sync=True, synced=self._synced)
 
-    @staticmethod
-    def _read(path: Path) -> bytes:
+    def _read(self, path: Path) -> bytes:
         try:
-            return path.read_bytes()
+            return read_file(self._fs, path)
         except OSError as error:
             raise StorageError.of("read", path, error) from error
 

@@ -5,6 +5,7 @@ import random
 import orjson
 import pytest
 
+from ingest.disk import Filesystem, Reader
 from ingest.format import codec
 
 EVENTS = 5_000
@@ -36,15 +37,20 @@ def bench_encode(benchmark, level):
     benchmark.extra_info["microseconds_an_event"] = round(benchmark.stats.stats.median / EVENTS * 1e6, 3)
 
 
+def inspect_file(inspect, path):
+    with Reader(Filesystem(), path) as file:
+        return inspect(file)
+
+
 def bench_inspect_gzip(benchmark, tmp_path):
     path = tmp_path / "batch.jsonl.gz"
     path.write_bytes(codec.encode(BATCH, EVENTS))
-    inspection = benchmark(codec.inspect_gzip, path)
+    inspection = benchmark(inspect_file, codec.inspect_gzip, path)
     assert inspection.events == EVENTS
 
 
 def bench_inspect_lines(benchmark, tmp_path):
     path = tmp_path / "segment.jsonl"
     path.write_bytes(BATCH)
-    inspection = benchmark(codec.inspect_lines, path)
+    inspection = benchmark(inspect_file, codec.inspect_lines, path)
     assert inspection.events == EVENTS

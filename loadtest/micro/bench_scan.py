@@ -5,6 +5,7 @@ loadtest/recovery.py has the same at 1,000,000 files and after most were drained
 
 import pytest
 
+from ingest.disk import Filesystem
 from ingest.spool.hours import Walk
 from ingest.spool.letters import SCAN_LIMIT
 
@@ -21,7 +22,7 @@ def bench_step(benchmark, tmp_path, files):
     walks = []
 
     def new_walk():
-        walks.append(Walk([folder], lambda _: tmp_path))
+        walks.append(Walk(Filesystem(), [folder], lambda _: tmp_path))
         return (walks[-1],), {}
 
     def step(walk):

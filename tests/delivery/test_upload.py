@@ -19,10 +19,11 @@ from structlog.testing import capture_logs
 from ingest.delivery import recovery, upload
 from ingest.delivery.breaker import State
 from ingest.delivery.upload import Uploader
+from ingest.disk.filesystem import FILE_MODE, Filesystem
 from ingest.format import codec
 from ingest.spool.reading import contents_of
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
-from tests.stand_ins.letters import OWN, Bench, Store, bodies, body, files, key, leave, lines
+from tests.stand_ins.letters import OWN, Bench, FaultyFilesystem, Store, bodies, body, files, key, leave, lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,7 @@ class Journal:
         return Letter(name, file.path, file.size, file.events, self)
 
     async def contents(self, letter):
-        return contents_of(letter)
+        return contents_of(Filesystem(), letter)
 
     async def original(self, letter):
         return letter.path.read_bytes()
@@ -682,19 +683,19 @@ def test_a_quarantine_that_fails_keeps_the_file_and_is_tried_again(tmp_path):
     asyncio.run(main())
 
 
-def test_a_file_that_cannot_be_read_is_skipped_and_tried_later(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_is_skipped_and_tried_later(tmp_path):
     rig = rig_of(tmp_path)
     leave(rig.root, key(1), body(2))
     leave(rig.root, key(2), body(3))
-    real = codec.inspect_gzip
     broken = True
 
-    def inspect(path):
-        if broken and str(path).endswith("1.jsonl.gz"):
+    def pread(fd, size, offset):
+        # Its head can be read, so that it is lent; the rest cannot.
+        if broken and size > codec.HEAD_BYTES and rig.fs.opened[fd].endswith("1.jsonl.gz"):
             raise OSError(errno.EIO, "as told")
-        return real(path)
+        return FaultyFilesystem.pread(rig.fs, fd, size, offset)
 
-    monkeypatch.setattr(recovery.codec, "inspect_gzip", inspect)
+    rig.fs.pread = pread
 
     async def main():
         nonlocal broken
@@ -741,19 +742,18 @@ def test_a_segment_with_a_bad_line_is_salvaged_and_quarantined_as_the_lines_it_i
     asyncio.run(main())
 
 
-def test_a_file_that_vanishes_on_its_way_is_no_failure(tmp_path, monkeypatch):
+def test_a_file_that_vanishes_on_its_way_is_no_failure(tmp_path):
     rig = rig_of(tmp_path)
     gone = leave(rig.root, key(1), body(2))
     leave(rig.root, key(2), body(3))
-    real = codec.inspect_gzip
 
-    def inspect(path):
-        found = real(path)
-        if path == gone:
-            gone.unlink()
-        return found
+    def opened(path, flags, mode=FILE_MODE):
+        # It is opened to be counted, to be lent, and to be put.
+        if rig.fs.calls.count(("open", str(gone))) == 2:
+            gone.unlink(missing_ok=True)
+        return FaultyFilesystem.open(rig.fs, path, flags, mode)
 
-    monkeypatch.setattr(recovery.codec, "inspect_gzip", inspect)
+    rig.fs.open = opened
 
     async def main():
         async with rig.running():
@@ -920,14 +920,15 @@ def test_files_nothing_can_be_done_about_are_looked_at_ever_more_seldom(tmp_path
     rig = rig_of(tmp_path)
     leave(rig.root, key(1), body(2))
 
-    def inspect(_):
+    def pread(fd, size, offset):
+        if size == codec.HEAD_BYTES:
+            return FaultyFilesystem.pread(rig.fs, fd, size, offset)
         looked.append(time.monotonic())
         raise OSError(errno.EIO, "as told")
 
-    monkeypatch.setattr(recovery.codec, "inspect_gzip", inspect)
-
     async def main():
         async with rig.running():
+            rig.fs.pread = pread
             await asyncio.sleep(0.6)
             assert len(looked) < 10
 

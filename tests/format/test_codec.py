@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import random
 import shutil
 import subprocess
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import duckdb
 import orjson
@@ -18,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest.disk import Filesystem, Reader
 from ingest.format import codec
 from ingest.format.codec import HEAD_BYTES, Inspection, encode, event_count, inspect_gzip, inspect_lines
 
@@ -35,11 +34,9 @@ MEMBER = encode(TEXT, EVENTS)
 
 
 @pytest.fixture
-def inspect(tmp_path):
+def inspect():
     def inspect(data: bytes, *, salvage: bool = True) -> Inspection:
-        path = tmp_path / "file.jsonl.gz"
-        path.write_bytes(data)
-        return inspect_gzip(path, salvage=salvage)
+        return inspect_gzip(io.BytesIO(data), salvage=salvage)
 
     return inspect
 
@@ -252,14 +249,12 @@ def test_a_salvaged_body_is_what_encode_makes_of_its_lines(inspect):
 
 @settings(max_examples=300)
 @given(data=st.data(), kept=st.integers(0, 40))
-def test_no_damage_makes_up_a_line_or_passes_for_sound(tmp_path_factory, data, kept):
+def test_no_damage_makes_up_a_line_or_passes_for_sound(data, kept):
     text = b"".join(LINES[:kept])
     member = bytearray(encode(text, kept))
     at = data.draw(st.integers(0, len(member) - 1))
     member[at] ^= data.draw(st.integers(1, 255))
-    path = tmp_path_factory.mktemp("damage") / "file"
-    path.write_bytes(bytes(member))
-    found = inspect_gzip(path)
+    found = inspect_gzip(io.BytesIO(member))
     if found.sound:
         # Some bits mean nothing: the time, the kind of compressor, the count, the padding behind the last symbol.
         assert gzip.decompress(bytes(member)) == text
@@ -289,7 +284,7 @@ def test_reserved_flags_which_gzip_refuses_are_not_sound(inspect, members):
     ),
     members=st.integers(1, 4),
 )
-def test_lines_are_judged_one_by_one(tmp_path_factory, lines, members):
+def test_lines_are_judged_one_by_one(lines, members):
     sound = []
     for line in lines:
         try:
@@ -299,9 +294,8 @@ def test_lines_are_judged_one_by_one(tmp_path_factory, lines, members):
             pass
     text = b"".join(line + b"\n" for line in lines)
     step = len(text) // members + 1
-    path = tmp_path_factory.mktemp("lines") / "file"
-    path.write_bytes(b"".join(encode(text[at : at + step], 0) for at in range(0, max(len(text), 1), step)))
-    found = inspect_gzip(path)
+    member = b"".join(encode(text[at : at + step], 0) for at in range(0, max(len(text), 1), step))
+    found = inspect_gzip(io.BytesIO(member))
     assert (found.events, found.bad_lines) == (len(sound), len(lines) - len(sound))
     assert found.sound is (len(sound) == len(lines))
     if found.body is not None:
@@ -312,11 +306,9 @@ def test_lines_are_judged_one_by_one(tmp_path_factory, lines, members):
 
 
 @pytest.fixture
-def segment(tmp_path):
+def segment():
     def inspect(data: bytes) -> Inspection:
-        path = tmp_path / "segment.jsonl"
-        path.write_bytes(data)
-        return inspect_lines(path)
+        return inspect_lines(io.BytesIO(data))
 
     return inspect
 
@@ -354,11 +346,9 @@ def test_times_are_those_of_the_sound_lines(segment):
 
 @settings(max_examples=100)
 @given(cut=st.integers(0, len(b"".join(LINES[:50]))))
-def test_a_segment_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, cut):
+def test_a_segment_cut_anywhere_keeps_its_whole_lines(cut):
     text = b"".join(LINES[:50])[:cut]
-    path = tmp_path_factory.mktemp("segment") / "file"
-    path.write_bytes(text)
-    found = inspect_lines(path)
+    found = inspect_lines(io.BytesIO(text))
     assert (found.events, found.bad_lines) == (text.count(b"\n"), 0)
     assert found.torn_tail is not (text.endswith(b"\n") or not text)
 
@@ -383,7 +373,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     path.write_bytes(member * 5 if kind == "sound" else member * 5 + b"\0")
     tracemalloc.start()
     try:
-        found = inspect_gzip(path)
+        with path.open("rb") as file:
+            found = inspect_gzip(file)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -393,21 +384,22 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
 
 def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path):
     for inspect in (inspect_gzip, inspect_lines):
-        with pytest.raises(FileNotFoundError):
-            inspect(tmp_path / "absent")
-        with pytest.raises(IsADirectoryError):
-            inspect(tmp_path)
+        with pytest.raises(IsADirectoryError), Reader(Filesystem(), tmp_path) as file:
+            inspect(file)
 
 
-def test_an_error_of_the_disk_in_the_middle_is_no_verdict(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(10))
-
+@pytest.mark.parametrize("reads", range(4))
+def test_an_error_of_the_disk_in_the_middle_is_no_verdict(reads):
     class Failing(io.BytesIO):
-        def read(self, *_: object) -> bytes:
-            raise OSError(5, "Input/output error")
+        left = reads
 
-    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+        def read(self, size: int | None = -1, /) -> bytes:
+            if not self.left:
+                raise OSError(5, "Input/output error")
+            self.left -= 1
+            return super().read(size)
+
+    data = random.Random(1).randbytes(1_000_000)
     for inspect in (inspect_gzip, inspect_lines):
         with pytest.raises(OSError, match="Input/output"):
-            inspect(path)
+            inspect(Failing(data))

@@ -15,7 +15,6 @@ import pytest
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
-from ingest.spool import hours
 from ingest.spool import letters as dlq_module
 from ingest.spool.letters import SCAN_LIMIT, DlqFull
 from ingest.spool.waiting import Whereabouts
@@ -294,16 +293,15 @@ def test_saves_and_removals_in_one_hour_never_lose_a_file(bench):
 
 
 class CountingScan:
-    """`os.scandir` that counts the entries that are read."""
+    """A disk's `scandir` that counts the entries that are read."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, fs):
         self.entries = 0
-        real = os.scandir
         counter = self
 
         class Entries:
             def __init__(self, path):
-                self._real = real(path)
+                self._real = Filesystem.scandir(fs, path)
 
             def __iter__(self):
                 return self
@@ -322,11 +320,11 @@ class CountingScan:
             def close(self):
                 self._real.close()
 
-        monkeypatch.setattr(hours.os, "scandir", Entries)
+        fs.scandir = Entries
 
 
 @pytest.mark.parametrize("count", [10, 4 * SCAN_LIMIT])
-def test_a_step_reads_at_most_k_entries_and_most_steps_none(bench, monkeypatch, count):
+def test_a_step_reads_at_most_k_entries_and_most_steps_none(bench, count):
     """Also after 99 % were drained: no entry is read twice in a pass, so none is stepped over again either."""
     one = body(1)
     for n in range(count):
@@ -334,7 +332,7 @@ def test_a_step_reads_at_most_k_entries_and_most_steps_none(bench, monkeypatch, 
 
     async def main():
         async with bench.open() as dlq:
-            scan = CountingScan(monkeypatch)
+            scan = CountingScan(bench.fs)
             steps = []
             for _ in range(count):
                 before = scan.entries
@@ -733,19 +731,23 @@ def test_the_disk_is_measured_at_most_once_a_second_and_never_on_the_loop(tmp_pa
     volume = Volume(monkeypatch, total=10_000_000, free=9_000_000)
     bench = Bench(tmp_path)
     threads = set()
+    now = time.monotonic()
 
     async def main():
+        nonlocal now
         async with bench.open() as dlq:
             real = volume.__call__
+            dlq._volume._clock = lambda: now
             monkeypatch.setattr(Filesystem, "statvfs", lambda _, path: threads.add(threading.get_ident()) or real(path))
             for n in range(20):
                 await bench.save(n)
                 assert not dlq.full
             assert volume.asked == 1
-            dlq._volume._measured_at -= 1.0
+            now += 1.0
             assert not dlq.full
-            await asyncio.sleep(0.05)
-            assert volume.asked == 2
+            async with asyncio.timeout(10):
+                while volume.asked < 2:  # noqa: ASYNC110 - a thread asks
+                    await asyncio.sleep(0)
             assert threading.get_ident() not in threads
 
     asyncio.run(main())
@@ -887,19 +889,18 @@ def test_an_adopted_slot_is_recovered_and_then_released(tmp_path):
     asyncio.run(main())
 
 
-def test_a_folder_that_cannot_be_read_when_it_is_counted_is_counted_later(bench, monkeypatch):
+def test_a_folder_that_cannot_be_read_when_it_is_counted_is_counted_later(bench):
     leave(bench.root, key(1), body(4))
     failures = 2
-    real = os.scandir
 
     def scandir(path):
         nonlocal failures
         if str(path).endswith("hr=14") and failures:
             failures -= 1
             raise OSError(errno.EIO, "as told")
-        return real(path)
+        return Filesystem.scandir(bench.fs, path)
 
-    monkeypatch.setattr(hours.os, "scandir", scandir)
+    bench.fs.scandir = scandir
 
     async def main():
         async with bench.open() as dlq:

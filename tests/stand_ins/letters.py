@@ -68,8 +68,6 @@ def files(folder: Path) -> list[str]:
 class FaultyFilesystem(Filesystem):
     """`fail["rename"] = errno.EIO` fails every rename; `where` limits it to paths that contain a text."""
 
-    __slots__ = ("calls", "fail", "gate", "opened", "where")
-
     def __init__(self):
         self.fail = {}
         self.where = ""
@@ -93,6 +91,18 @@ class FaultyFilesystem(Filesystem):
     def write(self, fd, data):
         self._check("write", self.opened[fd])
         return super().write(fd, data)
+
+    def pread(self, fd, size, offset):
+        self._check("read", self.opened[fd])
+        return super().pread(fd, size, offset)
+
+    def scandir(self, path):
+        self._check("scandir", path)
+        return super().scandir(path)
+
+    def stat(self, path):
+        self._check("stat", path)
+        return super().stat(path)
 
     def fdatasync(self, fd):
         self._check("fdatasync", self.opened[fd])
