@@ -40,7 +40,7 @@ from ingest.format import KeyFactory, dlq_path, segment_path
 from ingest.intake import Batch, Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
 from ingest.store import create_store
-from ingest.telemetry import Metrics, Page
+from ingest.telemetry import Metrics, Page, Place, SealReason
 from ingest.telemetry import log as logs
 from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Tick
 
@@ -231,21 +231,18 @@ class Server:
 
     def _register_figures(self) -> None:
         dlq, backlog, uploader, intake = self._dlq, self._backlog, self._uploader, self._intake
-        self._metrics.pending = {
-            "open": lambda: intake.events + self._journal.events,
-            "queue": lambda: uploader.pending_events,
-            "dlq": lambda: dlq.events,
-            "backlog": lambda: backlog.events,
-        }
-        self._metrics.gauges = {
-            "buffered_bytes": lambda: uploader.pending_bytes + intake.size + self._tick.held,
-            "upload_queue_length": lambda: uploader.queue_length,
-            "dlq_files_current": lambda: dlq.files,
-            "dlq_size_bytes": lambda: dlq.bytes,
-            "dlq_full": lambda: int(dlq.full),
-            "backlog_files_current": lambda: backlog.files,
-            "backlog_size_bytes": lambda: backlog.bytes,
-        }
+        books, gauges = self._metrics.books, self._metrics.gauges
+        books.ask(Place.OPEN, lambda: intake.events + self._journal.events)
+        books.ask(Place.QUEUE, lambda: uploader.pending_events)
+        books.ask(Place.DLQ, lambda: dlq.events)
+        books.ask(Place.BACKLOG, lambda: backlog.events)
+        gauges.buffered_bytes = lambda: uploader.pending_bytes + intake.size + self._tick.held
+        gauges.queued_batches = lambda: uploader.queue_length
+        gauges.dlq_files = lambda: dlq.files
+        gauges.dlq_bytes = lambda: dlq.bytes
+        gauges.dlq_full = lambda: dlq.full
+        gauges.backlog_files = lambda: backlog.files
+        gauges.backlog_bytes = lambda: backlog.bytes
 
     def _max_connections(self) -> int:
         """Raise the limit on descriptors to what the system grants, and keep some of them back."""
@@ -320,16 +317,22 @@ class Server:
 
     def _submit(self, batch: Batch) -> None:
         metrics = self._metrics
-        sealed = f"sealed_{batch.reason}"
-        setattr(metrics, sealed, getattr(metrics, sealed) + 1)
+        assert batch.reason is not None  # noqa: S101 - `seal` names it
+        metrics.sealed.add(batch.reason)
         metrics.batch_events.observe(batch.events)
         metrics.batch_bytes.observe(batch.size)
-        log.debug("batch_sealed", key=batch.key, events=batch.events, size=batch.size, reason=batch.reason)
+        log.debug(
+            "batch_sealed",
+            key=batch.key,
+            events=batch.events,
+            size=batch.size,
+            reason=batch.reason.value,
+        )
         self._uploader.submit(batch)
 
     def _seal_broken(self, batch: Batch) -> None:
         if self._intake.is_open(batch):
-            self._intake.seal("storage")
+            self._intake.seal(SealReason.STORAGE)
 
     def _has_dead_letter(self, key: str) -> bool:
         """Tell whether any slot has a dead-letter file of this key. Blocks."""
@@ -416,14 +419,14 @@ class Server:
             tell = log.error if drained.lost_events else log.info
             tell(
                 "stopped",
-                accepted=self._metrics.accepted,
-                stored=self._metrics.stored,
+                accepted=self._metrics.books.events_accepted,
+                stored=self._metrics.books.events_stored,
                 dlq_files=drained.dlq_files,
                 dlq_events=drained.dlq_events,
                 backlog_files=drained.backlog_files,
                 backlog_events=drained.backlog_events,
                 lost_events=drained.lost_events,
-                unaccounted=self._metrics.unaccounted(),
+                unaccounted=self._metrics.books.unaccounted(),
             )
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._sync_executor.shutdown(wait=False, cancel_futures=True)

@@ -34,7 +34,7 @@ from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
 from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
 from ingest.store import create_store
-from ingest.telemetry import Metrics
+from ingest.telemetry import DropReason, Metrics
 
 if TYPE_CHECKING:
     import argparse
@@ -251,9 +251,10 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
         finally:
             dlq.close()
             await store.close()
+    dropped = metrics.books.events_dropped
     sys.stdout.write(
-        f"{metrics.stored} events stored, {metrics.dlq_files_quarantined_total} corrupt files quarantined, "
-        f"{metrics.dropped_corrupt} events lost in them, {metrics.dropped_expired} expired; "
+        f"{metrics.books.events_stored} events stored, {metrics.files_quarantined} corrupt files quarantined, "
+        f"{dropped[DropReason.CORRUPT]} events lost in them, {dropped[DropReason.EXPIRED]} expired; "
         f"{dlq.files} files with {dlq.events} events stay\n"
     )
     return 1 if held or unread or dlq.files else 0

@@ -1,6 +1,7 @@
 """The settings: one environment, read once, checked as a whole, frozen."""
 
+from ingest.config.checks import DEBUG_CHECKS
 from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.config.variables import GROUPS
 
-__all__ = ["GROUPS", "ConfigError", "ConfigErrors", "Settings", "load", "shown", "warnings"]
+__all__ = ["DEBUG_CHECKS", "GROUPS", "ConfigError", "ConfigErrors", "Settings", "load", "shown", "warnings"]

@@ -106,6 +106,7 @@ class Settings:
     log_pretty: bool
     log_sample_n: int
     service_name: str
+    debug_checks: bool
 
     @property
     def http_addr(self) -> tuple[str, int]:

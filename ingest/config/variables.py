@@ -347,6 +347,12 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             forms.pattern("up to 128 printable ASCII characters", r"[ -~]{1,128}"),
             "The `service` field of each log line",
         ),
+        Variable(
+            "DEBUG_CHECKS",
+            "false",
+            forms.flag(),
+            "Whether the program checks itself at every step and ends at a slip; for tests, not for production",
+        ),
     ),
 }
 

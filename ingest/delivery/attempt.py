@@ -70,7 +70,7 @@ class Attempts:
             permit = self.breaker.ask()
             if permit is None:
                 return Result.REFUSED
-            self._metrics.s3_puts_total += 1
+            self._metrics.puts += 1
             began = self._clock()
             deadline = asyncio.timeout(self._limit)
             self._running.add(deadline)
@@ -89,7 +89,7 @@ class Attempts:
                 raise
             finally:
                 self._running.discard(deadline)
-            self._metrics.s3_put_seconds.observe(self._clock() - began)
+            self._metrics.put_seconds.observe(self._clock() - began)
             self.breaker.succeeded(permit)
             return Result.STORED
 
@@ -102,7 +102,7 @@ class Attempts:
                 deadline.reschedule(now)
 
     def _failed(self, key: str, error: Exception, took: float) -> None:
-        self._metrics.s3_put_errors_total += 1
+        self._metrics.put_errors += 1
         lasted = round(took, 3)
         if isinstance(error, StorageError):
             log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=lasted, **error.cause)

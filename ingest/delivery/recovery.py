@@ -34,6 +34,7 @@ from ingest.disk import StorageError
 from ingest.format import parse_key, quarantine_key
 from ingest.spool import Whereabouts
 from ingest.store import ObjectMetadata
+from ingest.telemetry import DropReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,7 +282,7 @@ class Recovery:
 
         async def create() -> None:
             if not await self._store.create(key, body, metadata):
-                self._metrics.s3_puts_already_stored_total += 1
+                self._metrics.puts_already_stored += 1
 
         result = await self._attempts.make(key, create)
         self._last_put = self._clock()
@@ -292,15 +293,15 @@ class Recovery:
         counted = copy.file.events
         # Of the copy that was not put, the store has what the other one had.
         stored = best.found.events if copy is best else min(counted, best.found.events)
-        metrics = self._metrics
-        metrics.stored += stored
+        books, place = self._metrics.books, copy.file.lender.place
         if counted > stored:
-            metrics.dropped_corrupt += counted - stored
+            books.dropped(counted - stored, DropReason.CORRUPT, place)
         else:
-            metrics.recovered += stored - counted
-        metrics.dlq_reuploaded += stored
+            books.recovered(stored - counted, place)
+        books.stored(stored, place)
+        self._metrics.reuploaded += stored
         if not copy.found.sound:
-            metrics.dlq_files_quarantined_total += 1
+            self._metrics.files_quarantined += 1
             log.error(
                 "file_quarantined",
                 key=copy.file.key,
@@ -316,8 +317,8 @@ class Recovery:
         return 0 < self._max_age < self._now() - parse_key(file.key).unix
 
     async def _expire(self, file: Letter) -> None:
-        self._metrics.dropped_expired += file.events
-        self._metrics.dlq_files_expired_total += 1
+        self._metrics.books.dropped(file.events, DropReason.EXPIRED, file.lender.place)
+        self._metrics.files_expired += 1
         log.error("file_expired", key=file.key, events=file.events, hint="older than DLQ_MAX_AGE, and its put failed")
         file.settle()
         await file.lender.take_back(file)

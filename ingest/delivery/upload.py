@@ -38,6 +38,7 @@ from ingest.disk import StorageError
 from ingest.format import codec
 from ingest.spool import DlqFull, Waiting
 from ingest.store import ObjectMetadata
+from ingest.telemetry import Place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -193,6 +194,7 @@ class Uploader:
 
     def submit(self, batch: Batch) -> None:
         """Take over a sealed batch."""
+        self._metrics.books.moved(batch.events, Place.OPEN, Place.QUEUE)
         self._submitted += 1
         self._queue.append(_Upload(self._submitted, batch, batch.events, batch.size))
         self.pending_events += batch.events
@@ -226,7 +228,7 @@ class Uploader:
             self._tasks.create_task(self._spill(self._queue.popleft()))
 
     async def _spill(self, upload: _Upload) -> None:
-        self._metrics.upload_batches_spilled_total += 1
+        self._metrics.batches_spilled += 1
         log.info("batch_spilled", key=upload.batch.key, events=upload.events)
         with self._kept_on_failure(upload):
             await self._to_disk(upload)
@@ -283,7 +285,7 @@ class Uploader:
             result = await self.attempts.make(batch.key, put)
             if result is Result.STORED:
                 # One loop step: pending -> stored.
-                self._metrics.stored += upload.events
+                self._metrics.books.stored(upload.events, Place.QUEUE)
                 log.info("batch_stored", key=batch.key, events=upload.events, size=upload.held)
                 self._journal.release(batch)
                 self._leave(upload)
@@ -300,14 +302,15 @@ class Uploader:
             await self._dlq.save(batch.key, body, upload.events)
         except StorageError as error:
             return await self._not_saved(upload, error)
-        # One loop step since `save` counted it: pending -> dlq.
+        # One loop step since `save` counted it.
+        self._metrics.books.moved(upload.events, Place.QUEUE, Place.DLQ)
         self._journal.release(batch)
         self._disk_took(upload)
         return True
 
     async def _not_saved(self, upload: _Upload, error: StorageError) -> bool:
         batch, full = upload.batch, isinstance(error, DlqFull)
-        self._metrics.dlq_save_errors_total += 1
+        self._metrics.save_errors += 1
         if not self._disk_refuses or not full:
             log.error(
                 "dlq_save_failed",
@@ -320,7 +323,8 @@ class Uploader:
         # A full DLQ keeps its batches in the queue, since their segments would fill the disk as their files would: not
         # so at the end of the process, when a segment that stays is all that is left of a batch.
         if (not full or self._last_chance.is_set()) and self._journal.retain(batch):
-            # One loop step: pending -> backlog.
+            # One loop step since `retain` counted it.
+            self._metrics.books.moved(upload.events, Place.QUEUE, Place.BACKLOG)
             self._disk_took(upload)
             return True
         if full and self._last_chance.is_set():
@@ -329,6 +333,7 @@ class Uploader:
             except StorageError as reason:
                 log.error("dlq_save_failed", key=batch.key, operation=reason.operation, hint=reason.hint)
             else:
+                self._metrics.books.moved(upload.events, Place.QUEUE, Place.DLQ)
                 self._journal.release(batch)
                 self._disk_took(upload)
                 return True
@@ -351,8 +356,8 @@ class Uploader:
         if encoding.cancelled() or encoding.exception() is not None:
             return
         body = encoding.result()
-        self._metrics.batch_encoded_bytes_total += upload.held
-        self._metrics.batch_compressed_bytes_total += len(body)
+        self._metrics.encoded_bytes += upload.held
+        self._metrics.compressed_bytes += len(body)
         self.pending_bytes += len(body) - upload.held
         upload.held = len(body)
 

@@ -1,4 +1,4 @@
-"""Why a request is refused: one table of status, reason and metric.
+"""Why a request is refused: one table of status, reason and the label that counts it.
 
 Owns `ClientError` and every one there is. Promises that each is made in one place. Never touches a connection.
 """
@@ -7,36 +7,32 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from ingest.telemetry import Reason
+
 RETRY_AFTER: Final = ("Retry-After", "1")
 
 
 class ClientError(NamedTuple):
-    """Why a request is refused: what the client reads, the metric that counts it, and whether the connection ends."""
+    """Why a request is refused: what the client reads, the label that counts it, and whether the connection ends."""
 
     status: int
     reason: str
-    metric: str
+    counted: Reason
     close: bool = True
     headers: tuple[tuple[str, str], ...] = ()
 
 
-MALFORMED: Final = ClientError(400, "malformed HTTP request", "http_requests_rejected_malformed_total")
-BAD_HOST: Final = ClientError(400, "HTTP/1.1 needs exactly one Host", "http_requests_rejected_malformed_total")
-BAD_FRAMING: Final = ClientError(400, "HTTP/1.0 has no Transfer-Encoding", "http_requests_rejected_malformed_total")
-BAD_JSON: Final = ClientError(400, "the body is not JSON", "http_requests_rejected_not_json_total", close=False)
-NOT_FOUND: Final = ClientError(
-    404, "no such path; events go to /collect", "http_requests_rejected_other_total", close=False
-)
-BODY_TOO_LARGE: Final = ClientError(
-    413, "body larger than MAX_BODY_SIZE", "http_requests_rejected_body_too_large_total"
-)
-HEAD_TOO_LARGE: Final = ClientError(
-    431, "head larger than MAX_HEADER_BYTES", "http_requests_rejected_head_too_large_total"
-)
+MALFORMED: Final = ClientError(400, "malformed HTTP request", Reason.MALFORMED)
+BAD_HOST: Final = ClientError(400, "HTTP/1.1 needs exactly one Host", Reason.MALFORMED)
+BAD_FRAMING: Final = ClientError(400, "HTTP/1.0 has no Transfer-Encoding", Reason.MALFORMED)
+BAD_JSON: Final = ClientError(400, "the body is not JSON", Reason.NOT_JSON, close=False)
+NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", Reason.OTHER, close=False)
+BODY_TOO_LARGE: Final = ClientError(413, "body larger than MAX_BODY_SIZE", Reason.BODY_TOO_LARGE)
+HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
 UNAVAILABLE: Final = ClientError(
     503,
     "cannot take events now; try again",
-    "http_requests_rejected_queue_full_total",
+    Reason.QUEUE_FULL,
     close=False,
     headers=(RETRY_AFTER,),
 )
@@ -48,7 +44,7 @@ def method_not_allowed(allowed: str) -> ClientError:
     return ClientError(
         405,
         f"allowed here: {allowed}",
-        "http_requests_rejected_other_total",
+        Reason.OTHER,
         close=False,
         headers=(("Allow", allowed),),
     )

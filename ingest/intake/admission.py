@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ingest.intake.batch import Batch, BufferPool
+from ingest.telemetry import Reason, SealReason
 
 if TYPE_CHECKING:
     import asyncio
@@ -85,7 +86,7 @@ class Intake:
 
         # The open batch, and why it should be sealed already though it could not be.
         self._batch: Batch | None = None
-        self._due = ""
+        self._due: SealReason | None = None
         self._closed = False
 
     @property
@@ -106,7 +107,7 @@ class Intake:
         seconds = turn.seconds
         batch = self._batch
         if batch is not None and not batch.partition.start <= seconds < batch.partition.end:
-            self._seal_if_room("partition")
+            self._seal_if_room(SealReason.PARTITION)
             batch = self._batch
             if batch is not None:
                 self._refuse(turn)
@@ -120,7 +121,7 @@ class Intake:
                     self._refuse(turn)
                     return
                 # Room came that nobody announced: the disk was freed by others.
-                self.seal(self._due)
+                self.seal(self._due or SealReason.SIZE)
                 batch = None
                 continue
             if turn.events <= room:
@@ -142,16 +143,16 @@ class Intake:
 
     def room_made(self) -> None:
         """Seal what is overdue: the uploader can take a batch again."""
-        if self._due and self._has_room():
+        if self._due is not None and self._has_room():
             self.seal(self._due)
 
-    def seal(self, reason: str) -> None:
+    def seal(self, reason: SealReason) -> None:
         """Close the open batch, if there is one, and pass it on."""
         batch = self._batch
         if batch is None:
             return
         self._batch = None
-        self._due = ""
+        self._due = None
         batch.reason = reason
         if batch.timer is not None:
             batch.timer.cancel()
@@ -165,7 +166,7 @@ class Intake:
 
     def close(self) -> None:
         """Seal for the drain, and refuse what still comes: nobody would take it any further."""
-        self.seal("drain")
+        self.seal(SealReason.DRAIN)
         self._closed = True
 
     def is_open(self, batch: Batch) -> bool:
@@ -187,12 +188,12 @@ class Intake:
             journal.group(batch, turn)
         else:
             batch.acknowledge(turn.size, turn.events, turn.seconds)
-            self._metrics.accepted += turn.events
+            self._metrics.books.accepted(turn.events)
             turn.settle(committed=True)
         if batch.events + batch.tail_events >= self._batch_size:
-            self._seal_if_room("size")
+            self._seal_if_room(SealReason.SIZE)
         elif batch.size + batch.tail_size >= self._batch_bytes:
-            self._seal_if_room("bytes")
+            self._seal_if_room(SealReason.BYTES)
 
     def _open(self, seconds: int) -> Batch | None:
         if self._closed:
@@ -202,24 +203,24 @@ class Intake:
         if self._journal is not None and not self._journal.begin(batch):
             batch.release_buffer()
             return None
-        batch.timer = self._loop.call_later(self._flush_interval, self._seal_if_room, "interval")
+        batch.timer = self._loop.call_later(self._flush_interval, self._seal_if_room, SealReason.INTERVAL)
         self._batch = batch
         return batch
 
-    def _seal_if_room(self, reason: str) -> None:
+    def _seal_if_room(self, reason: SealReason) -> None:
         """Seal, or let the batch grow by CHANNEL_SIZE events while neither queue nor disk can take it."""
         if self._has_room():
             self.seal(reason)
-        elif not self._due and self._batch is not None:
+        elif self._due is None and self._batch is not None:
             self._due = reason
             self._batch.limit = self._batch.events + self._batch.tail_events + self._channel_size
 
     def _refuse(self, turn: Turn) -> None:
         journal = self._journal
         if journal is not None and journal.latched:
-            self._metrics.http_requests_rejected_disk_full_total += turn.events
+            self._metrics.rejected.add(Reason.DISK_FULL, turn.events)
         else:
-            self._metrics.http_requests_rejected_queue_full_total += turn.events
+            self._metrics.rejected.add(Reason.QUEUE_FULL, turn.events)
         if journal is not None and journal.deferred:
             journal.refuse(turn)
         else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from ingest.format import Partition
+    from ingest.telemetry import SealReason
 
 
 BUFFER_BYTES: Final = 1 << 20
@@ -86,7 +87,7 @@ class Batch:
         """Events it may hold: BATCH_SIZE, and CHANNEL_SIZE more when it is due but cannot be taken."""
         self.events = self.size = 0
         self.tail_events = self.tail_size = 0
-        self.reason = ""
+        self.reason: SealReason | None = None
         self.segment: Any = None
         self.timer: asyncio.TimerHandle | None = None
         self._pool = pool

@@ -40,6 +40,7 @@ from ingest.disk import TEMPORARY_SUFFIX, Filesystem, StorageError, TornTail, cr
 from ingest.disk.append import append
 from ingest.disk.publish import publish
 from ingest.format import segment_path
+from ingest.telemetry import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -192,7 +193,7 @@ class Journal:
         except StorageError as error:
             self._latch(error)
             return False
-        self._metrics.journal_writes_total += 1
+        self._metrics.journal_writes += 1
         return True
 
     def seal(self, batch: Batch) -> None:
@@ -274,7 +275,7 @@ class Journal:
                 self._fail(batch, error)
             else:
                 batch.acknowledge(group.turn.size, group.turn.events, group.turn.seconds)
-                self._metrics.accepted += group.turn.events
+                self._metrics.books.accepted(group.turn.events)
         self._decided += groups
         self._answer_decided()
         if self._waiting:
@@ -321,10 +322,10 @@ class Journal:
         """Decide the fate of lines that were cut off; their answers wait for their turn."""
         if group.batch is batch and not group.refused:
             group.refused = True
-            self._metrics.http_requests_rejected_disk_full_total += group.turn.events
+            self._metrics.rejected.add(Reason.DISK_FULL, group.turn.events)
 
     def _latch(self, error: StorageError) -> None:
-        self._metrics.journal_write_errors_total += 1
+        self._metrics.journal_errors += 1
         if not self.latched:
             self.latched = True
             self._metrics.journal_failed = 1

@@ -26,6 +26,7 @@ from ingest.disk import Reader, StorageError, exists, files_below, prune, publis
 from ingest.format import parse_key, segment_key
 from ingest.spool.reading import contents_of, original_of
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
+from ingest.telemetry import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,6 +57,7 @@ class Backlog:
         has_dead_letter: Callable[[str], bool],
     ) -> None:
         """`own` is the slot in which this process, of this `token`, writes; `has_dead_letter` may block."""
+        self.place: Final = Place.BACKLOG
         self.events = 0
         self.files = 0
         self.bytes = 0
@@ -189,7 +191,7 @@ class Backlog:
                     failure = StorageError.of("read", path, error)
                     log.error("segment_not_read", key=key, error=str(failure), hint=failure.hint)
                     continue
-                self._metrics.recovered += events
+                self._metrics.books.recovered(events, self.place)
                 self._add(KeyedFile(key, path, size, events))
                 log.info("segment_found", key=key, events=events, size=size)
         finally:

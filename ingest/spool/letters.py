@@ -43,6 +43,7 @@ from ingest.format import codec, dlq_key, dlq_path
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.reading import contents_of, original_of
 from ingest.spool.waiting import Letter, Whereabouts
+from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -89,6 +90,7 @@ class DeadLetterQueue:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`slots[0]` is our own. `has_segment` may block: it is asked in the executor."""
+        self.place: Final = Place.DLQ
         self.events = 0
         self.files = 0
         self.bytes = 0
@@ -153,7 +155,7 @@ class DeadLetterQueue:
         self._outside.discard(path)
         self._count(path.parent, _Tally(1, events, len(body)))
         self._volume.took(len(body))
-        self._metrics.dlq_enqueued += events
+        self._metrics.enqueued += events
 
     @property
     def full(self) -> bool:
@@ -362,9 +364,9 @@ class DeadLetterQueue:
         self.events -= rest.events
         self.bytes -= rest.size
         if rest.events > 0:
-            self._metrics.dropped_corrupt += rest.events
+            self._metrics.books.dropped(rest.events, DropReason.CORRUPT, self.place)
         else:
-            self._metrics.recovered -= rest.events
+            self._metrics.books.recovered(-rest.events, self.place)
         if rest.events or rest.files:
             log.error(
                 "dlq_books_corrected",
@@ -420,7 +422,7 @@ class DeadLetterQueue:
                     return failed
                 self._headless.update(headless)
                 self._count(chunk.folder, counted)
-                self._metrics.recovered += counted.events
+                self._metrics.books.recovered(counted.events, self.place)
                 if len(self._early) < SCAN_LIMIT and not chunk.last:
                     self._early.extend(chunk.paths)
                 temporaries += chunk.temporaries
@@ -469,7 +471,7 @@ class DeadLetterQueue:
             return
         if counted is not None:
             self._count(temporary.parent, counted)
-            self._metrics.recovered += counted.events
+            self._metrics.books.recovered(counted.events, self.place)
             log.warning("dlq_temporary_salvaged", path=str(temporary), events=counted.events)
 
     def _salvage_step(self, temporary: Path) -> _Tally | None:
@@ -534,8 +536,8 @@ class DeadLetterQueue:
         events = file.events
         self._lent.discard(file.path)
         self._forget(file)
-        self._metrics.dropped_evicted += events
-        self._metrics.dlq_files_evicted_total += 1
+        self._metrics.books.dropped(events, DropReason.EVICTED, self.place)
+        self._metrics.files_evicted += 1
         self._volume.took(-file.size)
         log.warning("dlq_evicted", key=file.key, events=events, hint="the queue is full and DLQ_ON_FULL=evict")
         if self._tallies[file.path.parent].files <= 0:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ingest.format.codec import Inspection
+    from ingest.telemetry import Place
 
 
 class Whereabouts(Enum):
@@ -44,6 +45,10 @@ class Contents:
 
 class Lender(Protocol):
     """Who lends letters, as a letter sees it."""
+
+    @property
+    def place(self) -> Place:
+        """Where the books have its letters' events."""
 
     async def contents(self, letter: Letter) -> Contents:
         """Read the file once, and judge it."""

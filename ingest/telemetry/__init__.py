@@ -1,12 +1,21 @@
-"""All that the process tells of itself: figures and log lines.
+"""Figures and log lines: all that the process tells of itself.
 
 The exposition is not imported here: loading prometheus_client takes 40 ms, and only a scrape needs it.
 """
 
+from ingest.telemetry.books import Books, DropReason, Place
+from ingest.telemetry.counters import Counters, Overdue, Reason, SealReason
 from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
 
 __all__ = [
+    "Books",
+    "Counters",
+    "DropReason",
     "Metrics",
+    "Overdue",
     "Page",
+    "Place",
+    "Reason",
+    "SealReason",
 ]

@@ -1,21 +1,31 @@
-"""Metrics: what the process counts about itself, and the books that must balance.
+"""Metrics: what the process counts about itself, and the table of what each figure means.
 
-Owns the counters as plain integers (`metrics.accepted += n` is all the hot path does), the table `METRICS` that says
-what each figure means, and the books: accepted + recovered = stored + pending + dropped, in events.
-Promises that a scrape between two ticks finds the books balanced, `events_unaccounted` 0, and that a figure somebody
-keeps anyway is read from there at the scrape, so that no copy of it can be stale.
+Owns the counters as plain integers (`metrics.puts += 1` is all that counting takes), the figures that somebody else
+keeps (`Gauges`), the books, and the table `METRICS`, whose rows read them.
+Promises that a figure somebody keeps anyway is read from there at the scrape, so that no copy of it can be stale, and
+that no figure is found by its name: a slip is found by the type checker.
 Never locks, allocates or calls anything to count; never imports prometheus_client before the first scrape, which costs
 40 ms that the start does not have.
 """
 
-import time
-from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from __future__ import annotations
 
-PLACES: Final = ("open", "queue", "dlq", "backlog")
-"""Where an accepted event may wait; each registers in `Metrics.pending` who knows how many."""
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ingest import __version__
+from ingest.telemetry.books import Books, Place
+from ingest.telemetry.counters import Counters, Histogram, Overdue, Reason, SealReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Figure: TypeAlias = float | Histogram | Mapping[str, float]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,91 +34,62 @@ _EVENTS: Final = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 50_000)
 _BYTES: Final = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24, 1 << 26)
 
 
-class Histogram:
-    """Counts of observations by upper bound; the last bucket has none."""
+def _nothing() -> int:
+    return 0
 
-    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total: float = 0
+@dataclass(slots=True, eq=False)
+class Gauges:
+    """Who knows each figure that is not counted here; 0 until somebody does."""
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    buffered_bytes: Callable[[], float] = _nothing
+    queued_batches: Callable[[], float] = _nothing
+    dlq_files: Callable[[], float] = _nothing
+    dlq_bytes: Callable[[], float] = _nothing
+    dlq_full: Callable[[], float] = _nothing
+    backlog_files: Callable[[], float] = _nothing
+    backlog_bytes: Callable[[], float] = _nothing
 
 
 @dataclass(slots=True, eq=False)
 class Metrics:
-    """Every figure that is counted, each at zero when the process starts.
+    """Every figure that is counted, each at zero when the process starts."""
 
-    A name is that of the metric in `METRICS`, or a short one where the code counts often or under one label's value.
-    """
+    books: Books = field(default_factory=Books)
+    gauges: Gauges = field(default_factory=Gauges)
 
     requests: int = 0
-    http_requests_rejected_body_too_large_total: int = 0
-    http_requests_rejected_head_too_large_total: int = 0
-    http_requests_rejected_malformed_total: int = 0
-    http_requests_rejected_not_json_total: int = 0
-    http_requests_rejected_queue_full_total: int = 0
-    http_requests_rejected_disk_full_total: int = 0
-    http_requests_rejected_other_total: int = 0
+    rejected: Counters[Reason] = field(default_factory=lambda: Counters(Reason))
     connections: int = 0
-    http_connections_refused_total: int = 0
-    timed_out_idle: int = 0
-    timed_out_request: int = 0
-    timed_out_answer: int = 0
+    connections_refused: int = 0
+    timed_out: Counters[Overdue] = field(default_factory=lambda: Counters(Overdue))
 
-    accepted: int = 0
-    recovered: int = 0
-    stored: int = 0
-    dropped_evicted: int = 0
-    dropped_expired: int = 0
-    dropped_corrupt: int = 0
-    pending: dict[str, Callable[[], int]] = field(default_factory=dict)
-    """The events that each place in `PLACES` holds now."""
-
-    sealed_size: int = 0
-    sealed_bytes: int = 0
-    sealed_interval: int = 0
-    sealed_partition: int = 0
-    sealed_drain: int = 0
-    sealed_storage: int = 0
+    sealed: Counters[SealReason] = field(default_factory=lambda: Counters(SealReason))
     batch_events: Histogram = field(default_factory=lambda: Histogram(_EVENTS))
     batch_bytes: Histogram = field(default_factory=lambda: Histogram(_BYTES))
-    batch_encoded_bytes_total: int = 0
-    batch_compressed_bytes_total: int = 0
+    encoded_bytes: int = 0
+    compressed_bytes: int = 0
+    batches_spilled: int = 0
 
-    journal_writes_total: int = 0
-    journal_write_errors_total: int = 0
+    journal_writes: int = 0
+    journal_errors: int = 0
     journal_failed: int = 0
     journal_sync_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
 
-    s3_puts_total: int = 0
-    s3_put_errors_total: int = 0
-    s3_puts_already_stored_total: int = 0
-    s3_put_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
+    puts: int = 0
+    put_errors: int = 0
+    puts_already_stored: int = 0
+    put_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     breaker_state: int = 0
-    upload_batches_spilled_total: int = 0
 
-    dlq_enqueued: int = 0
-    dlq_reuploaded: int = 0
-    dlq_save_errors_total: int = 0
-    dlq_files_evicted_total: int = 0
-    dlq_files_expired_total: int = 0
-    dlq_files_quarantined_total: int = 0
+    enqueued: int = 0
+    reuploaded: int = 0
+    save_errors: int = 0
+    files_evicted: int = 0
+    files_expired: int = 0
+    files_quarantined: int = 0
 
-    gauges: dict[str, Callable[[], float]] = field(default_factory=dict)
-    """Who knows the value of a gauge of `METRICS` that is not counted here, by its name; 0 until somebody does."""
     started: float = field(default_factory=time.time)
-
-    def unaccounted(self) -> int:
-        """Return the events the books cannot place: 0, or we have lost (above) or doubled (below) some."""
-        taken = self.accepted + self.recovered
-        dropped = self.dropped_evicted + self.dropped_expired + self.dropped_corrupt
-        return taken - self.stored - dropped - sum(count() for count in self.pending.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,121 +99,205 @@ class Metric:
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     meaning: str
-    attribute: str = ""
-    """Where `Metrics` counts it; empty for what is read at the scrape."""
+    read: Callable[[Metrics], Figure]
     label: str = ""
-    series: tuple[tuple[str, str], ...] = ()
-    """The values of a metric's label, each with the attribute that counts it."""
+    """With a label, `read` gives a figure for each of its values."""
+
+
+def _rejected(name: str, meaning: str, reason: Reason) -> Metric:
+    return Metric(f"http_requests_rejected_{name}_total", "counter", meaning, lambda m: m.rejected[reason])
+
+
+def _compression_ratio(metrics: Metrics) -> float:
+    return metrics.encoded_bytes / (metrics.compressed_bytes or 1)
+
+
+def _resident_bytes(_: Metrics) -> float:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no /proc: the peak is the nearest thing, in KiB but for macOS
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 METRICS: Final[tuple[Metric, ...]] = (
-    Metric("http_requests_total", "counter", "Requests answered, whatever the answer", "requests"),
-    Metric("http_requests_accepted_total", "counter", "Events accepted, durable as DURABILITY promises", "accepted"),
-    *(
-        Metric(f"http_requests_rejected_{reason}_total", "counter", meaning, f"http_requests_rejected_{reason}_total")
-        for reason, meaning in (
-            ("body_too_large", "Requests refused with 413: body or query above MAX_BODY_SIZE"),
-            ("head_too_large", "Requests refused with 431: head above MAX_HEADER_BYTES"),
-            ("malformed", "Requests refused with 400: not HTTP/1.1 as it must be"),
-            ("not_json", "Requests refused with 400: BODY_FORMAT is json and the body is not"),
-            ("queue_full", "Events refused with 503: neither memory nor the dead-letter queue can take more"),
-            ("disk_full", "Events refused with 503: the journal's disk is full or failing"),
-            ("other", "Requests refused with 404 or 405"),
-        )
+    Metric("http_requests_total", "counter", "Requests answered, whatever the answer", lambda m: m.requests),
+    Metric(
+        "http_requests_accepted_total",
+        "counter",
+        "Events accepted, durable as DURABILITY promises",
+        lambda m: m.books.events_accepted,
     ),
-    Metric("http_connections_current", "gauge", "Open connections", "connections"),
+    _rejected("body_too_large", "Requests refused with 413: body or query above MAX_BODY_SIZE", Reason.BODY_TOO_LARGE),
+    _rejected("head_too_large", "Requests refused with 431: head above MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE),
+    _rejected("malformed", "Requests refused with 400: not HTTP/1.1 as it must be", Reason.MALFORMED),
+    _rejected("not_json", "Requests refused with 400: BODY_FORMAT is json and the body is not", Reason.NOT_JSON),
+    _rejected(
+        "queue_full",
+        "Events refused with 503: neither memory nor the dead-letter queue can take more",
+        Reason.QUEUE_FULL,
+    ),
+    _rejected("disk_full", "Events refused with 503: the journal's disk is full or failing", Reason.DISK_FULL),
+    _rejected("other", "Requests refused with 404 or 405", Reason.OTHER),
+    Metric("http_connections_current", "gauge", "Open connections", lambda m: m.connections),
     Metric(
         "http_connections_refused_total",
         "counter",
         "Connections closed at once: MAX_CONNECTIONS were open",
-        "http_connections_refused_total",
+        lambda m: m.connections_refused,
     ),
     Metric(
         "http_connections_timed_out_total",
         "counter",
         "Connections closed at a deadline: idle, in the middle of a request, or with an answer nobody reads",
+        lambda m: m.timed_out.by_label(),
         label="state",
-        series=tuple((state, f"timed_out_{state}") for state in ("idle", "request", "answer")),
     ),
-    Metric("events_recovered_total", "counter", "Events of earlier runs, found on disk and taken over", "recovered"),
-    Metric("events_pending", "gauge", "Events accepted or recovered, and neither stored nor dropped", label="place"),
-    Metric("events_unaccounted", "gauge", "Events the books cannot place; anything but 0 is a bug of ours"),
-    Metric("buffered_bytes", "gauge", "Bytes held in memory, which MAX_BUFFER_BYTES bounds"),
+    Metric(
+        "events_recovered_total",
+        "counter",
+        "Events of earlier runs, found on disk and taken over",
+        lambda m: m.books.events_recovered,
+    ),
+    Metric(
+        "events_pending",
+        "gauge",
+        "Events accepted or recovered, and neither stored nor dropped",
+        lambda m: {place.value: m.books.pending(place) for place in Place},
+        label="place",
+    ),
+    Metric(
+        "events_unaccounted",
+        "gauge",
+        "Events the books cannot place; anything but 0 is a bug of ours",
+        lambda m: m.books.unaccounted(),
+    ),
+    Metric(
+        "buffered_bytes",
+        "gauge",
+        "Bytes held in memory, which MAX_BUFFER_BYTES bounds",
+        lambda m: m.gauges.buffered_bytes(),
+    ),
     Metric(
         "batch_sealed_total",
         "counter",
         "Batches sealed, by what sealed them",
+        lambda m: m.sealed.by_label(),
         label="reason",
-        series=tuple(
-            (reason, f"sealed_{reason}") for reason in ("size", "bytes", "interval", "partition", "drain", "storage")
-        ),
     ),
-    Metric("batch_events", "histogram", "Events in a sealed batch", "batch_events"),
-    Metric("batch_bytes", "histogram", "Bytes in a sealed batch, before gzip", "batch_bytes"),
-    Metric("batch_encoded_bytes_total", "counter", "Bytes that went into gzip", "batch_encoded_bytes_total"),
-    Metric("batch_compressed_bytes_total", "counter", "Bytes that came out of it", "batch_compressed_bytes_total"),
-    Metric("batch_compression_ratio", "gauge", "The one divided by the other, since the start"),
+    Metric("batch_events", "histogram", "Events in a sealed batch", lambda m: m.batch_events),
+    Metric("batch_bytes", "histogram", "Bytes in a sealed batch, before gzip", lambda m: m.batch_bytes),
+    Metric("batch_encoded_bytes_total", "counter", "Bytes that went into gzip", lambda m: m.encoded_bytes),
+    Metric("batch_compressed_bytes_total", "counter", "Bytes that came out of it", lambda m: m.compressed_bytes),
+    Metric("batch_compression_ratio", "gauge", "The one divided by the other, since the start", _compression_ratio),
     Metric(
         "journal_writes_total",
         "counter",
         "Writes to the journal, each for all events of a tick",
-        "journal_writes_total",
+        lambda m: m.journal_writes,
     ),
     Metric(
         "journal_write_errors_total",
         "counter",
         "Writes or syncs that failed; their events were refused",
-        "journal_write_errors_total",
+        lambda m: m.journal_errors,
     ),
-    Metric("journal_failed", "gauge", "1 while the disk takes no events and all are refused", "journal_failed"),
     Metric(
-        "journal_sync_seconds", "histogram", "How long an fdatasync took (DURABILITY=fsync)", "journal_sync_seconds"
+        "journal_failed",
+        "gauge",
+        "1 while the disk takes no events and all are refused",
+        lambda m: m.journal_failed,
     ),
-    Metric("upload_queue_length", "gauge", "Sealed batches in memory, up to UPLOAD_QUEUE"),
+    Metric(
+        "journal_sync_seconds",
+        "histogram",
+        "How long an fdatasync took (DURABILITY=fsync)",
+        lambda m: m.journal_sync_seconds,
+    ),
+    Metric(
+        "upload_queue_length",
+        "gauge",
+        "Sealed batches in memory, up to UPLOAD_QUEUE",
+        lambda m: m.gauges.queued_batches(),
+    ),
     Metric(
         "upload_batches_spilled_total",
         "counter",
         "Batches sent to the dead-letter queue to make room in a full upload queue",
-        "upload_batches_spilled_total",
+        lambda m: m.batches_spilled,
     ),
-    Metric("s3_events_stored_total", "counter", "Events whose object the store has confirmed", "stored"),
-    Metric("s3_puts_total", "counter", "Tries to put an object, whatever came of them", "s3_puts_total"),
-    Metric("s3_put_errors_total", "counter", "Tries that failed", "s3_put_errors_total"),
+    Metric(
+        "s3_events_stored_total",
+        "counter",
+        "Events whose object the store has confirmed",
+        lambda m: m.books.events_stored,
+    ),
+    Metric("s3_puts_total", "counter", "Tries to put an object, whatever came of them", lambda m: m.puts),
+    Metric("s3_put_errors_total", "counter", "Tries that failed", lambda m: m.put_errors),
     Metric(
         "s3_puts_already_stored_total",
         "counter",
         "Tries that found the object stored by an earlier one whose answer was lost",
-        "s3_puts_already_stored_total",
+        lambda m: m.puts_already_stored,
     ),
-    Metric("s3_put_seconds", "histogram", "How long one try took", "s3_put_seconds"),
+    Metric("s3_put_seconds", "histogram", "How long one try took", lambda m: m.put_seconds),
     Metric(
-        "upload_breaker_state", "gauge", "0 closed, 1 half-open (probing), 2 open (the store is down)", "breaker_state"
+        "upload_breaker_state",
+        "gauge",
+        "0 closed, 1 half-open (probing), 2 open (the store is down)",
+        lambda m: m.breaker_state,
     ),
-    Metric("dlq_events_enqueued_total", "counter", "Events saved to the dead-letter queue", "dlq_enqueued"),
-    Metric("dlq_events_reuploaded_total", "counter", "Events stored from it or from the backlog", "dlq_reuploaded"),
+    Metric("dlq_events_enqueued_total", "counter", "Events saved to the dead-letter queue", lambda m: m.enqueued),
+    Metric(
+        "dlq_events_reuploaded_total",
+        "counter",
+        "Events stored from it or from the backlog",
+        lambda m: m.reuploaded,
+    ),
     Metric(
         "dlq_events_dropped_total",
         "counter",
         "Events lost, by why",
+        lambda m: m.books.events_dropped.by_label(),
         label="reason",
-        series=tuple((reason, f"dropped_{reason}") for reason in ("evicted", "expired", "corrupt")),
     ),
-    Metric("dlq_save_errors_total", "counter", "Batches the disk did not take", "dlq_save_errors_total"),
-    Metric("dlq_files_evicted_total", "counter", "Files dropped to make room", "dlq_files_evicted_total"),
-    Metric("dlq_files_expired_total", "counter", "Files dropped as older than DLQ_MAX_AGE", "dlq_files_expired_total"),
+    Metric("dlq_save_errors_total", "counter", "Batches the disk did not take", lambda m: m.save_errors),
+    Metric("dlq_files_evicted_total", "counter", "Files dropped to make room", lambda m: m.files_evicted),
+    Metric("dlq_files_expired_total", "counter", "Files dropped as older than DLQ_MAX_AGE", lambda m: m.files_expired),
     Metric(
         "dlq_files_quarantined_total",
         "counter",
         "Corrupt files: sound lines salvaged, the original put under DLQ_PREFIX",
-        "dlq_files_quarantined_total",
+        lambda m: m.files_quarantined,
     ),
-    Metric("dlq_files_current", "gauge", "Files in the dead-letter queue"),
-    Metric("dlq_size_bytes", "gauge", "Their bytes"),
-    Metric("dlq_full", "gauge", "1 while the queue takes no more: DLQ_MAX_SIZE_BYTES or DISK_RESERVE"),
-    Metric("backlog_files_current", "gauge", "Journal segments that wait for the store like dead-letter files"),
-    Metric("backlog_size_bytes", "gauge", "Their bytes"),
-    Metric("process_cpu_seconds_total", "counter", "CPU time, user and system, of all threads"),
-    Metric("process_resident_memory_bytes", "gauge", "Resident memory"),
-    Metric("process_start_time_seconds", "gauge", "When the process started, unix time"),
-    Metric("build_info", "gauge", "Always 1; the labels say what runs", label="version"),
+    Metric("dlq_files_current", "gauge", "Files in the dead-letter queue", lambda m: m.gauges.dlq_files()),
+    Metric("dlq_size_bytes", "gauge", "Their bytes", lambda m: m.gauges.dlq_bytes()),
+    Metric(
+        "dlq_full",
+        "gauge",
+        "1 while the queue takes no more: DLQ_MAX_SIZE_BYTES or DISK_RESERVE",
+        lambda m: m.gauges.dlq_full(),
+    ),
+    Metric(
+        "backlog_files_current",
+        "gauge",
+        "Journal segments that wait for the store like dead-letter files",
+        lambda m: m.gauges.backlog_files(),
+    ),
+    Metric("backlog_size_bytes", "gauge", "Their bytes", lambda m: m.gauges.backlog_bytes()),
+    Metric(
+        "process_cpu_seconds_total",
+        "counter",
+        "CPU time, user and system, of all threads",
+        lambda _: time.process_time(),
+    ),
+    Metric("process_resident_memory_bytes", "gauge", "Resident memory", _resident_bytes),
+    Metric("process_start_time_seconds", "gauge", "When the process started, unix time", lambda m: m.started),
+    Metric(
+        "build_info",
+        "gauge",
+        "Always 1; the labels say what runs",
+        lambda _: {__version__: 1},
+        label="version",
+    ),
 )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 
 from ingest.event import HEAD_TOO_LARGE, MALFORMED, UNAVAILABLE_CLOSE
+from ingest.telemetry import Overdue
 from ingest.wire.answers import CONTINUE
 from ingest.wire.framing import EMPTY_LINES, Meter
 from ingest.wire.request import HeaderNames, RequestReader
@@ -232,12 +233,12 @@ class Connection(RequestReader, asyncio.Protocol):
         Answers that wait for a group commit are still written, and one more deadline ends the flushing of what is.
         """
         if self._stalled:
-            self._tick.metrics.timed_out_answer += 1
+            self._tick.metrics.timed_out.add(Overdue.ANSWER)
             self.abort()
             return
         rule = STATES[self.state]
-        if rule.metric:
-            setattr(self._tick.metrics, rule.metric, getattr(self._tick.metrics, rule.metric) + 1)
+        if rule.counted is not None:
+            self._tick.metrics.timed_out.add(rule.counted)
         if rule.on_expiry == "abort":
             self.abort()
         else:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
+from ingest.telemetry import Overdue
+
 
 class State(Enum):
     """Where a connection stands between two reads."""
@@ -33,19 +35,19 @@ class State(Enum):
 class Rule(NamedTuple):
     """A row of the table: what begins a state, what limits it, and what happens at the limit.
 
-    `metric` counts connections that met it.
+    `counted` is the label under which connections are counted that met it.
     """
 
     entered: str
     deadline: str
     on_expiry: str
-    metric: str = ""
+    counted: Overdue | None = None
 
 
 STATES: Final[dict[State, Rule]] = {
-    State.IDLE: Rule("connect; the end of a request", "IDLE_TIMEOUT", "close", "timed_out_idle"),
-    State.HEADERS: Rule("the first byte of a request", "READ_TIMEOUT", "close", "timed_out_request"),
-    State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", "timed_out_request"),
+    State.IDLE: Rule("connect; the end of a request", "IDLE_TIMEOUT", "close", Overdue.IDLE),
+    State.HEADERS: Rule("the first byte of a request", "READ_TIMEOUT", "close", Overdue.REQUEST),
+    State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", Overdue.REQUEST),
     State.AWAITING_COMMIT: Rule("idle or closing, answers owed (`fsync`)", "none", "wait"),
     State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
 }

@@ -203,7 +203,7 @@ class Tick:
     def admit(self, connection: Connection) -> bool:
         """Take a new connection into account; False when there are MAX_CONNECTIONS already."""
         if len(self.connections) >= self._max_connections:
-            self.metrics.http_connections_refused_total += 1
+            self.metrics.connections_refused += 1
             return False
         self.connections.add(connection)
         self.metrics.connections += 1
@@ -228,8 +228,8 @@ class Tick:
         return any(connection.pending or not connection.is_over for connection in self.connections)
 
     def count_rejected(self, error: ClientError) -> None:
-        """Count a refusal under the metric its table names."""
-        setattr(self.metrics, error.metric, getattr(self.metrics, error.metric) + 1)
+        """Count a refusal under the reason its table names."""
+        self.metrics.rejected.add(error.counted)
 
     def over_budget(self) -> bool:
         """Tell whether all that is held, unfinished requests and batches, exceeds `MAX_BUFFER_BYTES`."""

@@ -60,6 +60,7 @@ DEFAULTS = {
     "LOG_LEVEL": "info",
     "LOG_PRETTY": "false",
     "LOG_SAMPLE_N": "1",
+    "DEBUG_CHECKS": "false",
 }
 
 BUCKET = {"RAW_BUCKET": "events", "AWS_REGION": "eu-west-1"}

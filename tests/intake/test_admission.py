@@ -14,6 +14,7 @@ from ingest.config.settings import load
 from ingest.format.keys import KeyFactory, parse_key, partition_of
 from ingest.intake.admission import Intake
 from ingest.intake.batch import BUFFER_BYTES, Batch, BufferPool
+from ingest.telemetry import Reason, SealReason
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.turn import Turn
 from tests.stand_ins.wire import FakeLoop
@@ -69,7 +70,7 @@ class FakeJournal:
         for batch, turn in waiting:
             if batch is not None:
                 batch.acknowledge(turn.size, turn.events, turn.seconds)
-                self.rig.metrics.accepted += turn.events
+                self.rig.metrics.books.accepted(turn.events)
             turn.settle(committed=batch is not None)
         for batch in self.sealing:
             self.rig.submit(batch)
@@ -141,8 +142,8 @@ class Rig:
         return [entry for entry, committed in self.answers if not committed and entry != "page"]
 
     @property
-    def reasons(self) -> list[str]:
-        return [batch.reason for batch in self.sealed]
+    def reasons(self) -> list[str | None]:
+        return [batch.reason and batch.reason.value for batch in self.sealed]
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -162,7 +163,7 @@ def test_it_seals_at_batch_size_and_a_tick_is_split_there():
     assert [numbers(batch) for batch in rig.sealed] == [list(range(at, at + 10)) for at in (0, 10, 20)]
     assert rig.intake.events == 2
     assert rig.answers == [(number, True) for number in range(32)]
-    assert rig.metrics.accepted == 32
+    assert rig.metrics.books.events_accepted == 32
     assert [batch.events for batch in rig.sealed] == [10, 10, 10]
     assert all(batch.size == len(batch.view()) for batch in rig.sealed)
 
@@ -189,7 +190,7 @@ def test_it_seals_at_batch_bytes():
     while not rig.sealed:
         rig.commit(1, size=1000)
     (batch,) = rig.sealed
-    assert batch.reason == "bytes"
+    assert batch.reason is SealReason.BYTES
     assert 65536 <= batch.size < 65536 + 1000
 
 
@@ -226,7 +227,7 @@ def test_it_seals_when_the_partition_changes():
     assert rig.reasons == ["partition"]
     assert numbers(rig.sealed[0]) == [0, 1]
     assert "/dt=2025-12-03/hr=00/" in rig.sealed[0].key
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert "/dt=2025-12-03/hr=01/" in rig.sealed[1].key
     assert numbers(rig.sealed[1]) == [2, 3]
 
@@ -235,7 +236,7 @@ def test_it_seals_when_the_clock_steps_back_over_the_hour():
     rig = Rig()
     for seconds in (HOUR, HOUR - 1, HOUR, HOUR - 5, HOUR - 3600, HOUR - 3601):
         rig.commit(1, seconds)
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     hours = [parse_key(batch.key).partition for batch in rig.sealed]
     today, yesterday = "dt=2025-12-03/hr=00", "dt=2025-12-02/hr="
     assert hours == [today, f"{yesterday}23", today, f"{yesterday}23", f"{yesterday}22"]
@@ -256,7 +257,7 @@ def test_the_hour_is_that_of_the_partition_zone(tz, minute):
     edge = HOUR + minute * 60
     rig.commit(1, edge - 1)
     rig.commit(1, edge)
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert [parse_key(batch.key).partition for batch in rig.sealed] == [
         partition_of(seconds, ZoneInfo(tz)).path for seconds in (edge - 1, edge)
     ]
@@ -272,14 +273,14 @@ def test_it_seals_for_the_drain_and_takes_nothing_after_it():
     late = rig.commit(2)
     assert rig.refused == late
     assert rig.intake.events == 0
-    assert rig.metrics.accepted == 3
+    assert rig.metrics.books.events_accepted == 3
     rig.intake.close()
     assert len(rig.sealed) == 1
 
 
 def test_sealing_nothing_is_nothing():
     rig = Rig()
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert rig.sealed == []
 
 
@@ -290,7 +291,7 @@ def test_the_key_is_fixed_when_the_batch_opens():
     rig.commit(1, HOUR + 3000)
     rig.loop.advance(120)
     rig.commit(1, HOUR + 3001)
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert rig.sealed[0].key == key
     assert parse_key(key).unix == HOUR + 10
     assert [parse_key(batch.key).sequence for batch in rig.sealed] == [1, 2]
@@ -312,7 +313,7 @@ def test_without_room_the_batch_grows_by_channel_size_and_then_events_are_refuse
     assert rig.commit(2) == rig.refused[2:]
     assert rig.sealed == []
     assert rig.intake.events == 14
-    assert rig.metrics.http_requests_rejected_queue_full_total == 4
+    assert rig.metrics.rejected[Reason.QUEUE_FULL] == 4
     assert rig.intake.refusing(0)
     rig.room = True
     rig.intake.room_made()
@@ -371,7 +372,7 @@ def test_a_new_hour_without_room_is_refused_rather_than_mixed():
     rig.commit(1, HOUR + 3599)  # the clock stepped back
     rig.room = True
     rig.commit(1, HOUR + 3600)
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert [batch.events for batch in rig.sealed] == [4, 1]
     assert [parse_key(batch.key).partition[-2:] for batch in rig.sealed] == ["00", "01"]
 
@@ -400,7 +401,7 @@ def test_events_over_the_buffer_are_refused_until_there_is_space():
     rig.commit(1, size=1000)
     assert rig.intake.size == 11_000
     assert len(rig.refused) == 1
-    assert rig.metrics.accepted == 11
+    assert rig.metrics.books.events_accepted == 11
     assert rig.intake.refusing(1), "unfinished requests count"
 
 
@@ -411,7 +412,7 @@ def test_what_was_refused_leaves_no_trace():
     rig.commit(5, size=1000)
     rig.held = 0
     rig.commit(1, size=1000)
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     (batch,) = rig.sealed
     assert numbers(batch) == [0, 6]
     assert rig.journal.segments[batch.key] == batch.view()
@@ -456,11 +457,11 @@ def test_what_the_disk_refuses_is_refused_and_not_kept(attribute):
     setattr(rig.journal, attribute, False)
     rig.commit(1)
     assert rig.refused == first + second
-    rig.intake.seal("drain")
+    rig.intake.seal(SealReason.DRAIN)
     assert numbers(rig.sealed[0]) == [2, 3, 6]
     latched = attribute == "latched"
-    assert rig.metrics.http_requests_rejected_disk_full_total == (4 if latched else 0)
-    assert rig.metrics.http_requests_rejected_queue_full_total == (0 if latched else 4)
+    assert rig.metrics.rejected[Reason.DISK_FULL] == (4 if latched else 0)
+    assert rig.metrics.rejected[Reason.QUEUE_FULL] == (0 if latched else 4)
 
 
 def test_a_latched_journal_is_told_ahead():
@@ -474,14 +475,14 @@ def test_with_fsync_events_count_when_they_are_synced():
     rig = Rig(journal="fsync", BATCH_SIZE="10")
     rig.commit(4)
     assert rig.answers == []
-    assert (rig.intake.events, rig.metrics.accepted) == (0, 0)
+    assert (rig.intake.events, rig.metrics.books.events_accepted) == (0, 0)
     assert rig.intake.size > 0, "what waits is held"
     rig.commit(8)
     assert rig.sealed == [], "it waits for the sync of its last line"
     rig.journal.sync()
     assert rig.answers == [(number, True) for number in range(12)]
     assert [numbers(batch) for batch in rig.sealed] == [list(range(10))]
-    assert (rig.intake.events, rig.metrics.accepted) == (2, 12)
+    assert (rig.intake.events, rig.metrics.books.events_accepted) == (2, 12)
 
 
 def test_with_fsync_refusals_wait_their_turn():
@@ -688,7 +689,7 @@ class EveryEvent(RuleBasedStateMachine):
         assert [entry for entry, _ in rig.answers] == self.expected
         accepted = [entry for entry, committed in rig.answers if committed and entry != "page"]
         assert [number for batch in rig.sealed for number in numbers(batch)] == accepted
-        assert rig.metrics.accepted == len(accepted)
+        assert rig.metrics.books.events_accepted == len(accepted)
         assert len({batch.key for batch in rig.sealed}) == len(rig.sealed)
         for batch in rig.sealed:
             inside = numbers(batch)

@@ -19,6 +19,7 @@ import pytest
 from ingest.format import codec
 from ingest.format.keys import dlq_path
 from ingest.intake.journal import PROBE_SECONDS
+from ingest.telemetry import DropReason, Reason
 from tests.model.harness import START, World, line
 from tests.process.collector import REPOSITORY, bare_environment
 
@@ -338,7 +339,7 @@ def test_a_segment_that_cannot_be_created_refuses(journal):
     world.fs.fail("open", errno.ENOSPC, when=is_segment)
     lost = process.commit(2)
     assert process.answers == refused(lost)
-    assert process.metrics.http_requests_rejected_disk_full_total == 2
+    assert process.metrics.rejected[Reason.DISK_FULL] == 2
     world.advance(2 * PROBE_SECONDS)
     kept = process.commit(2)
     assert process.answers[2:] == committed(kept)
@@ -377,7 +378,7 @@ def test_while_latched_the_disk_is_left_in_peace_but_for_the_probe(journal):
     for _ in range(10):
         process.commit(3)
     assert [call for call in world.fs.calls if is_segment(call[1])] == []
-    assert process.metrics.http_requests_rejected_disk_full_total == 31
+    assert process.metrics.rejected[Reason.DISK_FULL] == 31
 
 
 def test_a_probe_that_cannot_be_synced_does_not_unlatch(journal):
@@ -709,7 +710,7 @@ def test_recovery_never_replaces_what_is_stored_with_less(journal):
     fresh = world.start()
     world.advance(10)
     assert sorted(world.stored_numbers()) == numbers
-    assert fresh.metrics.s3_puts_already_stored_total == 1
+    assert fresh.metrics.puts_already_stored == 1
     assert world.store.replaced == []
     world.recover()
 
@@ -720,8 +721,8 @@ def test_a_torn_last_line_is_dropped_and_is_no_damage(journal):
     process = world.start()
     world.advance(5)
     assert sorted(world.stored_numbers()) == [1, 2]
-    assert process.metrics.dlq_files_quarantined_total == 0
-    assert process.metrics.dropped_corrupt == 0
+    assert process.metrics.files_quarantined == 0
+    assert process.metrics.books.events_dropped[DropReason.CORRUPT] == 0
     assert segments(world) == []
 
 
@@ -734,7 +735,7 @@ def test_a_bad_line_is_quarantined_and_the_sound_ones_are_stored(journal):
     assert sorted(world.stored_numbers()) == [1, 2]
     (quarantined,) = [key for key in world.store.objects if key.startswith("raw_dlq/")]
     assert world.store.objects[quarantined] == original
-    assert process.metrics.dropped_corrupt == 1
+    assert process.metrics.books.events_dropped[DropReason.CORRUPT] == 1
     assert segments(world) == []
     world.check()
 
@@ -769,7 +770,7 @@ def test_a_rewrite_that_was_not_published_is_removed_if_its_dead_letter_is_there
     world.advance(40)
     assert sorted(world.stored_numbers()) == [1, 2]
     assert world.files() == []
-    assert process.metrics.recovered == 2
+    assert process.metrics.books.events_recovered == 2
 
 
 def test_a_rewrite_that_is_all_there_is_takes_the_segment_s_name(journal):
@@ -846,7 +847,7 @@ def test_a_living_process_adopts_what_a_dead_one_left_and_lets_the_slot_go(journ
     numbers = two.commit(3)
     world.kill(two)
     assert world.wait_for(lambda: sorted(world.stored_numbers()) == numbers, seconds=40)
-    assert one.metrics.recovered == 3
+    assert one.metrics.books.events_recovered == 3
     assert segments(world) == []
     world.advance(40)
     assert world.start().journal_slot.number == 1, "it was let go"
@@ -860,7 +861,7 @@ def test_the_own_segments_are_never_recovered(journal):
     process = world.start(run=False)
     numbers = process.commit(3)
     world.advance(100)
-    assert (process.backlog.files, process.metrics.recovered, process.pending) == (0, 0, 3)
+    assert (process.backlog.files, process.metrics.books.events_recovered, process.pending) == (0, 0, 3)
     assert on_disk(world) == numbers
     world.store.down = False
     world.recover()
@@ -926,7 +927,8 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
             await uploader.drain(time.monotonic() + 5, asyncio.Event())
             await running
             (body,) = store.objects.values()
-            print(json.dumps({"before": before, "peak": peak(), "body": len(body), "stored": metrics.stored}))
+            stored = metrics.books.events_stored
+            print(json.dumps({"before": before, "peak": peak(), "body": len(body), "stored": stored}))
 
         asyncio.run(main())
     """)

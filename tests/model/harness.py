@@ -48,6 +48,7 @@ from ingest.intake.journal import Journal, NoJournal
 from ingest.server import Server
 from ingest.spool.backlog import Backlog
 from ingest.spool.letters import DeadLetterQueue
+from ingest.telemetry import Place, SealReason
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.turn import Turn
 from tests.stand_ins.fakes import CrashableFilesystem, MemoryStore
@@ -427,7 +428,7 @@ class World:
     def check(self) -> None:
         """What holds at every instant."""
         for process in self.processes:
-            assert process.metrics.unaccounted() == 0, (process.number, process.metrics)
+            assert process.metrics.books.unaccounted() == 0, (process.number, process.metrics)
             assert not process.unhandled, process.unhandled
         for key, old, new in self.store.replaced[self._seen_replaced :]:
             assert set(numbers_in(old)) <= set(numbers_in(new)), f"{key} was replaced by less"
@@ -576,12 +577,11 @@ class Process:
             held_bytes=lambda: self.uploader.pending_bytes,
             journal=self.journal if isinstance(self.journal, Journal) else None,
         )
-        metrics.pending = {
-            "open": lambda: self.intake.events + self.journal.events,
-            "queue": lambda: self.uploader.pending_events,
-            "dlq": lambda: self.dlq.events,
-            "backlog": lambda: self.backlog.events,
-        }
+        books = metrics.books
+        books.ask(Place.OPEN, lambda: self.intake.events + self.journal.events)
+        books.ask(Place.QUEUE, lambda: self.uploader.pending_events)
+        books.ask(Place.DLQ, lambda: self.dlq.events)
+        books.ask(Place.BACKLOG, lambda: self.backlog.events)
         self._watch()
 
     def begin(self) -> None:
@@ -606,7 +606,7 @@ class Process:
 
     def _seal_broken(self, batch: Batch) -> None:
         if self.intake.is_open(batch):
-            self.intake.seal("storage")
+            self.intake.seal(SealReason.STORAGE)
 
     def _has_dead_letter(self, key: str) -> bool:
         return Server._has_dead_letter(SimpleNamespace(_settings=self.settings), key)
@@ -637,7 +637,7 @@ class Process:
             self.world.run()
         return numbers
 
-    def seal(self, reason: str = "interval", *, run: bool = True) -> None:
+    def seal(self, reason: SealReason = SealReason.INTERVAL, *, run: bool = True) -> None:
         self._in_loop(lambda: self.intake.seal(reason))
         if run:
             self.world.run()
@@ -648,7 +648,7 @@ class Process:
         if skip:
             skipping.set()
         deadline = world.time.monotonic + self.settings.drain_timeout
-        self._in_loop(lambda: self.intake.seal("drain"))
+        self._in_loop(lambda: self.intake.seal(SealReason.DRAIN))
         world.wait_for(lambda: not self.journal.sealing, seconds=self.settings.drain_timeout, step=0.01)
         if self not in world.processes:
             return
@@ -675,14 +675,14 @@ class Process:
 
     @property
     def pending(self) -> int:
-        return sum(count() for count in self.metrics.pending.values())
+        return sum(self.metrics.books.pending(place) for place in Place)
 
     @property
     def scanning(self) -> bool:
         return self.backlog.scanning or self.dlq.scanning
 
     def figures(self) -> dict[str, int]:
-        return {name: count() for name, count in self.metrics.pending.items()} | {"scanning": int(self.scanning)}
+        return {place.value: self.metrics.books.pending(place) for place in Place} | {"scanning": int(self.scanning)}
 
     @property
     def jobs(self) -> int:

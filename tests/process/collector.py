@@ -237,6 +237,7 @@ def bare_environment(env: Mapping[str, str], *, measured: bool = True) -> dict[s
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
+        "DEBUG_CHECKS": "1",
         **env,
     }
 

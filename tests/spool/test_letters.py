@@ -18,6 +18,7 @@ from ingest.disk.slots import Slot
 from ingest.spool import letters as dlq_module
 from ingest.spool.letters import SCAN_LIMIT, DlqFull
 from ingest.spool.waiting import Whereabouts
+from ingest.telemetry import DropReason, Place
 from tests.stand_ins.letters import OWN, Bench, bodies, body, files, key, leave
 
 
@@ -41,7 +42,7 @@ def test_a_saved_batch_lies_under_its_key_and_is_in_the_books(bench):
             assert files(bench.root) == [name]
             assert (bench.root / name).read_bytes() == body(7)
             assert (dlq.files, dlq.events, dlq.bytes) == (1, 7, len(body(7)))
-            assert bench.metrics.dlq_enqueued == 7
+            assert bench.metrics.enqueued == 7
 
     asyncio.run(main())
 
@@ -234,7 +235,7 @@ def test_a_file_somebody_removed_is_passed_over_and_its_events_are_dropped_with_
             assert await dlq.next() is None
             assert await dlq.next() is None
             assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
-            assert bench.metrics.dropped_corrupt == 5
+            assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 5
 
     asyncio.run(main())
 
@@ -248,7 +249,7 @@ def test_a_header_that_rots_after_it_was_counted_is_settled_with_its_hour(bench)
             assert file.events == 0
             await bench.store(file)
             assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
-            assert bench.metrics.dropped_corrupt == 5
+            assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 5
 
     asyncio.run(main())
 
@@ -283,7 +284,7 @@ def test_saves_and_removals_in_one_hour_never_lose_a_file(bench):
             async with asyncio.TaskGroup() as tasks:
                 for work in (save, save_more, recover):
                     tasks.create_task(work())
-            assert (dlq.files, dlq.events, bench.metrics.stored) == (0, 0, 300)
+            assert (dlq.files, dlq.events, bench.metrics.books.events_stored) == (0, 0, 300)
             assert ("rmdir", str(bench.root / "raw/dt=2025-12-02/hr=14")) in bench.fs.calls
 
     asyncio.run(main())
@@ -373,7 +374,7 @@ def test_what_earlier_runs_left_is_counted_from_the_headers_and_own_files_only_o
         async with bench.open(scan=False) as dlq:
             await bench.save(100, 3)
             await dlq.scan()
-            assert bench.metrics.recovered == 60
+            assert bench.metrics.books.events_recovered == 60
             assert (dlq.files, dlq.events) == (6, 63)
             assert dlq.bytes == sum(path.stat().st_size for path in bench.root.rglob("*.gz"))
             assert not dlq.scanning
@@ -427,9 +428,9 @@ def test_recovery_and_saves_beside_the_scan_keep_the_books_balanced_at_every_ste
             await recover()
             assert lent_while_scanning > 0
             assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
-            assert bench.metrics.recovered == expected
-            assert bench.metrics.stored == expected + 120
-            assert bench.metrics.dropped_corrupt == 0
+            assert bench.metrics.books.events_recovered == expected
+            assert bench.metrics.books.events_stored == expected + 120
+            assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 0
             assert files(bench.root) == []
 
     asyncio.run(main())
@@ -453,7 +454,7 @@ def test_the_first_files_of_an_hour_are_lent_while_the_rest_of_it_is_counted(ben
             dlq._sleep = sleep
             scanning = asyncio.ensure_future(dlq.scan())
             await on.wait()
-            assert dlq.events == bench.metrics.recovered == 10
+            assert dlq.events == bench.metrics.books.events_recovered == 10
             early = [await dlq.next() for _ in range(10)]
             assert await dlq.next() is None
             for file in early:
@@ -498,13 +499,13 @@ def test_a_file_that_cannot_be_read_when_it_is_counted_counts_for_nothing(bench)
 
     async def main():
         async with bench.open() as dlq:
-            assert (dlq.files, dlq.events, bench.metrics.recovered) == (1, 0, 0)
+            assert (dlq.files, dlq.events, bench.metrics.books.events_recovered) == (1, 0, 0)
             blocked.rmdir()
             blocked.write_bytes(body(5))
             file = await dlq.next()
             assert file.events == 0, "what was not counted must not leave the books"
-            bench.metrics.recovered += 5
-            bench.metrics.stored += 5
+            bench.metrics.books.recovered(5, Place.DLQ)
+            bench.metrics.books.stored(5, Place.DLQ)
             await dlq.done(file)
             assert (dlq.files, dlq.events) == (0, 0)
 
@@ -524,7 +525,7 @@ def test_slots_that_are_adopted_while_others_are_counted_are_counted_once(tmp_pa
         async with bench.open(scan=False) as dlq:
             adopted = Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots
             await asyncio.gather(dlq.scan(), dlq.adopt(adopted), dlq.scan())
-            assert bench.metrics.recovered == dlq.events == 34
+            assert bench.metrics.books.events_recovered == dlq.events == 34
 
     asyncio.run(main())
 
@@ -551,7 +552,7 @@ def test_a_temporary_whose_key_is_published_is_removed(bench):
     async def main():
         async with bench.open() as dlq:
             assert files(bench.root) == [key(1)]
-            assert bench.metrics.recovered == dlq.events == 5
+            assert bench.metrics.books.events_recovered == dlq.events == 5
 
     asyncio.run(main())
 
@@ -565,7 +566,7 @@ def test_a_temporary_whose_key_has_a_segment_is_removed(tmp_path):
         async with bench.open() as dlq:
             assert files(bench.root) == []
             assert asked == [key(1)]
-            assert bench.metrics.recovered == dlq.events == 0
+            assert bench.metrics.books.events_recovered == dlq.events == 0
 
     asyncio.run(main())
 
@@ -577,7 +578,7 @@ def test_a_whole_temporary_that_is_the_only_copy_is_published_under_its_key(benc
         async with bench.open() as dlq:
             assert files(bench.root) == [key(1)]
             assert (bench.root / key(1)).read_bytes() == body(5)
-            assert bench.metrics.recovered == dlq.events == 5
+            assert bench.metrics.books.events_recovered == dlq.events == 5
             assert await bench.all_keys() == [key(1)]
 
     asyncio.run(main())
@@ -593,7 +594,7 @@ def test_the_sound_lines_of_a_torn_temporary_are_published_under_its_key(bench):
             found = bodies((bench.root / key(1)).read_bytes())
             assert 0 < len(found) < 2000
             assert found == [str(n) for n in range(len(found))]
-            assert bench.metrics.recovered == dlq.events == len(found)
+            assert bench.metrics.books.events_recovered == dlq.events == len(found)
 
     asyncio.run(main())
 
@@ -678,8 +679,8 @@ def test_force_saves_beyond_the_limit(tmp_path):
 
     async def main():
         async with bench.open() as dlq:
-            bench.metrics.accepted += 3
-            bench.metrics.pending["queue"] = lambda: 3 - dlq.events
+            bench.metrics.books.accepted(3, Place.QUEUE)
+            bench.metrics.books.ask(Place.QUEUE, lambda: 3 - dlq.events)
             await dlq.save(key(1, token=OWN), body(3), 3, force=True)
             assert dlq.files == 1
 
@@ -765,7 +766,7 @@ def test_evict_drops_the_oldest_file_and_counts_it(tmp_path):
                 await bench.save(n)
                 assert not dlq.full
             assert files(bench.root) == [key(n, token=OWN) for n in (10, 11, 12)]
-            assert (bench.metrics.dropped_evicted, bench.metrics.dlq_files_evicted_total) == (6, 2)
+            assert (bench.metrics.books.events_dropped[DropReason.EVICTED], bench.metrics.files_evicted) == (6, 2)
             await bench.save(13)
             assert await bench.all_keys() == [key(n, token=OWN) for n in (11, 12, 13)]
 
@@ -786,7 +787,7 @@ def test_evict_leaves_the_file_that_is_being_put(tmp_path):
             assert (bench.root / lent.key).exists()
             assert files(bench.root) == [key(1, token=OWN), key(3, token=OWN)]
             await bench.store(lent)
-            assert bench.metrics.dropped_evicted == 3
+            assert bench.metrics.books.events_dropped[DropReason.EVICTED] == 3
 
     asyncio.run(main())
 
@@ -799,7 +800,7 @@ def test_evict_drops_nothing_for_a_batch_that_can_never_fit(tmp_path):
             await bench.save(1, 3)
             with pytest.raises(DlqFull):
                 await bench.save(2, 3000)
-            assert (dlq.files, bench.metrics.dropped_evicted) == (1, 0)
+            assert (dlq.files, bench.metrics.books.events_dropped[DropReason.EVICTED]) == (1, 0)
 
     asyncio.run(main())
 
@@ -816,7 +817,7 @@ def test_evict_passes_over_what_is_gone_already(tmp_path):
             await bench.save(4)
             await bench.save(5)
             assert files(bench.root) == [key(n, token=OWN) for n in (3, 4, 5)]
-            assert bench.metrics.dropped_evicted == 6
+            assert bench.metrics.books.events_dropped[DropReason.EVICTED] == 6
 
     asyncio.run(main())
 
@@ -857,7 +858,7 @@ def test_evict_refuses_when_the_oldest_cannot_be_removed(tmp_path):
             bench.fs.fail = {"unlink": errno.EIO}
             with pytest.raises(DlqFull):
                 await bench.save(2)
-            assert (dlq.events, bench.metrics.dropped_evicted) == (3, 0)
+            assert (dlq.events, bench.metrics.books.events_dropped[DropReason.EVICTED]) == (3, 0)
 
     asyncio.run(main())
 
@@ -874,7 +875,7 @@ def test_an_adopted_slot_is_recovered_and_then_released(tmp_path):
     async def main():
         async with bench.open() as dlq:
             await dlq.adopt(Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots)
-            assert bench.metrics.recovered == dlq.events == 4
+            assert bench.metrics.books.events_recovered == dlq.events == 4
             file = await dlq.next()
             assert file.path == gone.path / key(1)
             assert Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots == []
@@ -905,7 +906,7 @@ def test_a_folder_that_cannot_be_read_when_it_is_counted_is_counted_later(bench)
     async def main():
         async with bench.open() as dlq:
             assert failures == 0
-            assert bench.metrics.recovered == dlq.events == 4
+            assert bench.metrics.books.events_recovered == dlq.events == 4
             assert len(await bench.all_keys()) == 1
 
     asyncio.run(main())
@@ -958,7 +959,7 @@ def test_a_settled_letter_is_out_of_the_books_at_once_and_off_the_disk_whatever_
             await bench.save(1)
             with contextlib.suppress(ValueError, asyncio.CancelledError):
                 async with await dlq.next() as letter:
-                    bench.metrics.stored += letter.events
+                    bench.metrics.books.stored(letter.events, Place.DLQ)
                     letter.settle()
                     letter.settle()
                     assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)

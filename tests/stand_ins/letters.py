@@ -20,6 +20,7 @@ from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
 from ingest.format import codec
 from ingest.spool.letters import DeadLetterQueue
+from ingest.telemetry import Place
 from ingest.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -193,11 +194,11 @@ class Books:
         await asyncio.gather(self._task, return_exceptions=True)
         if not self._task.cancelled():
             self._task.result()
-        assert self.metrics.unaccounted() == 0
+        assert self.metrics.books.unaccounted() == 0
 
     async def _watch(self):
         while True:
-            assert self.metrics.unaccounted() == 0, self.metrics
+            assert self.metrics.books.unaccounted() == 0, self.metrics
             self.turns += 1
             await asyncio.sleep(0)
 
@@ -216,6 +217,9 @@ class Bench:
         self.root = self.slot.path
         self.slots = [self.slot]
         self.dlq = None
+        self.uploader = None
+        self.saving = 0
+        """Events that `save` has accepted and that are not on the disk yet."""
         self.slept = []
 
     async def _sleep(self, seconds):
@@ -235,7 +239,9 @@ class Bench:
             has_segment=self.has_segment,
             sleep=self._sleep,
         )
-        self.metrics.pending["dlq"] = lambda: self.dlq.events
+        books = self.metrics.books
+        books.ask(Place.DLQ, lambda: self.dlq.events)
+        books.ask(Place.QUEUE, lambda: self.saving + (self.uploader.pending_events if self.uploader else 0))
         try:
             async with Books(self.metrics):
                 if scan:
@@ -247,23 +253,17 @@ class Bench:
 
     async def save(self, sequence, events=3, **how):
         """Save a batch of this run; the books see it accepted first."""
-        self.metrics.accepted += events
-        waiting = {"events": events}
-        place = f"queue-{sequence}"
-        self.metrics.pending[place] = lambda: waiting["events"]
+        self.metrics.books.accepted(events, Place.QUEUE)
+        self.saving += events
         name = key(sequence, token=OWN, **how)
-        try:
-            await self.dlq.save(name, body(events), events)
-            waiting["events"] = 0
-        finally:
-            if waiting["events"]:
-                self.metrics.accepted -= events
-            del self.metrics.pending[place]
+        await self.dlq.save(name, body(events), events)
+        self.metrics.books.moved(events, Place.QUEUE, Place.DLQ)
+        self.saving -= events
         return name
 
     async def store(self, file):
         """What recovery does when all goes well."""
-        self.metrics.stored += file.events
+        self.metrics.books.stored(file.events, Place.DLQ)
         await self.dlq.done(file)
 
     async def all_keys(self):

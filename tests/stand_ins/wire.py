@@ -402,6 +402,11 @@ class Wire:
         return self.refuse or unfinished + self.held_elsewhere > self.limit
 
 
+def counted(wire: Wire) -> dict[str, int]:
+    """The requests answered, and those refused by reason."""
+    return {"requests": wire.metrics.requests} | {reason.value: count for reason, count in wire.metrics.rejected}
+
+
 def pieces_of(data: bytes, seed: int) -> Iterator[bytes]:
     """Cut bytes at random places, small pieces and large ones."""
     draw = random.Random(seed)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ingest.telemetry import Overdue
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, chunked, post, request
 
 SETTINGS = {"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"}
@@ -27,7 +28,7 @@ def test_a_silent_new_connection_is_closed_without_a_word():
     assert closes_after(wire, client) == about(IDLE)
     assert client.transport.sent == b""
     assert not client.transport.reset
-    assert wire.metrics.timed_out_idle == 1
+    assert wire.metrics.timed_out[Overdue.IDLE] == 1
 
 
 def test_an_idle_connection_is_closed_without_a_word():
@@ -62,7 +63,7 @@ def test_an_unfinished_request_is_closed_without_a_word(data, feed):
     answers = client.statuses
     assert closes_after(wire, client) == about(READ)
     assert client.statuses == answers
-    assert wire.metrics.timed_out_request == 1
+    assert wire.metrics.timed_out[Overdue.REQUEST] == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ingest.telemetry import Reason
 from tests.stand_ins.wire import Wire, chunked, post, request
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -234,7 +235,7 @@ def test_malformed_is_400_after_what_was_sound_and_the_connection_ends(data, fee
     assert (refused.status, refused.headers["Connection"]) == (400, "close")
     assert refused.body
     assert wire.events == ["sound"]
-    assert wire.metrics.http_requests_rejected_malformed_total == 1
+    assert wire.metrics.rejected[Reason.MALFORMED] == 1
     assert client.sees_end
     client.end()
     assert client.closed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.wire.connection import Connection
 from ingest.wire.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, Layouts
-from tests.stand_ins.wire import Client, Wire, chunked, post, request
+from tests.stand_ins.wire import Client, Wire, chunked, counted, post, request
 
 HEADERS = (b"user-agent", b"cookie", b"x-forwarded-for", b"cloudfront-viewer-address")
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
@@ -353,7 +353,7 @@ def lesson_and_variation(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
-    before = {name: getattr(wire.metrics, name) for name in wire.metrics.__slots__ if "requests" in name}
+    before = counted(wire)
     held = wire.tick.held
     client: Client = wire.connect()
     for data in reads:
@@ -362,7 +362,7 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
     assert wire.loop.failures == []
     state, deadline = client.connection.state, client.connection.deadline - wire.loop.now
     client.end()
-    metrics = {name: getattr(wire.metrics, name) - count for name, count in before.items()}
+    metrics = {name: count - before[name] for name, count in counted(wire).items()}
     return wire.records, bytes(client.transport.sent), state, deadline, metrics, wire.tick.held - held, client.closed
 
 

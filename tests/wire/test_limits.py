@@ -2,6 +2,7 @@
 
 import pytest
 
+from ingest.telemetry import Reason
 from tests.stand_ins.wire import Wire, chunked, post, request
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -56,7 +57,7 @@ def test_a_larger_body_is_413_and_closed(data, feed):
     _, refused = client.answers()
     assert (refused.status, refused.headers["Connection"]) == (413, "close")
     assert wire.events == ["1"]
-    assert wire.metrics.http_requests_rejected_body_too_large_total == 1
+    assert wire.metrics.rejected[Reason.BODY_TOO_LARGE] == 1
     assert client.sees_end
 
 
@@ -124,7 +125,7 @@ def meets_the_limit(settings, lead, taken, refused, feed):
     assert client.statuses == [200] * answers + [431], refused
     assert client.answers()[-1].headers["Connection"] == "close"
     assert wire.events[-1] != "never"
-    assert wire.metrics.http_requests_rejected_head_too_large_total == 1
+    assert wire.metrics.rejected[Reason.HEAD_TOO_LARGE] == 1
     assert client.sees_end
 
 

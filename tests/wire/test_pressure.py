@@ -2,6 +2,7 @@
 
 import pytest
 
+from ingest.telemetry import Overdue
 from ingest.wire.connection import SLICE, UNSENT_ANSWERS
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
@@ -55,7 +56,7 @@ def test_a_client_that_stops_reading_is_dropped():
         assert wire.loop.now - began < 100
     assert 8 <= wire.loop.now - began <= 8 + 2 * SWEEP_SECONDS
     assert client.transport.reset
-    assert wire.metrics.timed_out_answer == 1
+    assert wire.metrics.timed_out[Overdue.ANSWER] == 1
     assert wire.tick.held == 0
 
 
@@ -130,7 +131,7 @@ def test_a_connection_too_many_is_told_to_come_back():
     (answer,) = refused.answers()
     assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
     assert refused.sees_end
-    assert (wire.metrics.connections, wire.metrics.http_connections_refused_total) == (3, 1)
+    assert (wire.metrics.connections, wire.metrics.connections_refused) == (3, 1)
     refused.send(post(b"no")).end()
     assert refused.closed
     assert wire.lines == []

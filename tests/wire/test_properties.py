@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ingest.wire.answers import CONTINUE
-from tests.stand_ins.wire import Client, Wire, chunked, post, request
+from tests.stand_ins.wire import Client, Wire, chunked, counted, post, request
 
 # Small enough that generated requests meet them.
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
@@ -172,7 +172,7 @@ def outcome(pieces: list[bytes], limits: dict[str, str], *, same_turn: bool) -> 
     wire.loop.settle()
     assert wire.loop.failures == []
     held, state = wire.tick.held, client.connection.state
-    metrics = {name: getattr(wire.metrics, name) for name in wire.metrics.__slots__ if "requests" in name}
+    metrics = counted(wire)
     client.end()
     return wire.records, final_answers(client), held, state, metrics, client.closed
 

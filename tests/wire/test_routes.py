@@ -3,6 +3,7 @@
 import pytest
 
 from ingest.event import PIXEL
+from ingest.telemetry import Reason
 from tests.stand_ins.wire import DATE, Wire, chunked, post, request
 
 METHODS = {
@@ -289,4 +290,4 @@ def test_json_bodies_are_embedded_and_others_refused_on_a_connection_that_lives(
     feed(client, post(b'{"a": [1,\n2]}') + post(b"{nope") + post(b"") + request("GET", "/collect?a=1") + post(b"3"))
     assert client.statuses == [200, 400, 200, 200, 200]
     assert wire.events == [{"a": [1, 2]}, "", "a=1", 3]
-    assert wire.metrics.http_requests_rejected_not_json_total == 1
+    assert wire.metrics.rejected[Reason.NOT_JSON] == 1

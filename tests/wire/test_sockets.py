@@ -16,6 +16,7 @@ import uvloop
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
+from ingest.telemetry import Reason
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS, Connection
@@ -113,7 +114,7 @@ def test_an_error_reaches_a_client_that_is_still_sending(converse):
         assert [answer.status for answer in read_answers(received)] == [413]
 
     tick = converse(client)
-    assert tick.metrics.http_requests_rejected_body_too_large_total == 1
+    assert tick.metrics.rejected[Reason.BODY_TOO_LARGE] == 1
 
 
 def test_a_client_that_ends_its_half_with_the_request_is_answered(converse):

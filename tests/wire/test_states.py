@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from ingest.telemetry import Overdue
 from ingest.wire import states
 from ingest.wire.states import STATES, State
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post
@@ -58,8 +59,7 @@ def test_what_ends_a_state_is_what_its_row_says(state):
     assert client.closed
     assert client.statuses == answers, "closed without a word"
     assert client.transport.reset == (rule.on_expiry == "abort")
-    counted = {name: getattr(wire.metrics, name) for name in ("timed_out_idle", "timed_out_request")}
-    assert counted == {name: int(name == rule.metric) for name in counted}
+    assert dict(wire.metrics.timed_out) == {what: int(what is rule.counted) for what in Overdue}
 
 
 @pytest.mark.parametrize("state", State)
@@ -84,4 +84,4 @@ def test_a_connection_closed_for_its_silence_is_counted_once_and_dropped_if_it_r
     assert not client.closed, "its answer is still on the way"
     wire.pass_time(2 + SWEEP_SECONDS)
     assert client.closed
-    assert wire.metrics.timed_out_idle == 1
+    assert wire.metrics.timed_out[Overdue.IDLE] == 1

@@ -1,0 +1,104 @@
+"""Counters by label: one slot for each member of an enum, so that a slip is found by the type checker.
+
+Owns `Counters`, `Histogram`, and the enums that label what more than one room counts.
+Promises that every member has its figure from the start, and that nothing but a member can be counted.
+Never knows a metric's name: that is `metrics`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from enum import Enum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EnumT = TypeVar("EnumT", bound=Enum)
+
+
+class Counters(Generic[EnumT]):
+    """A figure for each member of one enum; a member's value is what the label says."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self, members: type[EnumT]) -> None:
+        self._counts: dict[EnumT, int] = dict.fromkeys(members, 0)
+
+    def add(self, member: EnumT, n: int = 1) -> None:
+        """Count `n` more under this member."""
+        self._counts[member] += n
+
+    def set(self, member: EnumT, n: int) -> None:
+        """Have this member's figure be `n`."""
+        if member not in self._counts:
+            raise KeyError(member)
+        self._counts[member] = n
+
+    def __getitem__(self, member: EnumT) -> int:
+        return self._counts[member]
+
+    def __iter__(self) -> Iterator[tuple[EnumT, int]]:
+        return iter(self._counts.items())
+
+    def total(self) -> int:
+        """Return the sum of all members' figures."""
+        return sum(self._counts.values())
+
+    def by_label(self) -> dict[str, float]:
+        """Return each figure under the text of its label."""
+        return {str(member.value): count for member, count in self._counts.items()}
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{member.value}={count}" for member, count in self._counts.items() if count)
+        return f"<Counters {told or 'all 0'}>"
+
+
+class Histogram:
+    """Counts of observations by upper bound; the last bucket has none."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: float = 0
+
+    def observe(self, value: float, n: int = 1) -> None:
+        """Count `n` observations of one value."""
+        self.counts[bisect_left(self.bounds, value)] += n
+        self.total += value * n
+
+    def __repr__(self) -> str:
+        return f"<Histogram {sum(self.counts)} observed, {self.total:g} in all>"
+
+
+class Reason(Enum):
+    """Why a request or an event is refused."""
+
+    BODY_TOO_LARGE = "body_too_large"
+    HEAD_TOO_LARGE = "head_too_large"
+    MALFORMED = "malformed"
+    NOT_JSON = "not_json"
+    QUEUE_FULL = "queue_full"
+    DISK_FULL = "disk_full"
+    OTHER = "other"
+
+
+class SealReason(Enum):
+    """The causes that seal a batch."""
+
+    SIZE = "size"
+    BYTES = "bytes"
+    INTERVAL = "interval"
+    PARTITION = "partition"
+    DRAIN = "drain"
+    STORAGE = "storage"
+
+
+class Overdue(Enum):
+    """The state of a connection when its time was up."""
+
+    IDLE = "idle"
+    REQUEST = "request"
+    ANSWER = "answer"
