@@ -23,7 +23,7 @@ BUFFER_BYTES: Final = 1 << 20
 
 
 class Turn(Protocol):
-    """What a turn of the loop has to commit: events of one second, and the answers that wait for them."""
+    """Work of a loop turn that is to be committed: events of one second, and the answers that wait for them."""
 
     seconds: int
     events: int
