@@ -407,7 +407,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "the segment is looked for in every slot",
-        "server.py",
+        "collector.py",
         "for slot in _slots(self._settings.journal_dir))",
         "for slot in [])",
         JOURNAL + "test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segment",

@@ -1,7 +1,7 @@
 """A small world in which collectors live and die, every step of it chosen by the test.
 
 `World` has one disk (`CrashableFilesystem`), one store (`MemoryStore`), one clock, and the processes that share them.
-`Process` is the pipeline wired as `server` wires it, less the wire: a tick of events goes in through `commit`, answers
+`Process` is the `Collector` that the server builds, less the wire: a tick of events goes in through `commit`, answers
 come out in `answers`. `Ledger` is the model: what a client may rely on, in sets of event numbers.
 
 Nothing happens by itself. The event loop of a process runs until it has nothing to do and then stops; what it handed to
@@ -31,30 +31,24 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from structlog.testing import capture_logs
 
+from ingest import collector as pipeline
+from ingest.collector import ADOPT_SECONDS, Collector
 from ingest.config import settings as config
-from ingest.delivery.upload import Uploader
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE, Filesystem
-from ingest.disk.slots import Slot
 from ingest.format import codec
-from ingest.format.keys import KeyFactory, parse_key, partition_of
-from ingest.intake.admission import Intake
-from ingest.intake.journal import Journal, NoJournal
-from ingest.server import Server
-from ingest.spool.backlog import Backlog
-from ingest.spool.letters import DeadLetterQueue
+from ingest.format.keys import parse_key, partition_of
+from ingest.intake.journal import NoJournal
 from ingest.telemetry import Place, SealReason
-from ingest.telemetry.metrics import Metrics
 from ingest.wire.turn import Turn
 from tests.stand_ins.fakes import CrashableFilesystem, MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from ingest.config.settings import Settings
@@ -63,7 +57,6 @@ if TYPE_CHECKING:
     from ingest.store.object_store import ObjectMetadata
     from tests.stand_ins.fakes import Choice
 
-ADOPT_SECONDS = 30.0
 THREADS = 4
 MOST_TURNS = 20_000
 """A loop that turns more often without time passing is spinning."""
@@ -502,7 +495,6 @@ class Process:
         self.settings = chosen
         self.disk = Disk(world, self)
         self.link = Link(world, self)
-        self.metrics = Metrics()
         self.executor = StepExecutor(THREADS)
         self.sync_executor = StepExecutor(1)
         self.loop = StepLoop(world.time)
@@ -515,104 +507,38 @@ class Process:
         self._answered = 0
         self._batches: dict[str, set[int]] = {}
         self._not_rewritten: list[set[int]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running: asyncio.Task[None] | None = None
 
-    # Wired as `server.Server` does it.
+    # Its life.
 
     def wire(self) -> None:
-        chosen, disk, metrics = self.settings, self.disk, self.metrics
-        # A token that tells whose it is, and is the same in every run of the same test.
-        keys = KeyFactory(chosen.raw_prefix, chosen.partition_tz, "host", f"{self.number:016x}")
-        self.token = keys.token
-        self.dlq_slot = Slot.take_first_free(disk, chosen.dlq_dir)
-        self.journal_slot = Slot.take_first_free(disk, chosen.journal_dir)
-        self.backlog = Backlog(
-            disk, self.journal_slot, metrics, self.executor, token=keys.token, has_dead_letter=self._has_dead_letter
+        """Make what the server makes. The token tells whose it is, and is the same in every run of the same test."""
+        world = self.world
+        self.collector = Collector(
+            self.settings,
+            pipeline.World(
+                self.loop,
+                fs=self.disk,
+                storage=self.executor,
+                sync=self.sync_executor,
+                store=self.link,
+                clock=self.loop.time,
+                now=world.time.wall,
+                draw=lambda low, high: (low + high) / 2,
+                host="host",
+                token=f"{self.number:016x}",
+            ),
         )
-        self.dlq = DeadLetterQueue(
-            chosen,
-            disk,
-            [self.dlq_slot],
-            metrics,
-            self.executor,
-            token=keys.token,
-            backlog_bytes=lambda: self.backlog.bytes,
-            has_segment=self._has_segment,
-            clock=self.loop.time,
-        )
-        if chosen.durability == "memory":
-            self.journal: Journal | NoJournal = NoJournal()
-        else:
-            self.journal = Journal(
-                disk,
-                self.journal_slot,
-                self.executor,
-                self.sync_executor,
-                metrics,
-                sync=chosen.durability == "fsync",
-                submit=self._submit,
-                seal_open=self._seal_broken,
-                keep=self.backlog.keep,
-            )
-        self.uploader = Uploader(
-            chosen,
-            self.link,
-            self.dlq,
-            self.backlog,
-            self.journal,
-            metrics,
-            self.executor,
-            on_room=lambda: self.intake.room_made(),
-            clock=self.loop.time,
-            now=self.world.time.wall,
-            draw=lambda low, high: (low + high) / 2,
-        )
-        self.intake = Intake(
-            chosen,
-            keys,
-            metrics,
-            self.loop,
-            submit=self._submit,
-            has_room=lambda: self.uploader.has_room,
-            held_bytes=lambda: self.uploader.pending_bytes,
-            journal=self.journal if isinstance(self.journal, Journal) else None,
-        )
-        books = metrics.books
-        books.ask(Place.OPEN, lambda: self.intake.events + self.journal.events)
-        books.ask(Place.QUEUE, lambda: self.uploader.pending_events)
-        books.ask(Place.DLQ, lambda: self.dlq.events)
-        books.ask(Place.BACKLOG, lambda: self.backlog.events)
+        collector = self.collector
+        self.token = collector.keys.token
+        self.metrics = collector.metrics
+        self.dlq_slot, self.journal_slot = collector.dlq_slot, collector.journal_slot
+        self.dlq, self.backlog, self.journal = collector.dlq, collector.backlog, collector.journal
+        self.uploader, self.intake = collector.uploader, collector.intake
         self._watch()
 
     def begin(self) -> None:
-        self._tasks = [self.loop.create_task(work) for work in (self.uploader.run(), self._recover())]
-
-    async def _recover(self) -> None:
-        await self.backlog.list_own()
-        await self.dlq.scan()
-        while True:
-            for base, adopt in (
-                (self.settings.journal_dir, self.backlog.adopt),
-                (self.settings.dlq_dir, self.dlq.adopt),
-            ):
-                found = await self.loop.run_in_executor(self.executor, Slot.adopt_free, self.disk, base)
-                await adopt(found.slots)
-            self.uploader.recovery.wake()
-            await asyncio.sleep(ADOPT_SECONDS)
-
-    def _submit(self, batch: Batch) -> None:
-        self._batches[batch.key] = {event["body"] for event in _events(bytes(batch.view()))}
-        self.uploader.submit(batch)
-
-    def _seal_broken(self, batch: Batch) -> None:
-        if self.intake.is_open(batch):
-            self.intake.seal(SealReason.STORAGE)
-
-    def _has_dead_letter(self, key: str) -> bool:
-        return Server._has_dead_letter(SimpleNamespace(_settings=self.settings), key)
-
-    def _has_segment(self, key: str) -> bool:
-        return Server._has_segment(SimpleNamespace(_settings=self.settings), key)
+        self._running = self.loop.create_task(self.collector.run())
 
     # What a client does, and a signal.
 
@@ -643,33 +569,40 @@ class Process:
             self.world.run()
 
     def stop(self, *, skip: bool = False) -> None:
-        """SIGTERM, with `skip` a second one at once: the steps of `server.DRAIN` from `seal` on."""
-        world, skipping = self.world, asyncio.Event()
+        """SIGTERM, with `skip` a second one at once: what `server.DRAIN` asks of the pipeline."""
+        world, collector, skipping = self.world, self.collector, asyncio.Event()
         if skip:
             skipping.set()
-        deadline = world.time.monotonic + self.settings.drain_timeout
-        self._in_loop(lambda: self.intake.seal(SealReason.DRAIN))
-        world.wait_for(lambda: not self.journal.sealing, seconds=self.settings.drain_timeout, step=0.01)
+        limit = self.settings.drain_timeout
+        deadline = world.time.monotonic + limit
+        self._finish(collector.seal(deadline), limit, step=0.01)
+        drained = self._finish(collector.drain(deadline, skipping), limit + 5)
         if self not in world.processes:
             return
-        drain = self.loop.create_task(self.uploader.drain(deadline, skipping))
-        world.wait_for(lambda: drain.done() or self not in world.processes, seconds=self.settings.drain_timeout + 5)
-        if self not in world.processes:
-            return
-        assert drain.done(), "the drain did not end in time"
-        drained = drain.result()
-        closing = self.loop.create_task(self.journal.close())
-        world.run()
-        if self not in world.processes:
-            return
-        assert closing.done()
         world.check()
         lost = [upload.batch.key for upload in self.uploader._queue]
         assert bool(lost) == bool(drained.lost_events)
+        self._running.cancel()
+        self._finish(collector.close(), 1)
+        if self not in world.processes:
+            return
         if self.settings.durability == "memory":
             for key in lost:
                 world.ledger.demote(self._batches[key] - world.ledger.maybe)
         world.bury(self)
+
+    def _finish(self, work: Coroutine[Any, Any, Any], seconds: float, step: float = 0.25) -> Any:
+        """Let time pass until `work` is done, and return what it came to; None if the process dies before."""
+        world = self.world
+        if self not in world.processes:
+            work.close()
+            return None
+        task = self.loop.create_task(work)
+        world.wait_for(lambda: task.done() or self not in world.processes, seconds=seconds, step=step)
+        if self not in world.processes:
+            return None
+        assert task.done(), "the drain did not end in time"
+        return task.result()
 
     # What has become of it.
 
@@ -679,7 +612,7 @@ class Process:
 
     @property
     def scanning(self) -> bool:
-        return self.backlog.scanning or self.dlq.scanning
+        return self.collector.scanning
 
     def figures(self) -> dict[str, int]:
         return {place.value: self.metrics.books.pending(place) for place in Place} | {"scanning": int(self.scanning)}
@@ -737,7 +670,11 @@ class Process:
     def _watch(self) -> None:
         """Tell the ledger what leaves by other ways than the store."""
         ledger, dlq, recovery = self.world.ledger, self.dlq, self.uploader.recovery
-        save, evict, expire = dlq.save, dlq._evict, recovery._expire
+        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._evict, recovery._expire
+
+        def submitted(batch: Batch) -> None:
+            self._batches[batch.key] = {event["body"] for event in _events(bytes(batch.view()))}
+            submit(batch)
 
         async def saved(key: str, body: bytes, events: int, *, force: bool = False) -> None:
             await save(key, body, events, force=force)
@@ -754,6 +691,7 @@ class Process:
             ledger.drop(numbers_on_disk(file.path))
             await expire(file)
 
+        self.uploader.submit = submitted
         dlq.save, dlq._evict, recovery._expire = saved, evicted, expired
         if isinstance(self.journal, NoJournal):
             return

@@ -1,0 +1,286 @@
+"""The pipeline without sockets and signals: from a turn's commit to the store.
+
+Owns which part is made with which, in which order they start, and how they end. The server builds it and so do the
+tests, so that what is tested is what ships. Promises that making a `Collector` takes its slots and begins nothing;
+that `run` begins everything slow beside whoever called it; that after `drain` every acknowledged event is in the store,
+on disk, or counted as lost. Never reads a request, answers one, or listens to a signal.
+
+The parts, in the order in which they are made:
+
+    keys, metrics, slots        what a process is
+    store                       S3 or a directory
+    backlog, dlq                what waits on disk
+    journal                     what makes the open batch durable
+    uploader                    every put there is
+    intake                      the open batch
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from ingest.delivery import Uploader
+from ingest.disk import Filesystem, Slot, StorageError
+from ingest.format import KeyFactory, dlq_path, segment_path
+from ingest.intake import Intake, Journal, NoJournal
+from ingest.spool import Backlog, DeadLetterQueue
+from ingest.store import create_store
+from ingest.telemetry import Metrics, Place, SealReason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from ingest.config import Settings
+    from ingest.delivery import Drained
+    from ingest.intake import Batch
+    from ingest.store import ObjectStore
+
+ADOPT_SECONDS: Final = 30.0
+STORAGE_THREADS: Final = 4
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class World:
+    """Everything outside the pipeline, so that a test can put something else in its place."""
+
+    loop: asyncio.AbstractEventLoop
+    fs: Filesystem = field(default_factory=Filesystem)
+    storage: Executor = field(default_factory=partial(ThreadPoolExecutor, STORAGE_THREADS, "storage"))
+    """Runs what blocks, but for the journal's syncs."""
+    sync: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sync"))
+    store: ObjectStore | None = None
+    """None: the one that the settings name."""
+    clock: Callable[[], float] = time.monotonic
+    """Measures. Deadlines are on it."""
+    now: Callable[[], float] = time.time
+    """Dates."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    draw: Callable[[float, float], float] = random.uniform
+    """Spreads the backoff."""
+    host: str | None = None
+    token: str | None = None
+    """The parts of every key; None: this machine's name, and drawn at the start."""
+
+
+class Collector:
+    """One pipeline: made, run, drained, closed."""
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        """Take the slots; a `StorageError` when the disk does not let us, with the variable as its note."""
+        self._settings = settings
+        self._world = world
+        self.metrics = metrics = Metrics()
+        self.keys = keys = KeyFactory(settings.raw_prefix, settings.partition_tz, world.host, world.token)
+        self.dlq_slot = _take_slot("DLQ_DIR", world.fs, settings.dlq_dir)
+        self.journal_slot = _take_slot("JOURNAL_DIR", world.fs, settings.journal_dir)
+        self.store = world.store or create_store(settings, fs=world.fs, executor=world.storage)
+        self.backlog = Backlog(
+            world.fs,
+            self.journal_slot,
+            metrics,
+            world.storage,
+            token=keys.token,
+            has_dead_letter=self._has_dead_letter,
+        )
+        self.dlq = DeadLetterQueue(
+            settings,
+            world.fs,
+            [self.dlq_slot],
+            metrics,
+            world.storage,
+            token=keys.token,
+            backlog_bytes=self._backlog_bytes,
+            has_segment=self._has_segment,
+            clock=world.clock,
+            sleep=world.sleep,
+        )
+        self.journal: Journal | NoJournal = NoJournal()
+        if settings.durability != "memory":
+            self.journal = Journal(
+                world.fs,
+                self.journal_slot,
+                world.storage,
+                world.sync,
+                metrics,
+                sync=settings.durability == "fsync",
+                submit=self._submit,
+                seal_open=self._seal_broken,
+                keep=self.backlog.keep,
+            )
+        self.uploader = Uploader(
+            settings,
+            self.store,
+            self.dlq,
+            self.backlog,
+            self.journal,
+            metrics,
+            world.storage,
+            on_room=self._room_made,
+            clock=world.clock,
+            now=world.now,
+            draw=world.draw,
+            sleep=world.sleep,
+        )
+        self.intake = Intake(
+            settings,
+            keys,
+            metrics,
+            world.loop,
+            submit=self._submit,
+            has_room=self._has_room,
+            held_bytes=self._held_bytes,
+            journal=self.journal if isinstance(self.journal, Journal) else None,
+        )
+        self._register_figures()
+
+    @property
+    def deferred(self) -> bool:
+        """Whether answers wait for a group commit."""
+        return isinstance(self.journal, Journal) and self.journal.deferred
+
+    @property
+    def scanning(self) -> bool:
+        """Something on disk is not in the books yet."""
+        return self.backlog.scanning or self.dlq.scanning
+
+    def buffered(self) -> int:
+        """Return the bytes of all batches in memory, the open one included."""
+        return self.uploader.pending_bytes + self.intake.size
+
+    # Its life.
+
+    async def run(self) -> None:
+        """Store, upload and recover until cancelled; an exception out of it is a bug of ours."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._start_store())
+            tasks.create_task(self.uploader.run())
+            tasks.create_task(self.recover())
+
+    async def recover(self) -> None:
+        """Find what earlier processes left, ours first; then look now and again for slots whose process has gone."""
+        await self.backlog.list_own()
+        await self.dlq.scan()
+        settings, world = self._settings, self._world
+        while True:
+            for base, adopt in ((settings.journal_dir, self.backlog.adopt), (settings.dlq_dir, self.dlq.adopt)):
+                found = await world.loop.run_in_executor(world.storage, Slot.adopt_free, world.fs, base)
+                for error in found.unread:
+                    log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
+                for slot in found.slots:
+                    log.info("slot_adopted", path=str(slot.path))
+                await adopt(found.slots)
+            self.uploader.recovery.wake()
+            await world.sleep(ADOPT_SECONDS)
+
+    async def seal(self, deadline: float) -> None:
+        """Seal the open batch and refuse what still comes; with `fsync` wait for the last sync."""
+        self.intake.close()
+        while self.journal.sealing and self._world.clock() < deadline:  # noqa: ASYNC110 - a last sync
+            await asyncio.sleep(0.01)
+
+    async def drain(self, deadline: float, skip: asyncio.Event) -> Drained:
+        """Bring to safety what is here, after `seal`; `skip` jumps to the disk."""
+        return await self.uploader.drain(deadline, skip)
+
+    async def close(self) -> None:
+        """Close what is open, after `drain` and with `run` at its end."""
+        await self.journal.close()
+        with suppress(StorageError):
+            await self.store.close()
+        self.release_slots()
+        self._world.storage.shutdown(wait=False, cancel_futures=True)
+        self._world.sync.shutdown(wait=False, cancel_futures=True)
+
+    def release_slots(self) -> None:
+        """Let another process take what is on our disk."""
+        self.backlog.close()
+        self.dlq.close()
+        self.journal_slot.release()
+
+    async def _start_store(self) -> None:
+        try:
+            await self.store.start()
+        except StorageError as error:
+            log.error("store_not_started", error=str(error), hint=error.hint)
+
+    # What the parts call.
+
+    def _submit(self, batch: Batch) -> None:
+        metrics = self.metrics
+        assert batch.reason is not None  # noqa: S101 - `seal` names it
+        metrics.sealed.add(batch.reason)
+        metrics.batch_events.observe(batch.events)
+        metrics.batch_bytes.observe(batch.size)
+        log.debug("batch_sealed", key=batch.key, events=batch.events, size=batch.size, reason=batch.reason.value)
+        self.uploader.submit(batch)
+
+    def _seal_broken(self, batch: Batch) -> None:
+        if self.intake.is_open(batch):
+            self.intake.seal(SealReason.STORAGE)
+
+    def _room_made(self) -> None:
+        self.intake.room_made()
+
+    def _has_room(self) -> bool:
+        return self.uploader.has_room
+
+    def _held_bytes(self) -> int:
+        return self.uploader.pending_bytes
+
+    def _backlog_bytes(self) -> int:
+        return self.backlog.bytes
+
+    def _has_dead_letter(self, key: str) -> bool:
+        """Tell whether any slot has a dead-letter file of this key. Blocks."""
+        return any(dlq_path(slot, key).exists() for slot in _slots(self._settings.dlq_dir))
+
+    def _has_segment(self, key: str) -> bool:
+        """Tell whether any slot has a segment of this key, held by whom it may be. Blocks.
+
+        Two others may have adopted what a dead process left, one its DLQ, the other its journal.
+        """
+        return any(segment_path(slot, key).exists() for slot in _slots(self._settings.journal_dir))
+
+    # What it shows.
+
+    def _register_figures(self) -> None:
+        dlq, backlog, uploader, intake, journal = self.dlq, self.backlog, self.uploader, self.intake, self.journal
+        books, gauges = self.metrics.books, self.metrics.gauges
+        books.ask(Place.OPEN, lambda: intake.events + journal.events)
+        books.ask(Place.QUEUE, lambda: uploader.pending_events)
+        books.ask(Place.DLQ, lambda: dlq.events)
+        books.ask(Place.BACKLOG, lambda: backlog.events)
+        gauges.buffered_bytes = self.buffered
+        gauges.queued_batches = lambda: uploader.queue_length
+        gauges.dlq_files = lambda: dlq.files
+        gauges.dlq_bytes = lambda: dlq.bytes
+        gauges.dlq_full = lambda: dlq.full
+        gauges.backlog_files = lambda: backlog.files
+        gauges.backlog_bytes = lambda: backlog.bytes
+
+
+def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:
+    try:
+        return Slot.take_first_free(fs, base)
+    except StorageError as error:
+        error.add_note(variable)
+        raise
+
+
+def _slots(base: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in base.iterdir() if path.name.isdigit()]
+    return []
