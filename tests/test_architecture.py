@@ -74,3 +74,80 @@ def test_the_architecture_page_lists_modules_from_the_top_layer_down():
     text = (REPOSITORY / "docs/architecture.md").read_text()
     ranks = [rank[name] for name in re.findall(r"(?m)^\| `([a-z_0-9]+)(?:\.[a-z_0-9]+)?` \|", text) if name in rank]
     assert ranks == sorted(ranks)
+
+
+DISK_METHODS = {
+    *("exists", "is_dir", "is_file", "is_symlink", "iterdir", "glob", "rglob", "open", "stat", "lstat", "samefile"),
+    *("read_bytes", "read_text", "write_bytes", "write_text", "mkdir", "rmdir", "unlink", "rename", "touch"),
+    *("link_to", "hardlink_to", "symlink_to", "readlink", "resolve", "chmod"),
+}
+DISK_CALLS = {
+    *("open", "read", "pread", "write", "close", "walk", "scandir", "listdir", "stat", "lstat", "fstat", "statvfs"),
+    *("access", "unlink", "remove", "removedirs", "rename", "renames", "replace", "link", "symlink", "readlink"),
+    *("mkdir", "makedirs", "rmdir", "fsync", "fdatasync", "truncate", "ftruncate", "sendfile", "chmod", "chown"),
+}
+SEAMS = {"fs", "_fs", "disk", "entry"}
+NO_DISK = {
+    # What is not a disk an operator gave us: the null device, and what the kernel tells of this process.
+    "__main__.py": {"os.open"},
+    "telemetry/exposition.py": {"read_text"},
+    "telemetry/metrics.py": {"read_text"},
+    "telemetry/log.py": {"os.write"},
+    # It imports no room, asks before anything runs, and takes no answer for no warning.
+    "config/settings.py": {"exists", "os.statvfs", "os.path.realpath"},
+    "server.py": {"exists", "iterdir"},
+    "collector.py": {"exists", "iterdir"},
+}
+
+
+def touches_of_a_disk(tree):
+    """Yield the name of each call that would touch a file system past the seam."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from (name for name in names if name.split(".")[0] in {"fcntl", "tempfile", "glob", "io"})
+        elif isinstance(node, ast.Name) and node.id == "open":
+            yield "open"
+        elif isinstance(node, ast.Attribute):
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if name == "os":
+                if node.attr in DISK_CALLS:
+                    yield f"os.{node.attr}"
+            elif ast.unparse(owner) == "os.path":
+                yield f"os.path.{node.attr}"
+            elif name == "shutil":
+                if node.attr != "get_terminal_size":
+                    yield f"shutil.{node.attr}"
+            elif node.attr in DISK_METHODS and name not in SEAMS:
+                yield node.attr
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.relative_to(PACKAGE).parts[0] != "disk"], ids=dotted)
+def test_c4_no_room_touches_a_disk_past_the_seam(path):
+    """A call past it cannot be failed, hung or cut by a test, and its error is nobody's `StorageError`."""
+    allowed = NO_DISK.get(path.relative_to(PACKAGE).as_posix(), set())
+    assert set(touches_of_a_disk(ast.parse(path.read_text()))) - allowed == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("path.exists()", ["exists"]),
+        ("(folder / name).is_dir()", ["is_dir"]),
+        ("self._root.iterdir()", ["iterdir"]),
+        ("run(executor, path.read_bytes)", ["read_bytes"]),
+        ("open(path)", ["open"]),
+        ("os.scandir(folder)", ["os.scandir"]),
+        ("run(executor, os.statvfs, path)", ["os.statvfs"]),
+        ("os.path.exists(path)", ["os.path.exists"]),
+        ("shutil.rmtree(folder)", ["shutil.rmtree"]),
+        ("import fcntl", ["fcntl"]),
+        ("fs.stat(path)", []),
+        ("self._fs.open(path, flags)", []),
+        ("disk.exists(fs, path)", []),
+    ],
+)
+def test_a_touch_past_the_seam_is_found(code, found):
+    """The test above must be able to fail."""
+    assert list(touches_of_a_disk(ast.parse(code))) == found

@@ -239,10 +239,11 @@ def _store_warnings(settings: Settings) -> Iterator[str]:
 
 
 def _disk_warnings(settings: Settings) -> Iterator[str]:
-    existing = next(
-        path for path in (settings.dlq_dir.absolute(), *settings.dlq_dir.absolute().parents) if path.exists()
-    )
-    disk = os.statvfs(existing)
+    folder = settings.dlq_dir.absolute()
+    try:
+        disk = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+    except OSError:
+        return  # the start says what is wrong with the directory
     size = disk.f_blocks * disk.f_frsize
     if settings.dlq_max_size_bytes > size:
         yield (

@@ -399,3 +399,7 @@ def test_what_is_probably_not_meant_is_warned_of(environ, about, tmp_path):
 
 def test_the_disk_is_measured_where_the_directory_will_be(tmp_path):
     assert warned({"DLQ_DIR": str(tmp_path / "not" / "yet"), "DISK_RESERVE": "900000TiB"}, tmp_path) == ["DISK_RESERVE"]
+
+
+def test_c4_a_directory_that_cannot_be_looked_at_is_no_warning_and_no_crash(tmp_path):
+    assert warned({"DLQ_DIR": str(tmp_path / ("x" * 300)), "DISK_RESERVE": "900000TiB"}, tmp_path) == []

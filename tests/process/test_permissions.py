@@ -44,6 +44,17 @@ def test_a_file_where_a_folder_should_be_is_named(collectors, tmp_path, name):
     assert str(tmp_path / "file") in line
 
 
+@pytest.mark.parametrize("name", ["DLQ_DIR", "JOURNAL_DIR"])
+@pytest.mark.parametrize("kind", ["a name too long", "a loop of links", "a loop of links above"])
+def test_c4_a_folder_the_disk_will_not_look_at_is_named(collectors, tmp_path, name, kind):
+    """`stat` fails, and not because nothing is there."""
+    (tmp_path / "loop").symlink_to("loop")
+    folder = {"a name too long": "x" * 300, "a loop of links": "loop", "a loop of links above": "loop/below"}[kind]
+    line = refused_start(collectors({name: str(tmp_path / folder)}))
+    assert line.startswith(f"{name}: ")
+    assert str(tmp_path / folder.partition("/")[0]) in line
+
+
 @needs_volume
 @pytest.mark.parametrize("name", ["DLQ_DIR", "JOURNAL_DIR"])
 def test_a_folder_that_cannot_be_written_is_named(collectors, tmp_path, name):
