@@ -30,10 +30,10 @@ import structlog
 
 from ingest.delivery import Uploader
 from ingest.disk import Filesystem, Slot, StorageError
-from ingest.format import KeyFactory, dlq_path, segment_path
+from ingest.format import KeyFactory, codec, dlq_path, segment_path
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
-from ingest.store import create_store
+from ingest.store import Head, create_store
 from ingest.telemetry import Metrics, Place, SealReason
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Collector:
         self.keys = keys = KeyFactory(settings.raw_prefix, settings.partition_tz, world.host, world.token)
         self.dlq_slot = _take_slot("DLQ_DIR", world.fs, settings.dlq_dir)
         self.journal_slot = _take_slot("JOURNAL_DIR", world.fs, settings.journal_dir)
-        self.store = world.store or create_store(settings, fs=world.fs, executor=world.storage)
+        head = Head(codec.HEAD_BYTES, codec.event_count)
+        self.store = world.store or create_store(settings, head, fs=world.fs, executor=world.storage)
         self.backlog = Backlog(
             world.fs,
             self.journal_slot,

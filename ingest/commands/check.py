@@ -19,7 +19,7 @@ from typing import Final
 from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
-from ingest.store import ObjectMetadata, ObjectStore, create_store
+from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
 
 
 def run(environ: Mapping[str, str], *, store: bool) -> int:
@@ -79,7 +79,7 @@ def _first_existing(fs: Filesystem, folder: Path) -> Path | None:
 async def _try_store(settings: Settings) -> list[str]:
     """Put, read back and remove a canary under each prefix that the server writes to, and return what went wrong."""
     with ThreadPoolExecutor(max_workers=2) as executor:
-        store = create_store(settings, fs=Filesystem(), executor=executor)
+        store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=Filesystem(), executor=executor)
         try:
             await store.start()
             # The second canary is for the permission alone: policies that name a prefix tend to forget this one.

@@ -33,7 +33,7 @@ from ingest.disk import Filesystem, Reader, Slot, StorageError, exists
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
 from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
-from ingest.store import create_store
+from ingest.store import Head, create_store
 from ingest.telemetry import DropReason, Metrics
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
     metrics = Metrics()
     segments = _Segments(fs, settings.journal_dir)
     with ThreadPoolExecutor(2) as executor:
-        store = create_store(settings, fs=fs, executor=executor)
+        store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
         dlq = DeadLetterQueue(
             settings, fs, slots, metrics, executor, token=secrets.token_hex(8), has_segment=segments.has
         )
@@ -239,7 +239,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
                     store,
                     dlq,
                     segments,
-                    Attempts(settings, metrics, clock=time.monotonic),
+                    Attempts(settings, store, metrics, clock=time.monotonic),
                     metrics,
                     batches_wait=lambda: False,
                     on_stored=lambda: show(dlq.files),

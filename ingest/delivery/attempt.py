@@ -2,10 +2,11 @@
 
 Owns the breaker, the places for puts that run at once, each try's deadline, and its latency or error in the metrics.
 
-Promises that a try ends within `S3_TIMEOUT` whatever the store does, that no more than `UPLOAD_CONCURRENCY` of them run
-at once, recovery's included, and that `abort` ends all of them at once and for good. Whatever a store fails with is an
-outage: which error means what is the store's business, and a wrong guess here would stop the wrong thing. An exception
-that no store should raise is a failed try too, and the log has its type and text.
+Promises that a try ends within `S3_TIMEOUT` whatever the store does, once the store has the keys that sign; that no
+more than `UPLOAD_CONCURRENCY` of them run at once, recovery's included; and that `abort` ends all of them at once and
+for good. Whatever a store fails with is an outage: which error means what is the store's business, and a wrong guess
+here would stop the wrong thing. An exception that no store should raise is a failed try too, and the log has its type
+and text.
 
 Never: tries twice, knows a batch or a file, decides what happens to what was not stored.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ingest.config import Settings
+    from ingest.store import ObjectStore
     from ingest.telemetry import Metrics
 
 
@@ -48,6 +50,7 @@ class Attempts:
     def __init__(
         self,
         settings: Settings,
+        store: ObjectStore,
         metrics: Metrics,
         *,
         clock: Callable[[], float],
@@ -55,6 +58,7 @@ class Attempts:
     ) -> None:
         self.breaker = Breaker(clock, self._report)
         self.aborted = False
+        self._store = store
         self._limit = settings.s3_timeout
         self._places = asyncio.Semaphore(settings.upload_concurrency)
         self._running: set[asyncio.Timeout] = set()
@@ -72,10 +76,14 @@ class Attempts:
                 return Result.REFUSED
             self._metrics.puts += 1
             began = self._clock()
-            deadline = asyncio.timeout(self._limit)
+            deadline = asyncio.timeout(None)
             self._running.add(deadline)
             try:
                 async with deadline:
+                    # Bounded by the store: to find keys is no part of a try's time.
+                    await self._store.prepare()
+                    if not self.aborted:
+                        deadline.reschedule(asyncio.get_running_loop().time() + self._limit)
                     await put()
             except Exception as error:  # noqa: BLE001 - see the module's text
                 if self.aborted:

@@ -166,7 +166,7 @@ class Uploader:
         self._closed = False
         self._failed = False
 
-        self.attempts = Attempts(settings, metrics, clock=clock, on_change=self._breaker_changed)
+        self.attempts = Attempts(settings, store, metrics, clock=clock, on_change=self._breaker_changed)
         self.recovery = Recovery(
             settings,
             store,

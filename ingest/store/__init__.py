@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest.store.object_store import ObjectMetadata, ObjectStore
+from ingest.store.object_store import Head, ObjectMetadata, ObjectStore
+from ingest.store.outcome import ALREADY_THERE, STORED, UNTRIED, Outcome, Refusal, Verdict
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -28,15 +29,26 @@ if TYPE_CHECKING:
     from ingest.disk import Filesystem
 
 
-__all__ = ["ObjectMetadata", "ObjectStore", "create_store"]
+__all__ = [
+    "ALREADY_THERE",
+    "STORED",
+    "UNTRIED",
+    "Head",
+    "ObjectMetadata",
+    "ObjectStore",
+    "Outcome",
+    "Refusal",
+    "Verdict",
+    "create_store",
+]
 
 
-def create_store(settings: Settings, *, fs: Filesystem, executor: Executor) -> ObjectStore:
-    """Return the store that the settings name, not yet started."""
+def create_store(settings: Settings, head: Head, *, fs: Filesystem, executor: Executor) -> ObjectStore:
+    """Return the store that the settings name, not yet started; `head` is how an object of ours begins."""
     if settings.raw_bucket is None:
         from ingest.store.directory import DirectoryStore
 
         return DirectoryStore(settings, fs, executor)
     from ingest.store.s3 import S3Store
 
-    return S3Store(settings, executor)
+    return S3Store(settings, executor, head)

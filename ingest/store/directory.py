@@ -55,6 +55,9 @@ class DirectoryStore:
         """Make the directory and sweep out what dead processes left half-written."""
         await self._run(self._start)
 
+    async def prepare(self) -> None:
+        """Nothing is found out before a try."""
+
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:  # noqa: ARG002 - see the module's text
         """Store the body under the key."""
         await self._run(partial(self._write, publish, self._path("put", key), body))

@@ -1,12 +1,15 @@
 """The promises of every store.
 
-Owns `ObjectStore` and `ObjectMetadata`. Never imports a store.
+Owns `ObjectStore`, `ObjectMetadata` and `Head`. Never imports a store.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +22,22 @@ class ObjectMetadata:
     instance: str
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How the first `size` bytes of an object of ours tell the number of its events; None: it is none of ours."""
+
+    size: int
+    events: Callable[[bytes], int | None]
+
+
 class ObjectStore(Protocol):
     """A flat space of keys. Calls may overlap; `start` comes first, nothing follows `close`."""
 
     async def start(self) -> None:
         """Do what is slow once. `StorageError` is no reason to give up: the first call after it starts again."""
+
+    async def prepare(self) -> None:
+        """Do before a try what may take longer than a try may. Bounded; `StorageError` is the try's failure."""
 
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
         """Store the body under the key."""

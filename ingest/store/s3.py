@@ -22,27 +22,33 @@ put. Between that look and the put another writer can store the same key, and th
 one key are two processes that recover the same file, which slots prevent, or one put whose answer was lost and that is
 still being stored; so the race is narrow, and it is the reason why the setting is not the default.
 
+A store that ignores `If-None-Match` is noticed. The first create of a run that is stored is sent once more, as the
+*canary*: `PreconditionFailed` is right, and asked for only once. If the canary is stored too, or a create is answered
+with 501 and a look and a plain put then succeed, creates look first from then on, and `conditional_puts_not_honoured`
+says so. A canary that comes to nothing is sent again with the next create, `CANARIES` times at most.
+
 Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an exception out that is no
 `StorageError`. The SDK and its chain of credentials raise whatever their sources made of themselves (an endpoint that
 errs, a document without keys, a helper that prints no JSON), so all of it is a failed try, and its cause goes with it.
-Errors are matched by code and type, never by text. Credentials are found the SDK's way and only there, anew after each
-start that failed.
+Errors are matched by code and type, never by text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import re
+from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+import structlog
 from isal import isal_zlib
 
 from ingest.disk import StorageError
-from ingest.format import codec
-from ingest.store.s3_errors import LONGEST_TEXT, NO_CREDENTIALS, status_of, storage_error, verdict_of
+from ingest.store import sdk
+from ingest.store.credentials import LONGEST_WAIT, Credentials
+from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, status_of, storage_error, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -54,17 +60,18 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import PutObjectRequestTypeDef
 
     from ingest.config import Settings
-    from ingest.store.object_store import ObjectMetadata
+    from ingest.store.object_store import Head, ObjectMetadata
 
 
 _Result = TypeVar("_Result")
 
 CONTENT_TYPE = "application/gzip"
 
-# The SDK turns `bytes` into a file, asks `Expect: 100-continue`, which costs a round trip, and has a thread read the
-# file piece by piece. A `bytearray` it sends as it is. That is right for what a batch weighs; a large body goes in
-# pieces, so that encrypting it does not hold the loop.
+# The SDK turns `bytes` into a file and has a thread read it piece by piece. A `bytearray` it sends as it is. That is
+# right for what a batch weighs; a large body goes in pieces, so that encrypting it does not hold the loop.
 ONE_WRITE = 1024 * 1024
+
+CANARIES: Final = 3
 
 _STRONG_ETAG = re.compile(r'"[^"]+"')
 _SIZE = re.compile(r"bytes \d+-\d+/(\d+)")
@@ -74,28 +81,69 @@ _NO_STORE = (
     "and proxies"
 )
 _NOT_OURS = "the store holds something else under this key: check the endpoint and proxies, then the object"
+_NOT_LOADED = "the SDK cannot be loaded: its files lie on a disk that does not answer"
 _OK = 200
 _PRECONDITION_FAILED = (412, "PreconditionFailed")
 _NO_SUCH_KEY = (404, "NoSuchKey")
 _NO_SUCH_RANGE = (416, "InvalidRange")
+_NOT_IMPLEMENTED = (501, "NotImplemented")
+
+log = structlog.get_logger()
+
+
+class _Creates(Enum):
+    """How `create` keeps from replacing an object."""
+
+    UNPROVEN = auto()
+    """By `If-None-Match`; that the store heeds it was not seen yet in this run."""
+    CONDITIONAL = auto()
+    """By `If-None-Match`; the store answered 412 once."""
+    LOOK_FIRST = auto()
+    """By a look: so it is set, or the store was seen not to heed `If-None-Match`."""
 
 
 class S3Store:
     """An `ObjectStore` in `RAW_BUCKET`."""
 
-    __slots__ = ("_client", "_executor", "_loaded", "_models", "_put_arguments", "_settings", "_starting")
+    __slots__ = (
+        "_canaries",
+        "_client",
+        "_creates",
+        "_credentials",
+        "_executor",
+        "_head",
+        "_loaded",
+        "_models",
+        "_put_arguments",
+        "_sent",
+        "_settings",
+        "_starting",
+    )
 
-    def __init__(self, settings: Settings, executor: Executor) -> None:
+    def __init__(self, settings: Settings, executor: Executor, head: Head) -> None:
         self._settings = settings
         self._executor = executor
+        self._head = head
         self._loaded: tuple[AioSession, AioConfig] | None = None
-        self._models = _Models()
+        self._models = sdk.Models()
+        self._credentials = Credentials(self._open_session)
         self._client: S3Client | None = None
         self._starting: asyncio.Task[S3Client] | None = None
-        self._put_arguments = _put_arguments(settings)
+        self._creates = _Creates.UNPROVEN if settings.s3_conditional_puts else _Creates.LOOK_FIRST
+        self._canaries = 0
+        chosen = _chosen(settings)
+        arguments = {"Bucket": settings.raw_bucket or "", "Key": "", "ContentType": CONTENT_TYPE}
+        arguments.update((name, value) for name, _, value in chosen)
+        # The types name the values that AWS knows; which of them another store knows is for that store to say.
+        self._put_arguments = cast("PutObjectRequestTypeDef", arguments)
+        self._sent = Sent(tuple(variable for _, variable, _ in chosen))
 
     async def start(self) -> None:
         """Load the SDK, find the credentials, build the client. The loop is held for some milliseconds only."""
+        await self._ready("start")
+
+    async def prepare(self) -> None:
+        """Have a client, and keys that are worth a try. Waits for `LONGEST_WAIT` at most."""
         await self._ready("start")
 
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
@@ -104,7 +152,7 @@ class S3Store:
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         """Store the body only if nothing has the key; False if something does."""
-        create = self._create if self._settings.s3_conditional_puts else self._look_then_put
+        create = self._look_then_put if self._creates is _Creates.LOOK_FIRST else self._create
         return await self._call("create", key, lambda client: create(client, key, body, metadata))
 
     async def get(self, key: str) -> bytes:
@@ -132,6 +180,7 @@ class S3Store:
         if starting is not None:
             starting.cancel()
             await asyncio.wait((starting,))
+        await self._credentials.close()
         client, self._client = self._client, None
         if client is not None:
             try:
@@ -168,10 +217,41 @@ class S3Store:
         try:
             await self._put_object(client, key, body, metadata, only_new=True)
         except client.exceptions.ClientError as error:
-            if verdict_of(error.response) == _PRECONDITION_FAILED:
+            verdict = verdict_of(error.response)
+            if verdict == _PRECONDITION_FAILED:
+                self._creates = _Creates.CONDITIONAL
                 return False
-            raise
+            if verdict != _NOT_IMPLEMENTED:
+                raise
+            is_new = await self._look_then_put(client, key, body, metadata)
+            self._look_first(key, "501 NotImplemented")
+            return is_new
+        if self._creates is _Creates.UNPROVEN:
+            await self._send_canary(client, key, body, metadata)
         return True
+
+    async def _send_canary(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> None:
+        """Send what was just created once more. If the try ends here, the next one hears that the object is there."""
+        self._canaries += 1
+        try:
+            await self._put_object(client, key, body, metadata, only_new=True)
+        except Exception as error:  # noqa: BLE001 - the object is stored, whatever becomes of its canary
+            response = getattr(error, "response", None)
+            if response is not None and verdict_of(response) == _PRECONDITION_FAILED:
+                self._creates = _Creates.CONDITIONAL
+            elif self._canaries >= CANARIES:
+                self._look_first(key, storage_error("create", key, error).cause.get("error", ""))
+        else:
+            self._look_first(key, "it was stored again")
+
+    def _look_first(self, key: str, answer: object) -> None:
+        self._creates = _Creates.LOOK_FIRST
+        log.error(
+            "conditional_puts_not_honoured",
+            key=key,
+            answer=answer,
+            hint="the store does not heed If-None-Match: set S3_CONDITIONAL_PUTS=false; a look goes first from now on",
+        )
 
     async def _look_then_put(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         if await self._is_there(client, key, body):
@@ -190,22 +270,24 @@ class S3Store:
             if verdict == _NO_SUCH_RANGE and not body:  # an object of no bytes has no first one
                 return True
             raise
-        wanted, found = codec.event_count(body[: codec.HEAD_BYTES]), codec.event_count(head)
+        begins = body[: self._head.size]
+        wanted, found = self._head.events(begins), self._head.events(head)
         if wanted is not None and found is not None:
             return found >= wanted
-        if wanted is None and head == body[: codec.HEAD_BYTES]:
+        if wanted is None and head == begins:
             return size >= len(body)
         cause = {"error": f"{size} bytes of content, which begin with {head!r}"}
         raise StorageError("look", key, _NOT_OURS, transient=True, cause=cause)
 
     async def _look(self, client: S3Client, key: str) -> tuple[bytes, int]:
         """Return the object's first bytes and its length. A store may ignore the range: no more is read than asked."""
-        span = f"bytes=0-{codec.HEAD_BYTES - 1}"
+        wanted = self._head.size
+        span = f"bytes=0-{wanted - 1}"
         answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key, Range=span)
         size = _SIZE.fullmatch(answer.get("ContentRange", ""))
         head = b""
         async with answer["Body"] as stream:
-            while len(head) < codec.HEAD_BYTES and (more := await stream.read(codec.HEAD_BYTES - len(head))):
+            while len(head) < wanted and (more := await stream.read(wanted - len(head))):
                 head += more
         return head, int(size[1]) if size else answer["ContentLength"]
 
@@ -216,23 +298,34 @@ class S3Store:
             async with asyncio.timeout(self._settings.s3_timeout):
                 return await call(client)
         except Exception as error:
-            raise storage_error(operation, key, error) from error
+            failure = storage_error(operation, key, error, self._sent)
+            if failure.cause.get("code") in KEYS_IN_DOUBT:
+                self._credentials.doubt()
+            raise failure from error
 
     # ------------------------------------------------------------------------------------------- the client
 
     async def _ready(self, operation: str) -> S3Client:
-        if self._client is not None:
-            return self._client
+        """Have a client and keys. This is no part of a call's `S3_TIMEOUT`, because a source of keys may be slower."""
+        try:
+            if self._client is None:
+                await self._started()
+            await self._credentials.ready()
+        except Exception as error:
+            raise storage_error(operation, self._put_arguments["Bucket"], error) from error
+        assert self._client is not None  # noqa: S101 - started
+        return self._client
+
+    async def _started(self) -> None:
         if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._connect())
             self._starting.add_done_callback(_fetch)
         starting = self._starting
         # Many calls may wait for one start; that one of them is cancelled must not take it from the others.
-        await asyncio.wait((starting,))
-        try:
-            return starting.result()
-        except Exception as error:
-            raise storage_error(operation, self._put_arguments["Bucket"], error) from error
+        await asyncio.wait((starting,), timeout=LONGEST_WAIT)
+        if not starting.done():
+            raise StorageError("start", self._put_arguments["Bucket"], _NOT_LOADED, transient=True)
+        starting.result()
 
     async def _connect(self) -> S3Client:
         try:
@@ -245,18 +338,26 @@ class S3Store:
     async def _open_client(self) -> S3Client:
         if self._loaded is None:
             loop = asyncio.get_running_loop()
-            load = partial(_load, self._settings, self._models)
+            load = partial(sdk.load, self._settings, self._models)
             self._loaded = await loop.run_in_executor(self._executor, load)
         session, config = self._loaded
-        # A client made without credentials stays without; a role's endpoint may only answer a little later.
-        if await session.get_credentials() is None:
-            raise StorageError("start", self._put_arguments["Bucket"], NO_CREDENTIALS, transient=True)
-        creating = session.create_client("s3", endpoint_url=self._settings.s3_endpoint_url, config=config)
+        creating = session.create_client(
+            "s3",
+            endpoint_url=self._settings.s3_endpoint_url,
+            aws_access_key_id="unused",  # each request is signed with what `Credentials` found
+            aws_secret_access_key="unused",  # noqa: S106 - says what it is
+            config=config,
+        )
         client: S3Client = await creating.__aenter__()
-        client.meta.events.register("before-call.s3", _follow_no_redirect)
-        client.meta.events.register("before-parse.s3.PutObject", _keep_length)
+        client.meta.events.register("before-sign.s3", self._credentials.sign)
+        sdk.hold_back(client)
+        self._sent = Sent(self._sent.settings, client.meta.endpoint_url)
         self._client = client
         return client
+
+    async def _open_session(self) -> AioSession:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, sdk.open_session, self._models)
 
 
 def _fetch(starting: asyncio.Task[S3Client]) -> None:
@@ -265,97 +366,15 @@ def _fetch(starting: asyncio.Task[S3Client]) -> None:
         starting.exception()
 
 
-def _put_arguments(settings: Settings) -> PutObjectRequestTypeDef:
-    # The types name the values that AWS knows; which of them another store knows is for that store to say.
-    chosen = {
-        "ServerSideEncryption": settings.s3_sse,
-        "SSEKMSKeyId": settings.s3_sse_kms_key_id,
-        "StorageClass": settings.s3_storage_class,
-        "Tagging": settings.s3_tags,
-    }
-    arguments = {"Bucket": settings.raw_bucket or "", "Key": "", "ContentType": CONTENT_TYPE}
-    arguments.update((name, value) for name, value in chosen.items() if value is not None)
-    return cast("PutObjectRequestTypeDef", arguments)
-
-
-class _Models:
-    """The SDK's models of services, read once and shared by all sessions that follow each other."""
-
-    __slots__ = ("loader",)
-
-    def __init__(self) -> None:
-        self.loader: Any = None
-
-
-def _load(settings: Settings, models: _Models) -> tuple[AioSession, AioConfig]:
-    """Import the SDK and read its models; blocks for some tenths of a second of CPU, so it runs in the executor.
-
-    The garbage collector is paused meanwhile: a full collection of a hundred thousand objects holds the interpreter,
-    and with it the event loop, for 40 ms and more, and finds nothing. After the first time all of it is frozen, for the
-    same reason: no later collection walks through the SDK's models again. A later session replaces one that failed, and
-    what is frozen is never collected.
-    """
-    if models.loader is not None:
-        return _import_and_warm(settings, models)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _import_and_warm(settings, models)
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()
-
-
-def _import_and_warm(settings: Settings, models: _Models) -> tuple[AioSession, AioConfig]:
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import get_session
-
-    session = get_session()
-    if models.loader is None:
-        models.loader = session.get_component("data_loader")
-    else:
-        session.register_component("data_loader", models.loader)
-    common: dict[str, Any] = {
-        "region_name": settings.aws_region,
-        "connect_timeout": settings.s3_timeout,
-        "read_timeout": settings.s3_timeout,
-        "max_pool_connections": settings.upload_concurrency + 1,
-        "retries": {"total_max_attempts": 1},
-        # The checksum is ours, in a header; the SDK's would be a trailer, which not every store can read.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    }
-    addressing = {"addressing_style": "path" if settings.s3_endpoint_url else "auto"}
-
-    async def endpoint() -> str:
-        # A client that is never used, in a loop of its own: making it reads all models into the session's cache, and
-        # it tells which endpoint the SDK settled on. Given keys keep it from looking for credentials here.
-        creating = session.create_client(
-            "s3",
-            endpoint_url=settings.s3_endpoint_url,
-            aws_access_key_id="unused",
-            aws_secret_access_key="unused",  # noqa: S106 - says what it is
-            config=AioConfig(s3=addressing, **common),
-        )
-        async with creating as client:
-            return str(client.meta.endpoint_url)
-
-    secure = asyncio.run(endpoint()).startswith("https://")
-    return session, AioConfig(s3={**addressing, "payload_signing_enabled": not secure}, **common)
-
-
-def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
-    """Tell the SDK that this request was redirected before: it follows one redirect, so it follows none.
-
-    It asks for the bucket's region with calls that are redirected too, without an end if the answers name no region.
-    """
-    context.setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _keep_length(response_dict: Mapping[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
-    """Have the parsed answer to a put tell how much content came with it."""
-    customized_response_dict["ContentLength"] = len(response_dict["body"])
+def _chosen(settings: Settings) -> list[tuple[str, str, str]]:
+    """List what the settings put into each request: the SDK's name for it, the variable, the value."""
+    possible = (
+        ("ServerSideEncryption", "S3_SSE", settings.s3_sse),
+        ("SSEKMSKeyId", "S3_SSE_KMS_KEY_ID", settings.s3_sse_kms_key_id),
+        ("StorageClass", "S3_STORAGE_CLASS", settings.s3_storage_class),
+        ("Tagging", "S3_TAGS", settings.s3_tags),
+    )
+    return [(name, variable, value) for name, variable, value in possible if value is not None]
 
 
 # ---------------------------------------------------------------------------------------------------- answers

@@ -1,15 +1,19 @@
 """The meaning of an answer of S3, or of the lack of one, to an operator.
 
 Owns the table of error codes and the list of errors that come without an answer. Promises that all of them become
-`StorageError`, matched by code and type, never by text. Never calls the store.
+`StorageError`, matched by code and type, never by text; that a verdict upon one object alone (its key, class, tags or
+encryption, or the right to put it) becomes a `Refusal`; and that a hint names the settings that went with the request,
+where one of them may be what the store does not take. Never calls the store.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.disk import StorageError
+from ingest.store.outcome import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,15 +30,16 @@ _BUSY = "the store is overloaded: it recovers, or UPLOAD_CONCURRENCY is too high
 _TIMES_OUT = "no answer within S3_TIMEOUT: check the network path, or raise it"
 _UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and security groups"
 _UNFORESEEN = "the SDK or its source of credentials failed: the error says how; it is tried again"
+NO_ANSWER_FROM_SOURCE = "the source of credentials does not answer: check the role's endpoint, or credential_process"
 NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 # The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
 _ADVICE: dict[str, tuple[str, bool]] = {
     "AccessDenied": (_DENIED, False),
-    "InvalidAccessKeyId": (_KEYS, False),
+    "InvalidAccessKeyId": (_KEYS + "; they are looked for anew", True),
     "SignatureDoesNotMatch": (_KEYS, False),
-    "ExpiredToken": ("the credentials expired: they are fetched anew; if this lasts, check their source", True),
-    "InvalidToken": ("the session token is wrong: check AWS_SESSION_TOKEN or the role", False),
+    "ExpiredToken": ("the credentials expired: they are looked for anew; if this lasts, check their source", True),
+    "InvalidToken": ("the session token is wrong: check AWS_SESSION_TOKEN or the role; it is looked for anew", True),
     "RequestTimeTooSkewed": ("this host's clock is wrong: run NTP", False),
     "NoSuchBucket": ("there is no such bucket: fix RAW_BUCKET, or create it", False),
     "NoSuchKey": ("there is no such object", False),
@@ -49,13 +54,42 @@ _ADVICE: dict[str, tuple[str, bool]] = {
     "RequestTimeout": (_TIMES_OUT, True),
     "ConditionalRequestConflict": ("somebody else is storing this key at this moment", True),
     "OperationAborted": ("somebody else is storing this key at this moment", True),
-    "NotImplemented": ("the store lacks a feature: unset S3_SSE, S3_TAGS, or set S3_CONDITIONAL_PUTS=false", False),
+    "NotImplemented": ("the store lacks a feature: set S3_CONDITIONAL_PUTS=false if it is create-only puts", False),
     "InvalidStorageClass": ("the store does not know S3_STORAGE_CLASS", False),
     "InvalidTag": ("the store does not accept S3_TAGS", False),
+    "InvalidRequest": ("the store does not take such a request", False),
+    "InvalidArgument": ("the store does not take what the request asks for", False),
+    "InvalidEncryptionAlgorithmError": ("the store does not know S3_SSE", False),
+    "KeyTooLongError": ("shorten RAW_PREFIX or DLQ_PREFIX", False),
     "KMS.NotFoundException": ("there is no such key: fix S3_SSE_KMS_KEY_ID", False),
     "KMS.DisabledException": ("the key is disabled: enable it, or fix S3_SSE_KMS_KEY_ID", False),
     "EntityTooLarge": ("the store takes no object of this size: lower BATCH_BYTES", False),
 }
+# Codes that judge one object, not the way to the store. By contrast only: see `store.outcome`.
+_REFUSALS = frozenset({
+    "AccessDenied",
+    "AllAccessDisabled",
+    "EntityTooLarge",
+    "InvalidArgument",
+    "InvalidEncryptionAlgorithmError",
+    "InvalidObjectState",
+    "InvalidRequest",
+    "InvalidStorageClass",
+    "InvalidTag",
+    "InvalidURI",
+    "KeyTooLongError",
+    "MetadataTooLarge",
+    "MethodNotAllowed",
+    "NotImplemented",
+})  # fmt: skip
+_KMS = "KMS."
+KEYS_IN_DOUBT = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId"})
+"""Codes after which credentials are looked for anew."""
+# Codes by which a store may mean any of the settings that went with the request.
+_ABOUT_SETTINGS = frozenset(
+    {"InvalidRequest", "InvalidArgument", "NotImplemented", "InternalError", "MethodNotAllowed"}
+)
+
 # An error's text may quote what it failed on.
 LONGEST_TEXT = 500
 
@@ -63,20 +97,40 @@ _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 _SERVER_ERROR = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The request that failed: the `settings` that put something into it, and the `address` that was asked."""
+
+    settings: tuple[str, ...] = ()
+    address: str = ""
+
+    def doubt(self) -> str:
+        """Say which of the settings the store may not take; nothing if none was sent."""
+        if not self.settings:
+            return ""
+        named = " or ".join(self.settings)
+        if "S3_SSE" in self.settings and self.address.startswith("http://"):
+            return f"; it was sent {named}: most stores take S3_SSE over https only, and some not at all"
+        return f"; it was sent {named}: unset what it does not know"
+
+
 def verdict_of(response: Mapping[str, Any]) -> tuple[int, str]:
     """Return the status and the code that stood in the body; the SDK puts the status in place of a code it misses."""
     return status_of(response), str(response.get("Error", {}).get("Code", ""))
 
 
-def storage_error(operation: str, key: str, error: Exception) -> StorageError:
+def storage_error(operation: str, key: str, error: Exception, sent: Sent | None = None) -> StorageError:
     """Say what an error means to the operator, and keep its cause for the log."""
     from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it ships no types
 
     if isinstance(error, StorageError):
         return error
     cause: dict[str, str | int] = {"error": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}
+    sent = sent or Sent()
+    if sent.address:
+        cause["address"] = sent.address
     if isinstance(error, ClientError):
-        return _refusal(operation, key, error.response, cause)
+        return _answer(operation, key, error.response, cause, sent)
     for kind, hint, transient in _kinds():
         if isinstance(error, kind):
             number = error.errno if isinstance(error, OSError) else None
@@ -117,7 +171,9 @@ def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
     )
 
 
-def _refusal(operation: str, key: str, response: Mapping[str, Any], cause: dict[str, str | int]) -> StorageError:
+def _answer(
+    operation: str, key: str, response: Mapping[str, Any], cause: dict[str, str | int], sent: Sent
+) -> StorageError:
     status, code = verdict_of(response)
     advice = _ADVICE.get(code)
     if code == str(status):
@@ -129,7 +185,11 @@ def _refusal(operation: str, key: str, response: Mapping[str, Any], cause: dict[
     if request_id := response.get("ResponseMetadata", {}).get("RequestId"):
         cause["request_id"] = str(request_id)
     hint, transient = advice
-    return StorageError(operation, key, hint, transient=transient, cause=cause)
+    if code in _ABOUT_SETTINGS and sent.settings and (code != "InternalError" or "S3_SSE" in sent.settings):
+        hint += sent.doubt()
+        transient = False  # a 500 to each put that asks for encryption does not pass either
+    kind = Refusal if code in _REFUSALS or code.startswith(_KMS) else StorageError
+    return kind(operation, key, hint, transient=transient, cause=cause)
 
 
 def status_of(response: Mapping[str, Any]) -> int:

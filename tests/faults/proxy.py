@@ -31,7 +31,7 @@ _HEAD_LIMIT = 256 * 1024
 _CHUNK = 64 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
-_REASONS = {403: "Forbidden", 500: "Internal Server Error", 503: "Service Unavailable"}
+_REASONS = {400: "Bad Request", 403: "Forbidden", 500: "Internal Server Error", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,10 @@ class Fault:
     answer: tuple[int, str] | None = None  # status and S3 error code that the proxy answers itself
     page: bytes | None = None  # a whole answer that the proxy gives itself, as what stands in a store's place does
     method: str | None = None  # only requests of this method suffer
+    head: bytes = b""  # only requests whose head has these bytes suffer
 
-    def touches(self, method: str) -> bool:
-        return self.method is None or self.method == method
+    def touches(self, method: str, head: bytes) -> bool:
+        return self.method in (None, method) and self.head in head
 
 
 HEALTHY = Fault()
@@ -167,7 +168,7 @@ class FaultProxy:
         method, target, _version = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         exchange = Exchange(method, target, time.monotonic())
         self.exchanges.append(exchange)
-        fault = self.fault if self.fault.touches(method) else HEALTHY
+        fault = self.fault if self.fault.touches(method, head) else HEALTHY
         try:
             return await self._carry(exchange, fault, head, reader, writer)
         except BaseException as error:

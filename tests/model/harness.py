@@ -797,6 +797,9 @@ class Link:
     async def start(self) -> None:
         """Nothing to do."""
 
+    async def prepare(self) -> None:
+        """Nothing to do."""
+
     async def close(self) -> None:
         """Nothing to do."""
 

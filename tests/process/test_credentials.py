@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.proxy import Fault
 from tests.process.client import Sent, send
 from tests.process.ledger import audit, read_bucket
 from tests.process.s3 import s3_client, s3_environment
@@ -145,6 +146,51 @@ def test_b4_a_bad_aws_config_file_is_an_outage_until_it_is_mended(collectors, s3
     assert collector.metrics().value("s3_events_stored_total") == 0
     file.write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
     end_well(collector, sent, s3_server, bucket)
+
+
+HELPER = """#!/bin/sh
+echo started >> "$0.log"
+sleep {seconds}
+echo '{{"Version": 1, "AccessKeyId": "testing", "SecretAccessKey": "testing"}}'
+"""
+
+
+def test_b5_a_helper_that_is_slower_than_a_put_may_be_is_waited_for(collectors, s3_server, bucket, tmp_path):
+    sent = Sent()
+    helper, config = tmp_path / "helper", tmp_path / "aws_config"
+    helper.write_text(HELPER.format(seconds=4))
+    helper.chmod(0o755)
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    env = environment(s3_server, bucket, AWS_CONFIG_FILE=str(config)) | {"S3_TIMEOUT": "3s"}
+    collector = collectors(env).start()
+    send(sent, collector.port, EVENTS)
+    end_well(collector, sent, s3_server, bucket)
+    assert collector.said("put_failed") == []
+    assert (tmp_path / "helper.log").read_text() == "started\n"
+
+
+KEYS = "[default]\naws_access_key_id = {}\naws_secret_access_key = testing\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "ExpiredToken"), (400, "InvalidToken"), (403, "InvalidAccessKeyId")]
+)
+def test_b6_a_credentials_file_that_is_rewritten_is_read_again(
+    collectors, s3_server, proxy, bucket, tmp_path, status, code
+):
+    sent = Sent()
+    file = tmp_path / "credentials"
+    file.write_text(KEYS.format("old"))
+    env = environment(proxy.url, bucket, AWS_SHARED_CREDENTIALS_FILE=str(file))
+    collector = collectors(env).start()
+    send(sent, collector.port, EVENTS)
+    collector.wait_delivered()
+    proxy.fault = Fault(answer=(status, code), head=b"Credential=old/")
+    send(sent, collector.port, EVENTS)
+    wait_for_failures(collector, 1)
+    file.write_text(KEYS.format("testing"))
+    end_well(collector, sent, s3_server, bucket)
+    assert {line["code"] for line in collector.said("put_failed")} == {code}
 
 
 def end_well(collector, sent: Sent, s3_server: str, bucket: str) -> None:

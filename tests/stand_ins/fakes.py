@@ -617,6 +617,9 @@ class MemoryStore:
     async def start(self) -> None:
         self.started = True
 
+    async def prepare(self) -> None:
+        """Nothing to do."""
+
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
         await self._call("put", key, lambda: self._store(key, body, metadata))
 

@@ -140,6 +140,9 @@ class Store:
         self.refused = set()
         self._script = list(script)
 
+    async def prepare(self):
+        pass
+
     async def put(self, key, body, metadata):
         await self._run("put", key, body, metadata)
 

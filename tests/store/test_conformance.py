@@ -14,13 +14,14 @@ from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.format import codec
 from ingest.store import create_store
-from ingest.store.object_store import ObjectMetadata, ObjectStore
+from ingest.store.object_store import Head, ObjectMetadata, ObjectStore
 from tests.stand_ins.fakes import MemoryStore
 from tests.stand_ins.s3_server import REGION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+HEAD = Head(codec.HEAD_BYTES, codec.event_count)
 KEY = "raw/dt=2025-12-02/hr=14/1764687600_host-0123456789abcdef_0000000001.jsonl.gz"
 METADATA = ObjectMetadata(events=3, first_ts=1_764_687_600, last_ts=1_764_687_720, instance="host-0123456789abcdef")
 
@@ -48,7 +49,9 @@ def opened(kind, request, tmp_path):
     @asynccontextmanager
     async def open_store() -> AsyncIterator[ObjectStore]:
         with ThreadPoolExecutor(4) as executor:
-            store = memory if kind == "memory" else create_store(load(environ), fs=Filesystem(), executor=executor)
+            store = (
+                memory if kind == "memory" else create_store(load(environ), HEAD, fs=Filesystem(), executor=executor)
+            )
             await store.start()
             try:
                 yield store

@@ -14,16 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.config.settings import load
 from ingest.disk.errors import StorageError
 from ingest.format import codec
-from ingest.store.object_store import ObjectMetadata
-from ingest.store.s3 import ONE_WRITE, S3Store
+from ingest.store.object_store import Head, ObjectMetadata
+from ingest.store.outcome import Refusal
+from ingest.store.s3 import CANARIES, ONE_WRITE, S3Store
 from ingest.store.s3_errors import LONGEST_TEXT
 from tests.stand_ins.s3_server import CREDENTIALS
-from tests.store.scripted_server import answered, make_certificate, part_of, refused, scripted_server
+from tests.store.scripted_server import STORED, answered, make_certificate, part_of, refused, scripted_server
 
+HEAD = Head(codec.HEAD_BYTES, codec.event_count)
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
 BODY = b"body" * 1000
 METADATA = ObjectMetadata(events=7, first_ts=11, last_ts=13, instance="host-token")
@@ -50,7 +53,7 @@ async def s3_store(endpoint: str, **environ: str):
         **environ,
     }
     with ThreadPoolExecutor(2) as executor:
-        store = S3Store(load(environ), executor)
+        store = S3Store(load(environ), executor, HEAD)
         try:
             yield store
         finally:
@@ -94,14 +97,16 @@ def test_a_put_carries_checksum_metadata_and_type_and_nothing_encoded():
 
 
 @pytest.mark.parametrize("size", [ONE_WRITE, ONE_WRITE + 1], ids=["a batch", "large"])
-def test_only_a_large_body_is_announced_and_sent_in_pieces(size):
+def test_a6_no_body_waits_for_leave_to_be_sent(size):
+    """A store or a proxy that never says `100 Continue` would get nothing."""
     body = bytes(range(256)) * (ONE_WRITE // 256) + b"x" * (size - ONE_WRITE)
 
     async def scenario(store, server):
         await store.put(KEY, body, METADATA)
-        (request,) = server.requests
-        assert request.body == body
-        assert ("expect" in request.headers) is (size > ONE_WRITE)
+        await store.create(KEY, body, METADATA)
+        for request in server.requests:
+            assert request.body == body
+            assert "expect" not in request.headers
 
     run(scenario)
 
@@ -137,7 +142,7 @@ def test_an_endpoint_that_only_the_sdk_knows_of_counts_as_much_for_the_signature
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
             with ThreadPoolExecutor(1) as executor:
                 settings = load({"RAW_BUCKET": "bucket", "AWS_REGION": "eu-west-1"})
-                store = S3Store(settings, executor)
+                store = S3Store(settings, executor, HEAD)
                 await store.put(KEY, BODY, METADATA)
                 await store.close()
             assert server.requests[0].headers["x-amz-content-sha256"] == hashlib.sha256(BODY).hexdigest()
@@ -196,8 +201,9 @@ def test_encryption_class_and_tags_go_with_every_put():
 
 def test_create_asks_the_store_to_refuse_a_key_that_exists():
     async def scenario(store, server):
+        server.answers = [STORED, EXISTS]
         assert await store.create(KEY, BODY, METADATA) is True
-        assert [request.headers.get("if-none-match") for request in server.requests] == ["*"]
+        assert [request.headers.get("if-none-match") for request in server.requests] == ["*", "*"]
 
     run(scenario)
 
@@ -227,6 +233,88 @@ def test_a1_a_412_without_the_stores_own_code_is_a_failed_try(page):
         with pytest.raises(StorageError) as caught:
             await store.create(KEY, BODY, METADATA)
         assert caught.value.subject == KEY
+
+    run(scenario)
+
+
+EXISTS = refused(412, "PreconditionFailed")
+
+
+def test_a5_the_first_create_that_is_stored_is_sent_once_more_and_only_that_one():
+    async def scenario(store, server):
+        server.answers = [STORED, EXISTS]
+        for _ in range(3):
+            assert await store.create(KEY, BODY, METADATA) is True
+        assert [request.headers.get("if-none-match") for request in server.requests] == ["*"] * 4
+
+    run(scenario)
+
+
+def test_a5_a_store_that_refused_a_key_once_needs_no_canary():
+    async def scenario(store, server):
+        server.answers = [EXISTS]
+        assert await store.create(KEY, BODY, METADATA) is False
+        assert await store.create(KEY, BODY, METADATA) is True
+        assert len(server.requests) == 2
+
+    run(scenario)
+
+
+def test_a5_a_store_that_ignores_the_condition_is_asked_what_it_holds_from_then_on():
+    async def scenario(store, server):
+        with capture_logs() as logs:
+            assert await store.create(KEY, file_of(7), METADATA) is True  # and stored again
+            server.answers = [part_of(file_of(7)), refused(404, "NoSuchKey")]
+            assert await store.create(KEY, file_of(7), METADATA) is False
+            assert await store.create(KEY, file_of(7), METADATA) is True
+        assert [request.method for request in server.requests] == ["PUT", "PUT", "GET", "GET", "PUT"]
+        (line,) = [line for line in logs if line["event"] == "conditional_puts_not_honoured"]
+        assert "S3_CONDITIONAL_PUTS" in line["hint"]
+
+    run(scenario)
+
+
+def test_a5_a_store_without_conditional_puts_is_asked_what_it_holds_from_then_on():
+    async def scenario(store, server):
+        server.answers = [refused(501, "NotImplemented"), refused(404, "NoSuchKey"), STORED, part_of(file_of(7))]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        assert await store.create(KEY, file_of(7), METADATA) is False
+        assert [request.method for request in server.requests] == ["PUT", "GET", "PUT", "GET"]
+
+    run(scenario)
+
+
+def test_a5_a_feature_that_is_lacking_otherwise_changes_nothing():
+    async def scenario(store, server):
+        lacking = refused(501, "NotImplemented")
+        for _ in range(2):
+            server.answers = [lacking, refused(404, "NoSuchKey"), lacking]
+            with pytest.raises(Refusal):
+                await store.create(KEY, file_of(7), METADATA)
+        assert [request.method for request in server.requests] == ["PUT", "GET", "PUT"] * 2
+
+    run(scenario)
+
+
+def test_a5_a_page_with_501_is_no_word_of_the_store():
+    async def scenario(store, server):
+        server.answers = [answered(501, PAGE)]
+        with pytest.raises(StorageError) as caught:
+            await store.create(KEY, BODY, METADATA)
+        assert not isinstance(caught.value, Refusal)
+        assert len(server.requests) == 1
+
+    run(scenario)
+
+
+def test_a5_a_canary_that_comes_to_nothing_is_sent_again_and_not_for_ever():
+    async def scenario(store, server):
+        for _ in range(CANARIES):
+            server.answers = [STORED, answered(200, PAGE)]
+            assert await store.create(KEY, file_of(7), METADATA) is True
+        server.answers = [part_of(file_of(7))]
+        assert await store.create(KEY, file_of(7), METADATA) is False
+        assert [request.method for request in server.requests] == ["PUT"] * 2 * CANARIES + ["GET"]
 
     run(scenario)
 
@@ -348,10 +436,11 @@ def test_a2_a_page_in_the_place_of_an_original_is_no_evidence():
     ("status", "code", "transient", "hint"),
     [
         (403, "AccessDenied", False, "s3:PutObject"),
-        (403, "InvalidAccessKeyId", False, "access key"),
+        (403, "InvalidAccessKeyId", True, "access key"),
         (403, "SignatureDoesNotMatch", False, "secret"),
         (403, "RequestTimeTooSkewed", False, "clock"),
         (400, "ExpiredToken", True, "expired"),
+        (400, "InvalidToken", True, "token"),
         (404, "NoSuchBucket", False, "RAW_BUCKET"),
         (301, "PermanentRedirect", False, "AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", False, "AWS_REGION"),
@@ -374,6 +463,67 @@ def test_a_refusal_says_what_to_do_and_whether_to_try_again(status, code, transi
         assert (caught.value.operation, caught.value.subject) == ("put", KEY)
         assert caught.value.transient is transient
         assert hint in caught.value.hint
+
+    run(scenario)
+
+
+SENT = {
+    "S3_SSE": "AES256",
+    "S3_STORAGE_CLASS": "EXPRESS_ONEZONE",
+    "S3_TAGS": "team=data",
+}
+
+
+@pytest.mark.parametrize("variable", SENT)
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "InvalidRequest"), (400, "InvalidArgument"), (501, "NotImplemented")]
+)
+def test_a9_the_hint_names_the_setting_that_was_sent(variable, status, code):
+    async def scenario(store, server):
+        server.answers = [refused(status, code)]
+        with pytest.raises(Refusal) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert [name for name in SENT if name in caught.value.hint] == [variable]
+        assert ("https" in caught.value.hint) is (variable == "S3_SSE")
+
+    run(scenario, **{variable: SENT[variable]})
+
+
+@pytest.mark.parametrize(("environ", "passes"), [({}, True), ({"S3_SSE": "AES256"}, False)], ids=["plain", "encrypted"])
+def test_a9_an_internal_error_to_each_encrypted_put_does_not_pass(environ, passes):
+    async def scenario(store, server):
+        server.answers = [refused(500, "InternalError")]
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert (caught.value.transient, "S3_SSE" in caught.value.hint) == (passes, not passes)
+
+    run(scenario, **environ)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "about_one_object"),
+    [
+        (403, "AccessDenied", True),
+        (400, "KMS.NotFoundException", True),
+        (400, "InvalidStorageClass", True),
+        (400, "KeyTooLongError", True),
+        (501, "NotImplemented", True),
+        (403, "", False),
+        (403, "InvalidAccessKeyId", False),
+        (403, "SignatureDoesNotMatch", False),
+        (404, "NoSuchBucket", False),
+        (400, "BadDigest", False),
+        (409, "ConditionalRequestConflict", False),
+        (500, "InternalError", False),
+        (503, "SlowDown", False),
+    ],
+)
+def test_only_a_word_about_one_object_is_a_refusal(status, code, about_one_object):
+    async def scenario(store, server):
+        server.answers = [refused(status, code)]
+        with pytest.raises(StorageError) as caught:
+            await store.put(KEY, BODY, METADATA)
+        assert isinstance(caught.value, Refusal) is about_one_object
 
     run(scenario)
 
@@ -504,6 +654,7 @@ def test_a_refusal_keeps_what_the_store_said():
             await store.put(KEY, BODY, METADATA)
         cause = caught.value.cause
         assert (cause["code"], cause["status"], cause["request_id"]) == ("AccessDenied", 403, "the-request")
+        assert cause["address"] == server.endpoint
         assert "AccessDenied" in cause["error"]
         assert cause["error"].endswith("told so")
 
@@ -628,8 +779,6 @@ def test_b_whatever_ails_the_credentials_is_a_failed_try_until_they_are_well(mon
             assert caught.value.cause["error"]
         assert server.requests == []
         file.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-        if config == "a date in the past":  # the client is made, and goes on with the helper that it found
-            return
         await store.put(KEY, BODY, METADATA)
         assert len(server.requests) == 1
 
@@ -654,7 +803,7 @@ def test_b2_a_start_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of_
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
-        (starting,) = [task for task in asyncio.all_tasks() if "_connect" in repr(task)]
+        (starting,) = [task for task in asyncio.all_tasks() if "Credentials._look" in repr(task)]
         (tmp_path / "go").touch()
         await asyncio.wait((starting,))
         del put, starting
@@ -718,10 +867,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from ingest.config import load
 from ingest.disk.filesystem import Filesystem
-from ingest.store import create_store
+from ingest.store import Head, create_store
 import ingest.store.s3
-create_store(load({}), fs=Filesystem(), executor=ThreadPoolExecutor(1))
-create_store(load({"RAW_BUCKET": "bucket", "AWS_REGION": "x"}), fs=Filesystem(), executor=ThreadPoolExecutor(1))
+head = Head(20, len)
+create_store(load({}), head, fs=Filesystem(), executor=ThreadPoolExecutor(1))
+create_store(load({"RAW_BUCKET": "bucket", "AWS_REGION": "x"}), head, fs=Filesystem(), executor=ThreadPoolExecutor(1))
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"aiobotocore", "botocore", "aiohttp", "boto3"}))
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,120 @@
+"""The AWS SDK: imported once, read once, and kept from doing more than a request.
+
+Owns how a session of the SDK is made, and the handlers that hold it back. Promises that its models are read once and
+shared by all sessions that follow each other, off the loop, with the collector of cycles paused; that a session that
+failed leaves nothing behind in the next one; that a client follows no redirect and asks for no `100 Continue`, since a
+store or a proxy that never says it would get nothing (RFC 9110, 10.1.1). Never finds credentials, puts or gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # it ships no types
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it ships no types
+    from types_aiobotocore_s3.client import S3Client
+
+    from ingest.config import Settings
+
+
+class Models:
+    """The SDK's models of services, read once and shared by all sessions that follow each other."""
+
+    __slots__ = ("loader",)
+
+    def __init__(self) -> None:
+        self.loader: Any = None
+
+
+def load(settings: Settings, models: Models) -> tuple[AioSession, AioConfig]:
+    """Import the SDK and read its models; blocks for some tenths of a second of CPU, so it runs in the executor.
+
+    The garbage collector is paused meanwhile: a full collection of a hundred thousand objects holds the interpreter,
+    and with it the event loop, for 40 ms and more, and finds nothing. After the first time all of it is frozen, for the
+    same reason: no later collection walks through the SDK's models again. A later session replaces one that failed, and
+    what is frozen is never collected.
+    """
+    if models.loader is not None:
+        return _import_and_warm(settings, models)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _import_and_warm(settings, models)
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
+def open_session(models: Models) -> AioSession:
+    """Return a session that has read nothing but the models yet. Blocks for a moment."""
+    from aiobotocore.session import get_session
+
+    session = get_session()
+    if models.loader is None:
+        models.loader = session.get_component("data_loader")
+    else:
+        session.register_component("data_loader", models.loader)
+    return session
+
+
+def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, AioConfig]:
+    from aiobotocore.config import AioConfig
+
+    session = open_session(models)
+    common: dict[str, Any] = {
+        "region_name": settings.aws_region,
+        "connect_timeout": settings.s3_timeout,
+        "read_timeout": settings.s3_timeout,
+        "max_pool_connections": settings.upload_concurrency + 1,
+        "retries": {"total_max_attempts": 1},
+        # The checksum is ours, in a header; the SDK's would be a trailer, which not every store can read.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    addressing = {"addressing_style": "path" if settings.s3_endpoint_url else "auto"}
+
+    async def endpoint() -> str:
+        # A client that is never used, in a loop of its own: making it reads all models into the session's cache, and
+        # it tells which endpoint the SDK settled on. Given keys keep it from looking for credentials here.
+        creating = session.create_client(
+            "s3",
+            endpoint_url=settings.s3_endpoint_url,
+            aws_access_key_id="unused",
+            aws_secret_access_key="unused",  # noqa: S106 - says what it is
+            config=AioConfig(s3=addressing, **common),
+        )
+        async with creating as client:
+            return str(client.meta.endpoint_url)
+
+    secure = asyncio.run(endpoint()).startswith("https://")
+    return session, AioConfig(s3={**addressing, "payload_signing_enabled": not secure}, **common)
+
+
+def hold_back(client: S3Client) -> None:
+    """Register what keeps a client to one plain request a call."""
+    client.meta.events.register("before-call.s3", _follow_no_redirect)
+    client.meta.events.register("before-call.s3", _expect_nothing)
+    client.meta.events.register("before-parse.s3.PutObject", _keep_length)
+
+
+def _expect_nothing(params: dict[str, Any], **_: object) -> None:
+    params["headers"].pop("Expect", None)
+
+
+def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
+    """Tell the SDK that this request was redirected before: it follows one redirect, so it follows none.
+
+    It asks for the bucket's region with calls that are redirected too, without an end if the answers name no region.
+    """
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _keep_length(response_dict: Mapping[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Have the parsed answer to a put tell how much content came with it."""
+    customized_response_dict["ContentLength"] = len(response_dict["body"])
