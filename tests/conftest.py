@@ -1,5 +1,34 @@
-"""Fixtures that more than one folder of tests needs; each lives in the file that explains it."""
+"""Fixtures that more than one folder of tests needs, and the figures below the outcome."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.stand_ins.s3_server import bucket, s3_server
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["bucket", "s3_server"]
+
+
+@pytest.fixture
+def figure(record_property) -> Callable[[str, object], None]:
+    """`figure("journal, 200 kills", audit)` keeps a figure for the summary at the end."""
+
+    def keep(name: str, value: object) -> None:
+        record_property("figure", f"{name}: {value}")
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints what the tests measured, below their outcome."""
+    reports = terminalreporter.stats.get("passed", [])
+    lines = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)

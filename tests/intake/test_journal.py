@@ -1,6 +1,6 @@
 """The journal, step by step: what is on the disk when an answer is given, and what becomes of it when a step fails.
 
-Each test drives one process of `harness.World` over a disk that fails, dies or loses power where it is told to. The
+Each test drives one process of `model.world.World` over a disk that fails, dies or loses power where it is told to. The
 order of the calls is read from `fs.calls`; what survives is judged by recovering it and counting.
 """
 
@@ -20,7 +20,9 @@ from ingest.format import codec
 from ingest.format.keys import dlq_path
 from ingest.intake.journal import PROBE_SECONDS
 from ingest.telemetry import DropReason, Reason
-from tests.model.harness import START, World, line
+from tests.model.ledger import line
+from tests.model.time import START
+from tests.model.world import World
 from tests.process.collector import REPOSITORY, bare_environment
 
 DEAD = "fedcba9876543210"
@@ -190,7 +192,7 @@ def test_a_drain_waits_for_the_last_sync(world):
 
 
 def test_answers_keep_their_order_whatever_becomes_of_them(world):
-    """The harness holds every answer against the order of its turns; here are the ways in which they could overtake."""
+    """`Process` holds every answer against the order of its turns; here are the ways in which they could overtake."""
     world = world("fsync", batch_size=4, channel_size=0, max_buffer_bytes=600)
     process = world.start()
     world.store.down = True
@@ -871,7 +873,7 @@ def test_the_own_segments_are_never_recovered(journal):
 def test_a_temporary_of_this_process_is_not_taken_for_one_that_was_left(journal):
     """The journal may be rewriting while the slot is listed; its temporary bears our own token."""
     world = journal()
-    name = f"{START}_host-{1:016x}_0000000001.jsonl"  # the token that the harness gives its first process
+    name = f"{START}_host-{1:016x}_0000000001.jsonl"  # the token of the world's first process
     temporary = leave(world, dead_key(), events([1]), suffix=f"{HOUR}/.{name}.0a1b2c.tmp")
     process = world.start()
     assert process.token == f"{1:016x}"
@@ -906,7 +908,7 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
         from ingest.intake.journal import NoJournal
         from ingest.telemetry.metrics import Metrics
         from ingest.delivery.upload import Uploader
-        from tests.model.harness import settings
+        from tests.model.world import settings
         from tests.stand_ins.fakes import MemoryStore
 
         def peak():

@@ -4,7 +4,7 @@
 time, a store that fails, hangs or loses its answers, a disk that fails in each of its calls or is full, clock steps,
 signals, SIGKILL and power cuts before any call to the file system, restarts. After each rule the books balance and no
 object has been replaced by less; in the end everything is made well, what is on the disk is recovered, and the store
-is held against the model (`harness.Ledger`): what was acknowledged is stored exactly once, what was refused is not.
+is held against the model (`ledger.Ledger`): what was acknowledged is stored exactly once, what was refused is not.
 
 What it found is kept in `test_journal`, as tests with the fewest steps that show it.
 """
@@ -16,7 +16,9 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -30,7 +32,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.model.harness import START, World
+from tests.model.time import START
+from tests.model.world import World
 
 MODES = ("memory", "journal", "fsync")
 
@@ -48,6 +51,7 @@ class Collectors(RuleBasedStateMachine):
     """What can happen, one rule each. `finish`: whether the threads end their work before the next thing happens."""
 
     mode = "journal"
+    reached: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +67,7 @@ class Collectors(RuleBasedStateMachine):
         finally:
             if self.world is not None:
                 self.world.close()
+                self.reached.update(self.world.reached)
             shutil.rmtree(self.folder)
 
     @initialize(
@@ -244,22 +249,35 @@ class Collectors(RuleBasedStateMachine):
             assert not self.world.ledger.refused
 
 
-def model(mode, **how):
-    machine = type(f"Collectors_{mode}", (Collectors,), {"mode": mode})
+ALWAYS = {"breaker open", "dead letters", "refused", "scanning", "batch_stored"}
+REACHED = {
+    "memory": ALWAYS | {"batch_spilled", "dlq_save_failed"},
+    "journal": ALWAYS | {"journal latched", "backlog", "segment_rewritten", "batch_spilled", "slot_adopted"},
+    "fsync": ALWAYS | {"journal latched", "backlog", "segment_rewritten", "sealed, not synced", "slot_adopted"},
+}
+"""The states without which a run has proven little."""
+
+
+def model(mode, figure, **how):
+    machine = type(f"Collectors_{mode}", (Collectors,), {"mode": mode, "reached": Counter()})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     run_state_machine_as_test(
         machine, settings=settings(deadline=None, database=None, suppress_health_check=checks, **how)
     )
+    figure(f"model, {mode}, reached", ", ".join(f"{name} {times}" for name, times in machine.reached.most_common()))
+    assert machine.reached.keys() >= REACHED[mode]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_acknowledged_is_stored_once_and_what_is_refused_is_not(mode):
+def test_what_is_acknowledged_is_stored_once_and_what_is_refused_is_not(mode, figure):
     # The same examples in every run: what is new is looked for by the soak.
-    model(mode, max_examples=60, stateful_step_count=40, derandomize=True, phases=[Phase.generate, Phase.shrink])
+    model(
+        mode, figure, max_examples=60, stateful_step_count=40, derandomize=True, phases=[Phase.generate, Phase.shrink]
+    )
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("mode", MODES)
-def test_soak_what_is_acknowledged_is_stored_once_and_what_is_refused_is_not(mode):
-    model(mode, max_examples=5000, stateful_step_count=60, print_blob=True)
+def test_soak_what_is_acknowledged_is_stored_once_and_what_is_refused_is_not(mode, figure):
+    model(mode, figure, max_examples=5000, stateful_step_count=60, print_blob=True)

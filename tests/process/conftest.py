@@ -33,31 +33,11 @@ def collectors(tmp_path) -> Iterator[Callable[..., Collector]]:
 
 
 @pytest.fixture
-def figure(record_property) -> Callable[[str, object], None]:
-    """`figure("journal, 200 kills", audit)` keeps a figure for the summary at the end."""
-
-    def keep(name: str, value: object) -> None:
-        record_property("figure", f"{name}: {value}")
-
-    return keep
-
-
-@pytest.fixture
 def rng() -> random.Random:
     """Chance, with its seed in the captured output, so that a failure can be run again."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - shown with a failure
     return random.Random(seed)
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    """Prints what the tests measured, below their outcome."""
-    reports = terminalreporter.stats.get("passed", [])
-    lines = [value for report in reports for name, value in report.user_properties if name == "figure"]
-    if lines:
-        terminalreporter.section("figures")
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -1,0 +1,408 @@
+"""A process: the `Collector` that the server builds, less the wire, over a disk and a store that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ingest import collector as pipeline
+from ingest.collector import Collector
+from ingest.disk.filesystem import FILE_MODE, Filesystem
+from ingest.format.keys import parse_key
+from ingest.intake.journal import NoJournal
+from ingest.telemetry import Place, SealReason
+from ingest.wire.turn import Turn
+from tests.model.ledger import line, numbers_in, numbers_on_disk, parsed
+from tests.model.loop import Died, StepExecutor, StepLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from ingest.config.settings import Settings
+    from ingest.disk.errors import StorageError
+    from ingest.intake.batch import Batch
+    from ingest.spool.waiting import KeyedFile
+    from ingest.store.object_store import ObjectMetadata
+    from tests.model.world import World
+
+THREADS = 4
+
+
+class Client(NamedTuple):
+    """Who is answered in its turn: the sender of an event, or (number None) of what no commit decides."""
+
+    process: Process
+    turn: int
+    number: int | None
+    pending: int = 0
+
+    def write(self, answer: bytes) -> None:
+        self.process.answer(self, committed=answer == b"yes")
+
+    def await_commit(self) -> None:
+        raise AssertionError("nobody deferred this turn")
+
+    answered = await_commit
+
+
+class Process:
+    """One collector, from the tick's commit to the store."""
+
+    def __init__(self, world: World, number: int, chosen: Settings) -> None:
+        self.world = world
+        self.number = number
+        self.settings = chosen
+        self.disk = Disk(world, self)
+        self.link = Link(world, self)
+        self.executor = StepExecutor(THREADS)
+        self.sync_executor = StepExecutor(1)
+        self.loop = StepLoop(world.time)
+        self.loop.set_exception_handler(self._unhandled)
+        self.unhandled: list[Any] = []
+        self.answers: list[tuple[int, bool]] = []
+        """Number of each event answered, and whether with success, in order."""
+        self.failed_start: BaseException | None = None
+        self._turns = 0
+        self._answered = 0
+        self._batches: dict[str, set[int]] = {}
+        self._not_rewritten: list[set[int]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    # Its life.
+
+    def wire(self) -> None:
+        """Make what the server makes. The token tells whose it is, and is the same in every run of the same test."""
+        world = self.world
+        self.collector = Collector(
+            self.settings,
+            pipeline.World(
+                self.loop,
+                fs=self.disk,
+                storage=self.executor,
+                sync=self.sync_executor,
+                store=self.link,
+                clock=self.loop.time,
+                now=world.time.wall,
+                draw=lambda low, high: (low + high) / 2,
+                host="host",
+                token=f"{self.number:016x}",
+            ),
+        )
+        collector = self.collector
+        self.token = collector.keys.token
+        self.metrics = collector.metrics
+        self.dlq_slot, self.journal_slot = collector.dlq_slot, collector.journal_slot
+        self.dlq, self.backlog, self.journal = collector.dlq, collector.backlog, collector.journal
+        self.uploader, self.intake = collector.uploader, collector.intake
+        self._watch()
+
+    def begin(self) -> None:
+        self._running = self.loop.create_task(self.collector.run())
+
+    # What a client does, and a signal.
+
+    def commit(self, events: int, *, padding: int = 0, blanks: tuple[int, ...] = (), run: bool = True) -> list[int]:
+        """Send a tick of events, and answers to no event before those at `blanks`; returns the events' numbers."""
+        numbers: list[int] = []
+        second = int(self.world.time.wall())
+        turn = Turn(second)
+        for at in range(max(events, *blanks, 0) + 1 if blanks else events):
+            if at in blanks:
+                self._turns += 1
+                turn.reply(Client(self, self._turns, None), b"shown")
+            if at < events:
+                self._turns += 1
+                number = self.world.events
+                self.world.events += 1
+                self.world.ledger.send(self.number, number, second)
+                numbers.append(number)
+                turn.event(Client(self, self._turns, number), line(second, number, padding), b"yes", b"no")
+        self._in_loop(lambda: self.intake.commit(turn))
+        if run:
+            self.world.run()
+        return numbers
+
+    def seal(self, reason: SealReason = SealReason.INTERVAL, *, run: bool = True) -> None:
+        self._in_loop(lambda: self.intake.seal(reason))
+        if run:
+            self.world.run()
+
+    def stop(self, *, skip: bool = False) -> None:
+        """SIGTERM, with `skip` a second one at once: what `server.DRAIN` asks of the pipeline."""
+        world, collector, skipping = self.world, self.collector, asyncio.Event()
+        if skip:
+            skipping.set()
+        limit = self.settings.drain_timeout
+        deadline = world.time.monotonic + limit
+        self._finish(collector.seal(deadline), limit, step=0.01)
+        drained = self._finish(collector.drain(deadline, skipping), limit + 5)
+        if self not in world.processes:
+            return
+        world.check()
+        lost = [upload.batch.key for upload in self.uploader._queue]
+        assert bool(lost) == bool(drained.lost_events)
+        self._running.cancel()
+        self._finish(collector.close(), 1)
+        if self not in world.processes:
+            return
+        if self.settings.durability == "memory":
+            for key in lost:
+                world.ledger.demote(self._batches[key] - world.ledger.maybe)
+        world.bury(self)
+
+    def _finish(self, work: Coroutine[Any, Any, Any], seconds: float, step: float = 0.25) -> Any:
+        """Let time pass until `work` is done, and return what it came to; None if the process dies before."""
+        world = self.world
+        if self not in world.processes:
+            work.close()
+            return None
+        task = self.loop.create_task(work)
+        world.wait_for(lambda: task.done() or self not in world.processes, seconds=seconds, step=step)
+        if self not in world.processes:
+            return None
+        assert task.done(), "the drain did not end in time"
+        return task.result()
+
+    # What has become of it.
+
+    @property
+    def pending(self) -> int:
+        return sum(self.metrics.books.pending(place) for place in Place)
+
+    @property
+    def scanning(self) -> bool:
+        return self.collector.scanning
+
+    def states(self) -> list[str]:
+        """Name the states it is in, touching nothing, for the list of those that the model has reached."""
+        breaker = self.uploader.attempts.breaker.state.name.lower()
+        flags = {
+            "journal latched": getattr(self.journal, "latched", False),
+            "sealed, not synced": bool(self.journal.sealing),
+            "refused": bool(self.world.ledger.refused),
+            "dead letters": self.dlq.files > 0,
+            "backlog": self.backlog.files > 0,
+            "scanning": self.scanning,
+        }
+        return [f"breaker {breaker}", *(name for name, holds in flags.items() if holds)]
+
+    def figures(self) -> dict[str, int]:
+        return {place.value: self.metrics.books.pending(place) for place in Place} | {"scanning": int(self.scanning)}
+
+    @property
+    def jobs(self) -> int:
+        return len(self.executor.jobs) + len(self.sync_executor.jobs)
+
+    @property
+    def choices(self) -> int:
+        return min(len(self.executor.jobs), THREADS) + min(len(self.sync_executor.jobs), 1)
+
+    def run_job(self, which: int = 0) -> None:
+        """Run one job: of the sync's thread, or of the storage's."""
+        syncs = min(len(self.sync_executor.jobs), 1)
+        if which < syncs:
+            self.sync_executor.run_one()
+        elif self.executor.jobs:
+            self.executor.run_one(which - syncs)
+
+    def not_rewritten(self) -> set[int]:
+        """Refused events whose lines may be on the disk until their batch is stored: cut and rewrite have failed."""
+        return {number for numbers in self._not_rewritten for number in numbers}
+
+    def discard(self) -> None:
+        """Let nothing of a dead process remain."""
+        for executor in (self.executor, self.sync_executor):
+            executor.jobs.clear()
+        for _ in range(10):
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            if not tasks:
+                break
+            self.loop.settle()
+        self.loop.close()
+        self.disk.close_all()
+
+    # Below.
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        self.loop.call_soon(call)
+        self.world.run_loops()
+
+    def answer(self, client: Client, *, committed: bool) -> None:
+        """Hear an answer; a dead process gives none."""
+        if self.disk.dead:
+            return
+        self._answered += 1
+        assert client.turn == self._answered, "answers out of order"
+        if client.number is not None:
+            self.answers.append((client.number, committed))
+            self.world.ledger.answer(self.number, client.number, committed=committed)
+
+    def _watch(self) -> None:
+        """Tell the ledger what leaves by other ways than the store."""
+        ledger, dlq, recovery = self.world.ledger, self.dlq, self.uploader.recovery
+        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._evict, recovery._expire
+
+        def submitted(batch: Batch) -> None:
+            self._batches[batch.key] = {event["body"] for event in parsed(bytes(batch.view()))}
+            submit(batch)
+
+        async def saved(key: str, body: bytes, events: int, *, force: bool = False) -> None:
+            await save(key, body, events, force=force)
+            ledger.safe |= set(numbers_in(body))
+
+        async def evicted(file: KeyedFile) -> bool:
+            numbers = numbers_on_disk(file.path)
+            gone = await evict(file)
+            if gone:
+                ledger.drop(numbers)
+            return gone
+
+        async def expired(file: KeyedFile) -> None:
+            ledger.drop(numbers_on_disk(file.path))
+            await expire(file)
+
+        self.uploader.submit = submitted
+        dlq.save, dlq._evict, recovery._expire = saved, evicted, expired
+        if isinstance(self.journal, NoJournal):
+            return
+        not_rewritten = self.journal._not_rewritten
+
+        def seen(batch: Batch, error: StorageError) -> None:
+            # None of them is answered before this.
+            self._not_rewritten.append(set(ledger.flying[self.number]))
+            not_rewritten(batch, error)
+
+        self.journal._not_rewritten = seen
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not self.disk.dead and not isinstance(context.get("exception"), Died):
+            self.unhandled.append(context)
+
+
+class Disk(Filesystem):
+    """A process's view of the disk: its descriptors, and its death."""
+
+    __slots__ = ("_fs", "_open", "_process", "_world", "dead")
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._fs = world.fs
+        self._open: dict[int, Path] = {}
+        self.dead = False
+
+    def _meet(self, operation, path):
+        if not self.dead:
+            self._world.meet(self._process, operation, path)
+        if self.dead:
+            raise Died
+
+    def open(self, path, flags, mode=FILE_MODE):
+        self._meet("open", path)
+        fd = self._fs.open(path, flags, mode)
+        self._open[fd] = path
+        return fd
+
+    def write(self, fd, data):
+        self._meet("write", self._open[fd])
+        return self._fs.write(fd, data)
+
+    def fdatasync(self, fd):
+        self._meet("fdatasync", self._open[fd])
+        self._fs.fdatasync(fd)
+
+    def truncate(self, fd, size):
+        self._meet("truncate", self._open[fd])
+        self._fs.truncate(fd, size)
+
+    def close(self, fd):
+        self._meet("close", self._open[fd])
+        del self._open[fd]
+        self._fs.close(fd)
+
+    def rename(self, src, dst):
+        self._meet("rename", dst)
+        self._fs.rename(src, dst)
+
+    def link(self, src, dst):
+        self._meet("link", dst)
+        self._fs.link(src, dst)
+
+    def unlink(self, path):
+        self._meet("unlink", path)
+        self._fs.unlink(path)
+
+    def mkdir(self, path):
+        self._meet("mkdir", path)
+        self._fs.mkdir(path)
+
+    def rmdir(self, path):
+        self._meet("rmdir", path)
+        self._fs.rmdir(path)
+
+    def fsync_dir(self, path):
+        self._meet("fsync_dir", path)
+        try:
+            self._fs.fsync_dir(path)
+        except OSError:
+            self._world.folder_sync_failed = True
+            raise
+
+    def close_all(self) -> None:
+        for fd in self._open:
+            with suppress(OSError):
+                self._fs.close(fd)
+        self._open.clear()
+
+
+class Link:
+    """A process's way to the store; what it puts from memory bears its own token, and what from disk is created."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._calls = 0
+        self.under_way: dict[int, Callable[[], None]] = {}
+
+    async def start(self) -> None:
+        """Nothing to do."""
+
+    async def prepare(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
+        assert parse_key(key).token == self._process.token, "a plain put of what came from a disk"
+        await self._send("put", key, body, metadata)
+
+    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        return await self._send("create", key, body, metadata)
+
+    async def _send(self, operation: str, key: str, body: bytes, metadata: ObjectMetadata) -> Any:
+        store = self._world.store
+
+        def land() -> None:
+            if operation == "put" or key not in store.objects:
+                store._store(key, body, metadata)
+
+        self._calls += 1
+        call = self._calls
+        self.under_way[call] = land
+        try:
+            if self._world.late_puts:
+                self._world.late_puts -= 1
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    if not self._process.disk.dead:
+                        self._world.landing.append(land)
+            return await getattr(store, operation)(key, body, metadata)
+        finally:
+            if not self._process.disk.dead:
+                del self.under_way[call]

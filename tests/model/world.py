@@ -1,0 +1,326 @@
+"""A small world in which collectors live and die, every step of it chosen by the test.
+
+`World` has one disk (`CrashableFilesystem`), one store (`MemoryStore`), one clock, and the processes that share them.
+`Process` is the `Collector` that the server builds, less the wire: a tick of events goes in through `commit`, answers
+come out in `answers`. `Ledger` is the model: what a client may rely on, in sets of event numbers.
+
+Nothing happens by itself. The event loop of a process runs until it has nothing to do and then stops; what it handed to
+an executor waits until it is told to run, so that whatever a thread may be late with, it can be late with here; time
+passes when told to. A process dies before any call to the file system that the test names, in the loop or in an
+executor, and then nothing of it reaches the disk or the store any more, except puts that were under way: they may land
+whenever the test likes.
+
+Who may lose what, at the death of a process (the table of §4):
+
+    kill        memory: all that is neither stored nor in the DLQ. journal, fsync: nothing
+    power cut   fsync: nothing. memory, journal: all that is neither stored nor in the DLQ
+
+One thing is left out: on this disk a folder whose sync has failed can never be synced again, and whoever tries is told
+that it went well. File systems abort when that fails, and take no more writes. After such a failure a power cut may
+take what is not stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from structlog.testing import capture_logs
+
+from ingest.collector import ADOPT_SECONDS
+from ingest.config import settings as config
+from ingest.disk.errors import StorageError
+from ingest.format import codec
+from ingest.format.keys import parse_key, partition_of
+from tests.model.ledger import Ledger, events_in, numbers_in
+from tests.model.loop import Died
+from tests.model.process import Process
+from tests.model.time import START, Time
+from tests.stand_ins.fakes import CrashableFilesystem, MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ingest.config.settings import Settings
+    from tests.stand_ins.fakes import Choice
+
+
+@dataclass(slots=True)
+class Fuse:
+    """How many calls of a kind are left until somebody dies."""
+
+    left: int
+    operation: str
+    when: Callable[[Path], bool]
+    power: Choice | None
+
+
+class World:
+    """A disk, a store, a clock, and processes. `variables` are those of the environment."""
+
+    def __init__(self, folder: Path, *, wall: float = START, **variables: object) -> None:
+        self.root = folder
+        self.fs = CrashableFilesystem(folder)
+        self.store = MemoryStore()
+        self.time = Time(wall)
+        self.ledger = Ledger()
+        self.processes: list[Process] = []
+        self.numbers = 0
+        self.events = 0
+        self.settings = settings(folder, **variables)
+        self.late_puts = 0
+        """How many of the next puts hang until they are given up, and land whenever `land` says."""
+        self.landing: list[Callable[[], None]] = []
+        self.fuse: Fuse | None = None
+        self.struck: Process | None = None
+        self.folder_sync_failed = False
+        self.unhandled: list[str] = []
+        self.reached: Counter[str] = Counter()
+        """How often each state was seen, and each log event told."""
+        self._capture = capture_logs()
+        self.logs = self._capture.__enter__()
+        self._seen_replaced = 0
+
+    def close(self) -> None:
+        """Leave nothing running."""
+        for process in list(self.processes):
+            self.bury(process)
+        self._capture.__exit__(None, None, None)
+        self.reached.update(told["event"] for told in self.logs)
+
+    # Life and death.
+
+    def start(self, *, run: bool = True, **variables: object) -> Process | None:
+        """Start a process; None when the disk does not let it."""
+        chosen = settings(self.root, **variables) if variables else self.settings
+        self.numbers += 1
+        process = Process(self, self.numbers, chosen)
+        self.processes.append(process)
+        try:
+            process.wire()
+        except (StorageError, Died) as error:
+            process.failed_start = error
+            if isinstance(error, StorageError):
+                self.bury(process)
+            else:
+                self._see_who_died()
+            return None
+        process.begin()
+        if run:
+            self.run()
+        return process if process in self.processes else None
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL: what is on the disk, synced or not, stays."""
+        process.disk.dead = True
+        self._see_who_died()
+
+    def power_cut(self, choice: Choice) -> None:
+        """End every process and take from the disk what was not synced, but for what `choice` keeps."""
+        for process in list(self.processes):
+            process.disk.dead = True
+            self.bury(process)
+        self.fs.crash(choice)
+        if self.settings.durability != "fsync" or self.folder_sync_failed:
+            # Nothing is promised of what is not stored and in no dead-letter file, and a roll-back was not synced.
+            held = self.stored_numbers().keys() | (set() if self.folder_sync_failed else self.ledger.safe)
+            self.ledger.demote(self.ledger.owed - held)
+            if self.settings.durability == "journal":
+                self.ledger.demote(set(self.ledger.refused))
+
+    def bury(self, process: Process) -> None:
+        """Take a dead process out of the world, its puts under way left to chance."""
+        process.disk.dead = True
+        if process in self.processes:
+            self.processes.remove(process)
+        self.landing += process.link.under_way.values()
+        process.discard()
+        self.ledger.lose_answers(process.number)
+        self.ledger.demote(process.not_rewritten() & self.ledger.refused)
+        if process.settings.durability == "memory":
+            held = self.stored_numbers().keys() | self.ledger.safe
+            own = {number for number in self.ledger.owed if self.ledger.owner[number] == process.number}
+            self.ledger.demote(own - held)
+
+    # The passing of time.
+
+    def run(self) -> None:
+        """Let every loop and every thread go on until nothing is left to do at this instant."""
+        while True:
+            self.run_loops()
+            busy = [process for process in self.processes if process.jobs]
+            if not busy:
+                return
+            for process in busy:
+                if not process.disk.dead:
+                    process.run_job()
+
+    def run_loops(self) -> None:
+        """Let the loops go on, the threads not."""
+        self._see_who_died()
+        for process in list(self.processes):
+            if not process.disk.dead:
+                process.loop.settle()
+        self._see_who_died()
+
+    def run_job(self, which: int = 0) -> bool:
+        """Run one of the jobs that threads could be at work on; False if there is none."""
+        choices = [(process, n) for process in self.processes for n in range(process.choices)]
+        if not choices:
+            return False
+        process, n = choices[which % len(choices)]
+        process.run_job(n)
+        self.run_loops()
+        return True
+
+    def advance(self, seconds: float, *, threads: bool = True) -> None:
+        """Let time pass, timer by timer."""
+        run = self.run if threads else self.run_loops
+        end = self.time.monotonic + seconds
+        while True:
+            run()
+            wakes = [process.loop.wakes_at for process in self.processes if process.loop.wakes_at is not None]
+            if not wakes or min(wakes) > end:
+                break
+            self.time.monotonic = max(self.time.monotonic, min(wakes)) + 1e-6
+        self.time.monotonic = max(self.time.monotonic, end)
+        run()
+
+    def wait_for(self, condition: Callable[[], bool], *, seconds: float, step: float = 0.25) -> bool:
+        """Let time pass until the condition holds, for so long at most."""
+        end = self.time.monotonic + seconds
+        self.run()
+        while not condition() and self.time.monotonic < end:
+            self.advance(step)
+        return condition()
+
+    def _see_who_died(self) -> None:
+        if self.struck is not None:
+            struck, self.struck = self.struck, None
+            fuse, self.fuse = self.fuse, None
+            if fuse is not None and fuse.power is not None:
+                self.power_cut(fuse.power)
+                return
+            struck.disk.dead = True
+        for process in [process for process in self.processes if process.disk.dead]:
+            self.bury(process)
+
+    def burn(
+        self,
+        calls: int = 0,
+        operation: str = "",
+        *,
+        when: Callable[[Path], bool] = lambda _: True,
+        power: Choice | None = None,
+    ) -> None:
+        """Let whoever makes the nth such call to the file system from now on, counted from 0, die before it.
+
+        With `power` everybody dies, and what it picks of what was not synced is kept.
+        """
+        self.fuse = Fuse(calls, operation, when, power)
+
+    def meet(self, process: Process, operation: str, path: Path) -> None:
+        """Take note of a call to the file system; somebody may not live to make it."""
+        fuse = self.fuse
+        if fuse is None or fuse.operation not in ("", operation) or not fuse.when(path):
+            return
+        if fuse.left == 0:
+            self.struck = process
+            for dying in self.processes if fuse.power is not None else [process]:
+                dying.disk.dead = True
+        fuse.left -= 1
+
+    # The store.
+
+    def land(self, which: int = 0) -> None:
+        """Let one of the puts arrive that were given up, or whose process is gone."""
+        if self.landing:
+            self.landing.pop(which % len(self.landing))()
+
+    def stored_numbers(self) -> Counter[int]:
+        found: Counter[int] = Counter()
+        for key, body in self.store.objects.items():
+            if key.startswith("raw/"):
+                found.update(numbers_in(body))
+        return found
+
+    # What must be true.
+
+    def check(self) -> None:
+        """What holds at every instant."""
+        for process in self.processes:
+            assert process.metrics.books.unaccounted() == 0, (process.number, process.metrics)
+            assert not process.unhandled, process.unhandled
+            self.reached.update(process.states())
+        for key, old, new in self.store.replaced[self._seen_replaced :]:
+            assert set(numbers_in(old)) <= set(numbers_in(new)), f"{key} was replaced by less"
+        self._seen_replaced = len(self.store.replaced)
+
+    def recover(self) -> None:
+        """Let all be well again, and let what is on the disk be recovered; then hold the store against the ledger."""
+        self.fs.heal()
+        self.fs.capacity = None
+        self.store.down = False
+        self.fuse = None
+        self.late_puts = 0
+        store_fates(self.store).clear()
+        # The processes at work come to an end with their work, and a fresh one takes what they left.
+        for process in list(self.processes):
+            process.seal()
+        assert self.wait_for(lambda: not any(process.pending for process in self.processes), seconds=600, step=5), [
+            process.figures() for process in self.processes
+        ]
+        self.check()
+        for process in list(self.processes):
+            process.stop()
+        last = self.start(dlq_max_age="0s", dlq_max_size_bytes=1 << 40, durability=self.settings.durability)
+        assert last is not None
+        assert self.wait_for(lambda: not last.pending and not last.scanning, seconds=600, step=5), last.figures()
+        self.advance(2 * ADOPT_SECONDS)
+        assert self.wait_for(lambda: not last.pending and not last.scanning, seconds=600, step=5), last.figures()
+        self.check()
+        while self.landing:
+            self.land()
+        self.check()
+        last.stop()
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold the store against the ledger, when there is nothing left to recover."""
+        ledger, stored = self.ledger, self.stored_numbers()
+        assert not any(ledger.flying.values()), "somebody was never answered"
+        doubled = {number: count for number, count in stored.items() if count > 1}
+        assert not doubled, f"doubled: {doubled}"
+        lost = ledger.owed - stored.keys()
+        assert not lost, f"lost: {sorted(lost)}"
+        refused = ledger.refused & stored.keys()
+        assert not refused, f"refused, and stored: {sorted(refused)}"
+        for key, body in self.store.objects.items():
+            if not key.startswith("raw/"):
+                continue
+            parsed, metadata = parse_key(key), self.store.metadata[key]
+            events = events_in(body)
+            assert events, f"{key} holds nothing"
+            assert codec.event_count(body) == metadata.events == len(events)
+            assert (metadata.first_ts, metadata.last_ts) == (events[0]["ts"], events[-1]["ts"]), key
+            assert metadata.instance == f"{parsed.host}-{parsed.token}"
+            for event in events:
+                assert partition_of(event["ts"], self.settings.partition_tz).path == parsed.partition
+                assert self.ledger.second[event["body"]] == event["ts"]
+        assert self.files() == [], "recovery left files"
+
+    def files(self) -> list[str]:
+        """Every file on the disk but the locks of slots."""
+        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return sorted(name for name in found if not name.endswith("/lock"))
+
+
+def settings(folder: Path, **variables: object) -> Settings:
+    environ = {"DLQ_DIR": str(folder / "dlq"), "STORE_DIR": str(folder / "objects"), "DISK_RESERVE": "0"}
+    return config.load(environ | {name.upper(): str(value) for name, value in variables.items()})
+
+
+def store_fates(store: MemoryStore) -> deque[Any]:
+    return store._fates
