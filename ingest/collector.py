@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ingest.delivery import Uploader
-from ingest.disk import Filesystem, Slot, StorageError
+from ingest.disk import ADOPT_AT_ONCE, Filesystem, Slot, StorageError, exists, slot_folders
 from ingest.format import KeyFactory, codec, dlq_path, segment_path
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from ingest.store import ObjectStore
 
 ADOPT_SECONDS: Final = 30.0
+ADOPT_MORE_SECONDS: Final = 1.0
+ADOPTED_MAX: Final = 32
+"""So many slots of dead processes are held at once in each directory: each costs a descriptor until it is emptied."""
 STORAGE_THREADS: Final = 4
 
 log = structlog.get_logger()
@@ -176,15 +179,25 @@ class Collector:
         await self.dlq.scan()
         settings, world = self._settings, self._world
         while True:
-            for base, adopt in ((settings.journal_dir, self.backlog.adopt), (settings.dlq_dir, self.dlq.adopt)):
-                found = await world.loop.run_in_executor(world.storage, Slot.adopt_free, world.fs, base)
-                for error in found.unread:
-                    log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
-                for slot in found.slots:
-                    log.info("slot_adopted", path=str(slot.path))
-                await adopt(found.slots)
+            more = [
+                await self._adopt(settings.journal_dir, self.backlog),
+                await self._adopt(settings.dlq_dir, self.dlq),
+            ]
             self.uploader.recovery.wake()
-            await world.sleep(ADOPT_SECONDS)
+            await world.sleep(ADOPT_MORE_SECONDS if any(more) else ADOPT_SECONDS)
+
+    async def _adopt(self, base: Path, place: Backlog | DeadLetterQueue) -> bool:
+        """Adopt a few free slots; True if there may be more that we have room for."""
+        world = self._world
+        room = min(ADOPT_AT_ONCE, ADOPTED_MAX - place.adopted)
+        adopt_free = partial(Slot.adopt_free, world.fs, base, at_most=room)
+        found = await world.loop.run_in_executor(world.storage, adopt_free)
+        for error in found.unread:
+            log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
+        for slot in found.slots:
+            log.info("slot_adopted", path=str(slot.path))
+        await place.adopt(found.slots)
+        return len(found.slots) == room
 
     async def seal(self, deadline: float) -> None:
         """Seal the open batch and refuse what still comes; with `fsync` wait for the last sync."""
@@ -245,15 +258,17 @@ class Collector:
         return self.backlog.bytes
 
     def _has_dead_letter(self, key: str) -> bool:
-        """Tell whether any slot has a dead-letter file of this key. Blocks."""
-        return any(dlq_path(slot, key).exists() for slot in _slots(self._settings.dlq_dir))
+        """Tell whether any slot has a dead-letter file of this key; `StorageError` if that cannot be told. Blocks."""
+        fs = self._world.fs
+        return any(exists(fs, dlq_path(slot, key)) for slot in slot_folders(fs, self._settings.dlq_dir))
 
     def _has_segment(self, key: str) -> bool:
-        """Tell whether any slot has a segment of this key, held by whom it may be. Blocks.
+        """Tell whether any slot has a segment of this key, held by whom it may be; else as above. Blocks.
 
         Two others may have adopted what a dead process left, one its DLQ, the other its journal.
         """
-        return any(segment_path(slot, key).exists() for slot in _slots(self._settings.journal_dir))
+        fs = self._world.fs
+        return any(exists(fs, segment_path(slot, key)) for slot in slot_folders(fs, self._settings.journal_dir))
 
     # What it shows.
 
@@ -279,9 +294,3 @@ def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:
     except StorageError as error:
         error.add_note(variable)
         raise
-
-
-def _slots(base: Path) -> list[Path]:
-    with suppress(OSError):
-        return [path for path in base.iterdir() if path.name.isdigit()]
-    return []

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ingest.delivery import Attempts, Recovery
-from ingest.disk import Filesystem, Reader, Slot, StorageError, exists
+from ingest.disk import Filesystem, Reader, Slot, StorageError, exists, slot_folders
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
 from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
@@ -196,7 +196,7 @@ class _Segments:
 
     def __init__(self, fs: Filesystem, journal_dir: Path) -> None:
         self._fs = fs
-        self._slots = [path for path in _subfolders(fs, journal_dir) if path.name.isdigit()]
+        self._slots = slot_folders(fs, journal_dir)
 
     def has(self, key: str) -> bool:
         return any(exists(self._fs, segment_path(slot, key)) for slot in self._slots)
@@ -214,7 +214,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
         _say(str(error))
     held = [
         slot.name
-        for slot in _slots(fs, settings)
+        for slot in slot_folders(fs, settings.dlq_dir)
         if slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot))
     ]
     for name in held:
@@ -263,24 +263,9 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
 # -------------------------------------------------------------------------------------------------------- below
 
 
-def _slots(fs: Filesystem, settings: Settings) -> list[Path]:
-    slots = (path for path in _subfolders(fs, settings.dlq_dir) if path.name.isdigit())
-    return sorted(slots, key=lambda path: int(path.name))
-
-
-def _subfolders(fs: Filesystem, folder: Path) -> list[Path]:
-    try:
-        with fs.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError.of("list", folder, error) from error
-
-
 def _files(fs: Filesystem, settings: Settings) -> Iterator[tuple[Path, Path]]:
     """Slot and path of every dead-letter file, oldest hour first within a slot."""
-    for root in _slots(fs, settings):
+    for root in slot_folders(fs, settings.dlq_dir):
         for path in _files_of(fs, root):
             yield root, path
 

@@ -10,10 +10,11 @@ from ingest.disk.folders import make_dirs, prune
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
 from ingest.disk.reading import Reader, exists, files_below, is_folder, read_file
-from ingest.disk.slots import Adopted, Slot
+from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, slot_folders
 from ingest.disk.volume import Volume
 
 __all__ = [
+    "ADOPT_AT_ONCE",
     "FILE_MODE",
     "TEMPORARY_SUFFIX",
     "Adopted",
@@ -35,4 +36,5 @@ __all__ = [
     "publish_new",
     "published_path",
     "read_file",
+    "slot_folders",
 ]

@@ -120,6 +120,11 @@ class Slot:
         return cls(fs, path, number, fd)
 
 
+def slot_folders(fs: Filesystem, base: Path) -> list[Path]:
+    """Return the folders of all slots, lowest first, whoever holds them; `StorageError` if `base` cannot be read."""
+    return [base / str(number) for number in _numbers(fs, base)]
+
+
 def _numbers(fs: Filesystem, base: Path) -> list[int]:
     try:
         names = fs.listdir(base)

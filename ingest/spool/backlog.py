@@ -78,6 +78,11 @@ class Backlog:
         """There are segments that are not in the books yet."""
         return self._listing > 0
 
+    @property
+    def adopted(self) -> int:
+        """How many slots of dead processes are held."""
+        return len(self._adopted)
+
     async def list_own(self) -> None:
         """List what earlier processes left in our own slot."""
         await self._list(self._own)

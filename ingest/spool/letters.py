@@ -395,6 +395,11 @@ class DeadLetterQueue:
         await self.scan()
 
     @property
+    def adopted(self) -> int:
+        """How many slots of dead processes are held."""
+        return len(self._slots) + len(self._unlisted) - 1
+
+    @property
     def scanning(self) -> bool:
         """There are files that are not in the books yet."""
         return bool(self._unlisted or self._uncounted)

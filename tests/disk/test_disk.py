@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ingest.disk import errors, folders
 from ingest.disk.append import append, create
 from ingest.disk.errors import StorageError, TornTail
-from ingest.disk.filesystem import Filesystem
+from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune
 from ingest.disk.publish import publish, publish_new, published_path
 from ingest.disk.slots import LOCK_NAME, Slot
@@ -548,7 +548,7 @@ def test_a_released_slot_is_taken_first(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ingest.disk.filesystem import Filesystem
+from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.slots import Slot
 slot = Slot.take_first_free(Filesystem(), Path(sys.argv[1]))
 print(slot.number, flush=True)
@@ -663,6 +663,111 @@ def test_a_file_system_without_locks_is_an_error_and_not_a_free_slot(tmp_path):
         Slot.take_first_free(Lockless(), tmp_path)
     assert caught.value.operation == "flock"
     assert "locking" in caught.value.hint
+
+
+class BadSlot(Filesystem):
+    """The real disk, but for one call about what lies below one folder."""
+
+    def __init__(self, operation: str, error: int, folder: Path) -> None:
+        self.operation, self.error, self.folder = operation, error, folder
+        self.opened: dict[int, Path] = {}
+
+    def _meet(self, operation: str, path: str | Path) -> None:
+        if operation == self.operation and Path(path).is_relative_to(self.folder):
+            raise OSError(self.error, os.strerror(self.error))
+
+    def open(self, path: str | Path, flags: int, mode: int = 0o640) -> int:
+        self._meet("open", path)
+        fd = super().open(path, flags, mode)
+        self.opened[fd] = Path(path)
+        return fd
+
+    def flock(self, fd: int, operation: int) -> None:
+        self._meet("flock", self.opened[fd])
+        super().flock(fd, operation)
+
+    def scandir(self, path: str | Path) -> Entries:
+        self._meet("scandir", path)
+        return super().scandir(path)
+
+    def listdir(self, path: str | Path) -> list[str]:
+        self._meet("listdir", path)
+        return super().listdir(path)
+
+
+def left_by_the_dead(base: Path, count: int) -> None:
+    for number in range(count):
+        (base / str(number) / "raw").mkdir(parents=True)
+        (base / str(number) / "raw/file").write_bytes(b"x")
+        (base / str(number) / LOCK_NAME).touch()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("operation", ["open", "flock", "scandir"])
+def test_c3_a_bad_slot_is_passed_over_and_the_others_are_adopted(tmp_path, operation, error, bad):
+    left_by_the_dead(tmp_path, 4)
+    before = descriptors()
+    fs = BadSlot(operation, error, tmp_path / str(bad))
+    found = Slot.adopt_free(fs, tmp_path)
+    assert [slot.number for slot in found.slots] == [number for number in range(4) if number != bad]
+    if (operation, error) == ("flock", errno.EACCES):  # so a lock that another holds may be told
+        assert found.unread == []
+    else:
+        assert [failure.errno for failure in found.unread] == [error]
+        assert str(tmp_path / str(bad)) in found.unread[0].subject
+    assert descriptors() == before + 3
+    for slot in found.slots:
+        slot.release()
+    assert descriptors() == before
+    again = Slot.adopt_free(Filesystem(), tmp_path)
+    assert len(again.slots) == 4
+    for slot in again.slots:
+        slot.release()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_c3_a_folder_of_slots_that_cannot_be_read_is_a_value(tmp_path, error):
+    found = Slot.adopt_free(BadSlot("listdir", error, tmp_path), tmp_path)
+    assert found.slots == []
+    assert [failure.errno for failure in found.unread] == [error]
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+def test_c7_without_descriptors_the_scan_ends_and_keeps_what_it_has(tmp_path, error):
+    left_by_the_dead(tmp_path, 5)
+    found = Slot.adopt_free(BadSlot("open", error, tmp_path / "2"), tmp_path)
+    assert [slot.number for slot in found.slots] == [0, 1]
+    assert [failure.errno for failure in found.unread] == [error]
+    for slot in found.slots:
+        slot.release()
+
+
+def test_c7_a_few_slots_are_adopted_at_a_time_lowest_first(tmp_path):
+    left_by_the_dead(tmp_path, 12)
+    before = descriptors()
+    held: list[Slot] = []
+    for expected in ([0, 1, 2], [3, 4, 5], []):
+        found = Slot.adopt_free(Filesystem(), tmp_path, at_most=len(expected))
+        assert [slot.number for slot in found.slots] == expected
+        held += found.slots
+    assert descriptors() == before + 6
+    for slot in held:
+        slot.release()
+
+
+def test_c8_a_slot_in_use_is_not_looked_into(tmp_path):
+    left_by_the_dead(tmp_path, 2)
+    held = Slot.take_first_free(Filesystem(), tmp_path)
+    found = Slot.adopt_free(BadSlot("scandir", errno.EIO, tmp_path / "0"), tmp_path)
+    assert [slot.number for slot in found.slots] == [1]
+    assert found.unread == []
+    for slot in (held, *found.slots):
+        slot.release()
 
 
 # ---------------------------------------------------------------------------------------------------- errors

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 
+from ingest.format import codec
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_environment
@@ -95,3 +98,39 @@ def test_a_thousand_events_under_other_settings_keep_their_key(collectors):
     second.wait_delivered()
     second.stop(10)
     assert audit(sent, read_directory(first.folder / "data/objects")).assert_kept().stored == 1000
+
+
+def locks(pid):
+    """How many locks of slots a process holds."""
+    found = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/{pid}/fd/{fd}").endswith("/lock")
+    return found
+
+
+def test_c7_many_dead_slots_are_adopted_a_few_at_a_time(collectors, tmp_path):
+    """129 dead slots, each with a dead letter and a segment, and 256 descriptors: all of it is stored, nobody ends."""
+    dead = 129
+    for number in range(dead):
+        sequence = f"{number:010}"
+        hour = "raw/dt=2025-12-02/hr=14"
+        for folder, name, content in (
+            ("dlq", f"1764684000_gone-{'a' * 16}_{sequence}.jsonl.gz", codec.encode(b'{"ts":1764684000}\n', 1)),
+            ("journal", f"1764684000_gone-{'b' * 16}_{sequence}.jsonl", b'{"ts":1764684001}\n'),
+        ):
+            path = tmp_path / "run" / "data" / folder / str(number) / hour / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+    env = {"JOURNAL_DIR": "data/journal"}
+    collector = collectors(env, prefix=["prlimit", "--nofile=256:256", "--"]).start()
+    held = []
+
+    def all_stored(metrics):
+        held.append(locks(collector.pid))
+        return metrics.value("s3_events_stored_total") == 2 * dead
+
+    collector.wait_until(all_stored, 120, "not all was recovered")
+    assert max(held) <= 2 * 32 + 2
+    collector.stop(10)
+    assert collector.left_on_disk() == []
