@@ -283,7 +283,8 @@ class Collector:
         gauges.queued_batches = lambda: uploader.queue_length
         gauges.dlq_files = lambda: dlq.files
         gauges.dlq_bytes = lambda: dlq.bytes
-        gauges.dlq_full = lambda: dlq.full
+        gauges.spool_limit = lambda: self._settings.dlq_max_size_bytes
+        gauges.disk_free = lambda: dlq.disk_free
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.bytes
 

@@ -39,11 +39,11 @@ SCENARIOS = ["steady", "ramp", "spike", "outage", "soak"]
 KNEE_P99_MS = 500
 """For `ramp`: at 0.05 vCPU the limit's own pause is 95 ms, and several add up behind each other."""
 WATCHED = {
-    "queue": "upload_queue_length",
-    "dlq_files": "dlq_files_current",
-    "accepted": "http_requests_accepted_total",
-    "stored": "s3_events_stored_total",
-    "unaccounted": "events_unaccounted",
+    "queue": "estat_queued_batches",
+    "dlq_files": 'estat_spool_files{place="dlq"}',
+    "accepted": "estat_events_accepted_total",
+    "stored": "estat_events_stored_total",
+    "unaccounted": "estat_events_unaccounted",
 }
 
 
@@ -71,7 +71,7 @@ def read_metrics(port):
             text = answer.read().decode()
     except OSError:
         return {}
-    values = dict(re.findall(r"^([a-z0-9_]+) ([-+0-9.e]+)$", text, re.MULTILINE))
+    values = dict(re.findall(r"^([a-z0-9_]+(?:\{[^}]*\})?) ([-+0-9.e]+)$", text, re.MULTILINE))
     return {name: float(values[metric]) for name, metric in WATCHED.items() if metric in values}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from ingest.config.forms import parse_duration, parse_size
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
 from ingest.event import ROUTES, refusals
-from ingest.telemetry import DropReason, SealReason
+from ingest.telemetry import DropReason, Metrics, SealReason
 from ingest.telemetry.metrics import METRICS
 from ingest.wire import states
 
@@ -117,10 +118,58 @@ def test_the_operations_page_lists_every_metric_and_says_what_to_do():
     assert all(advice for *_, advice in listed)
 
 
-@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.name == "dlq_events_dropped_total"])
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.name == "estat_events_dropped_total"])
 def test_the_operations_page_explains_every_way_to_lose_an_event(metric):
     (advice,) = [row[3] for row in rows(section("docs/ops.md", "metrics"), "Metric") if metric.name in row[0]]
     assert all(f"`{reason.value}`" in advice for reason in DropReason)
+
+
+def in_a_scrape():
+    """Every name of a sample, and of each label the values there are."""
+    names, values = set(), {}
+    for metric in METRICS:
+        read = metric.read(Metrics())
+        if metric.kind == "histogram":
+            names |= {f"{metric.name}_{part}" for part in ("bucket", "count", "sum")}
+        else:
+            names.add(metric.name)
+        if metric.label:
+            values[metric.name, metric.label] = set(read)
+    return names, values
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_query_on_a_page_names_metrics_and_labels_that_a_scrape_has(page):
+    names, values = in_a_scrape()
+    families = {metric.name for metric in METRICS}
+    for text in code(section(page)):
+        for name, selector in re.findall(r"\b(estat_[a-z0-9_]+)(?:\{([^}]*)\})?", text):
+            assert name in names | families, text
+            for label, wanted in re.findall(r'(\w+)=~?"([^"]*)"', selector):
+                assert set(wanted.split("|")) <= values[name, label], text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_the_alerts_of_the_operations_page_are_rules_that_prometheus_takes(tmp_path):
+    cells = [row[0] for row in rows(section("docs/ops.md"), "Alert")]
+    queries = [query for cell in cells for query in re.findall(r"`([^`]+)`", cell)]
+    assert len(queries) >= len(cells) >= 10
+    rules = [{"alert": f"Alert{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "alerts.yml"
+    file.write_text(json.dumps({"groups": [{"name": "estat", "rules": rules}]}))
+    check = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_the_names_of_the_first_version_are_mapped_to_names_that_exist():
+    names, values = in_a_scrape()
+    listed = rows(section("docs/ops.md"), "Was")
+    assert len(listed) > 40
+    for _, cell in listed:
+        for name, selector in re.findall(r"(estat_[a-z0-9_]+)(?:\{([^}]*)\})?", cell):
+            assert name in names | {metric.name for metric in METRICS}
+            for label, value in re.findall(r'(\w+)="([^"]*)"', selector):
+                assert value in values[name, label]
 
 
 def test_the_pipeline_page_explains_every_reason_to_seal():
@@ -246,19 +295,26 @@ def test_no_page_names_a_variable_that_does_not_exist(page):
     assert named - VARIABLE_NAMES - NOT_OURS - words - tables == set()
 
 
+def present(page):
+    """A page without its table of names that are gone."""
+    return re.sub(r"(?s)<!-- old-names:begin -->.*?<!-- old-names:end -->", "", section(page))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_names_a_metric_that_does_not_exist(page):
     named = re.findall(
         r"\b((?:http|s3|dlq|events|batch|journal|upload|backlog|process)_[a-z_]+_(?:total|current|bytes|seconds))\b",
-        section(page),
+        present(page),
     )
     assert set(named) - METRIC_NAMES == set()
+    assert set(re.findall(r"\b(estat_[a-z0-9_]+)", present(page))) - METRIC_NAMES - in_a_scrape()[0] == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_names_a_log_event_or_a_function_that_does_not_exist(page):
-    words = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", section(page)))
-    assert words - set(log_events()) - METRIC_NAMES - RECORD - DEFAULTS - python_names() == set()
+    words = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", present(page)))
+    labels = set().union(*in_a_scrape()[1].values())
+    assert words - set(log_events()) - METRIC_NAMES - labels - RECORD - DEFAULTS - python_names() == set()
 
 
 def dotted_names():

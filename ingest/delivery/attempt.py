@@ -14,6 +14,7 @@ Never: tries twice, knows a batch or a file, decides what happens to what was no
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ import structlog
 
 from ingest.delivery.breaker import Breaker, State
 from ingest.disk import StorageError
+from ingest.telemetry import BreakerState, PutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 
 
 _BUG: Final = "the store raised what it should not: please report it, with this line"
+
+_SHOWN: Final = {
+    State.CLOSED: BreakerState.CLOSED,
+    State.HALF_OPEN: BreakerState.HALF_OPEN,
+    State.OPEN: BreakerState.OPEN,
+}
 
 log = structlog.get_logger()
 
@@ -98,6 +106,8 @@ class Attempts:
             finally:
                 self._running.discard(deadline)
             self._metrics.put_seconds.observe(self._clock() - began)
+            self._metrics.store_up = 1
+            self._metrics.last_stored = time.time()
             self.breaker.succeeded(permit)
             return Result.STORED
 
@@ -110,18 +120,21 @@ class Attempts:
                 deadline.reschedule(now)
 
     def _failed(self, key: str, error: Exception, took: float) -> None:
-        self._metrics.put_errors += 1
+        self._metrics.store_up = 0
         lasted = round(took, 3)
         if isinstance(error, StorageError):
+            self._metrics.put_errors.add(PutError.AWAY)
             log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=lasted, **error.cause)
         elif isinstance(error, TimeoutError):
+            self._metrics.put_errors.add(PutError.TIMED_OUT)
             log.warning("put_timed_out", key=key, took=lasted, hint="no answer within S3_TIMEOUT")
         else:
+            self._metrics.put_errors.add(PutError.BUG)
             cause = f"{type(error).__name__}: {error}"
             log.error("put_failed", key=key, operation="put", hint=_BUG, took=lasted, error=cause, exc_info=error)
 
     def _report(self, state: State) -> None:
-        self._metrics.breaker_state = state
+        self._metrics.breaker = _SHOWN[state]
         tell = log.warning if state is State.OPEN else log.info
-        tell("breaker_changed", state=state.name.lower().replace("_", "-"))
+        tell("breaker_changed", state=self._metrics.breaker.value)
         self._on_change()

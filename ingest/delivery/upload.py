@@ -338,6 +338,7 @@ class Uploader:
                 self._disk_took(upload)
                 return True
         self._disk_refuses = True
+        self._metrics.spool_full = int(full)
         self._put_back(upload)
         return False
 
@@ -364,6 +365,7 @@ class Uploader:
     def _disk_took(self, upload: _Upload) -> None:
         if self._disk_refuses:
             self._disk_refuses = False
+            self._metrics.spool_full = 0
             log.info("dlq_takes_again")
         self._leave(upload)
 

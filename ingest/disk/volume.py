@@ -45,6 +45,11 @@ class Volume:
         self._measuring: asyncio.Task[None] | None = None
         self._failed = False
 
+    @property
+    def free(self) -> int:
+        """Bytes free, as last measured; 0 until then."""
+        return self._free or 0
+
     def lacks(self, size: int) -> bool:
         """With `size` bytes more, less than the reserve would be free."""
         return self._free is not None and self._free - size < self._reserve

@@ -158,6 +158,11 @@ class DeadLetterQueue:
         self._metrics.enqueued += events
 
     @property
+    def disk_free(self) -> int:
+        """Bytes free on the disk, as last measured; 0 until then."""
+        return self._volume.free
+
+    @property
     def full(self) -> bool:
         """No file would be taken now. Costs nothing: the volume is measured beside the loop."""
         self._volume.measure_soon()

@@ -4,18 +4,21 @@ The exposition is not imported here: loading prometheus_client takes 40 ms, and 
 """
 
 from ingest.telemetry.books import Books, DropReason, Place
-from ingest.telemetry.counters import Counters, Overdue, Reason, SealReason
+from ingest.telemetry.counters import Answer, BreakerState, Counters, Overdue, PutError, Reason, SealReason
 from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
 
 __all__ = [
+    "Answer",
     "Books",
+    "BreakerState",
     "Counters",
     "DropReason",
     "Metrics",
     "Overdue",
     "Page",
     "Place",
+    "PutError",
     "Reason",
     "SealReason",
 ]

@@ -102,3 +102,28 @@ class Overdue(Enum):
     IDLE = "idle"
     REQUEST = "request"
     ANSWER = "answer"
+
+
+class Answer(Enum):
+    """The class of an answer's status."""
+
+    OK = "2xx"
+    REFUSED = "4xx"
+    UNAVAILABLE = "5xx"
+
+
+class PutError(Enum):
+    """Why a try to put an object failed."""
+
+    AWAY = "away"
+    TIMED_OUT = "timed_out"
+    REFUSED = "refused"
+    BUG = "bug"
+
+
+class BreakerState(Enum):
+    """The states of the breaker, as they are shown."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half-open"
+    OPEN = "open"

@@ -20,10 +20,19 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ingest import __version__
 from ingest.telemetry.books import Books, Place
-from ingest.telemetry.counters import Counters, Histogram, Overdue, Reason, SealReason
+from ingest.telemetry.counters import (
+    Answer,
+    BreakerState,
+    Counters,
+    Histogram,
+    Overdue,
+    PutError,
+    Reason,
+    SealReason,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Figure: TypeAlias = float | Histogram | Mapping[str, float]
 
@@ -44,11 +53,18 @@ class Gauges:
 
     buffered_bytes: Callable[[], float] = _nothing
     queued_batches: Callable[[], float] = _nothing
+    oldest_pending: Callable[[], float] = _nothing
+    """Unix time of the oldest event that is neither stored nor dropped; 0 if there is none."""
     dlq_files: Callable[[], float] = _nothing
     dlq_bytes: Callable[[], float] = _nothing
-    dlq_full: Callable[[], float] = _nothing
     backlog_files: Callable[[], float] = _nothing
     backlog_bytes: Callable[[], float] = _nothing
+    unknown_in_dlq: Callable[[], float] = _nothing
+    unknown_in_journal: Callable[[], float] = _nothing
+    refused_files: Callable[[], float] = _nothing
+    spool_limit: Callable[[], float] = _nothing
+    disk_free: Callable[[], float] = _nothing
+    log_lines_dropped: Callable[[], float] = _nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +74,8 @@ class Metrics:
     books: Books = field(default_factory=Books)
     gauges: Gauges = field(default_factory=Gauges)
 
-    requests: int = 0
+    requests: Counters[Answer] = field(default_factory=lambda: Counters(Answer))
+    request_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     rejected: Counters[Reason] = field(default_factory=lambda: Counters(Reason))
     connections: int = 0
     connections_refused: int = 0
@@ -77,14 +94,20 @@ class Metrics:
     journal_sync_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
 
     puts: int = 0
-    put_errors: int = 0
+    put_errors: Counters[PutError] = field(default_factory=lambda: Counters(PutError))
     puts_already_stored: int = 0
     put_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
-    breaker_state: int = 0
+    last_stored: float = 0
+    """Unix time of the last put that was stored; 0 before the first."""
+    store_up: int = 1
+    """0 from a try that failed until one succeeds."""
+    breaker: BreakerState = BreakerState.CLOSED
 
     enqueued: int = 0
     reuploaded: int = 0
     save_errors: int = 0
+    spool_full: int = 0
+    """1 from a save that was refused until one succeeds, or is needed no more."""
     files_evicted: int = 0
     files_expired: int = 0
     files_quarantined: int = 0
@@ -104,14 +127,6 @@ class Metric:
     """With a label, `read` gives a figure for each of its values."""
 
 
-def _rejected(name: str, meaning: str, reason: Reason) -> Metric:
-    return Metric(f"http_requests_rejected_{name}_total", "counter", meaning, lambda m: m.rejected[reason])
-
-
-def _compression_ratio(metrics: Metrics) -> float:
-    return metrics.encoded_bytes / (metrics.compressed_bytes or 1)
-
-
 def _resident_bytes(_: Metrics) -> float:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -120,184 +135,156 @@ def _resident_bytes(_: Metrics) -> float:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-METRICS: Final[tuple[Metric, ...]] = (
-    Metric("http_requests_total", "counter", "Requests answered, whatever the answer", lambda m: m.requests),
-    Metric(
-        "http_requests_accepted_total",
-        "counter",
-        "Events accepted, durable as DURABILITY promises",
-        lambda m: m.books.events_accepted,
-    ),
-    _rejected("body_too_large", "Requests refused with 413: body or query above MAX_BODY_SIZE", Reason.BODY_TOO_LARGE),
-    _rejected("head_too_large", "Requests refused with 431: head above MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE),
-    _rejected("malformed", "Requests refused with 400: not HTTP/1.1 as it must be", Reason.MALFORMED),
-    _rejected("not_json", "Requests refused with 400: BODY_FORMAT is json and the body is not", Reason.NOT_JSON),
-    _rejected(
-        "queue_full",
-        "Events refused with 503: neither memory nor the dead-letter queue can take more",
-        Reason.QUEUE_FULL,
-    ),
-    _rejected("disk_full", "Events refused with 503: the journal's disk is full or failing", Reason.DISK_FULL),
-    _rejected("other", "Requests refused with 404 or 405", Reason.OTHER),
-    Metric("http_connections_current", "gauge", "Open connections", lambda m: m.connections),
-    Metric(
-        "http_connections_refused_total",
-        "counter",
-        "Connections closed at once: MAX_CONNECTIONS were open",
-        lambda m: m.connections_refused,
-    ),
-    Metric(
-        "http_connections_timed_out_total",
-        "counter",
+def _rows() -> Iterator[Metric]:
+    def counter(name: str, meaning: str, read: Callable[[Metrics], Figure], label: str = "") -> Metric:
+        return Metric(f"estat_{name}_total", "counter", meaning, read, label)
+
+    def gauge(name: str, meaning: str, read: Callable[[Metrics], Figure], label: str = "") -> Metric:
+        return Metric(f"estat_{name}", "gauge", meaning, read, label)
+
+    def histogram(name: str, meaning: str, read: Callable[[Metrics], Figure]) -> Metric:
+        return Metric(f"estat_{name}", "histogram", meaning, read)
+
+    yield counter(
+        "requests", "Requests answered, by the class of the status", lambda m: m.requests.by_label(), "answer"
+    )
+    yield histogram(
+        "request_duration_seconds",
+        "From the arrival of an event to its answer, its commit included",
+        lambda m: m.request_seconds,
+    )
+    yield counter("requests_rejected", "Requests and events refused, by why", lambda m: m.rejected.by_label(), "reason")
+    yield gauge("connections", "Open connections", lambda m: m.connections)
+    yield counter(
+        "connections_refused", "Connections closed at once: MAX_CONNECTIONS were open", lambda m: m.connections_refused
+    )
+    yield counter(
+        "connections_timed_out",
         "Connections closed at a deadline: idle, in the middle of a request, or with an answer nobody reads",
         lambda m: m.timed_out.by_label(),
-        label="state",
-    ),
-    Metric(
-        "events_recovered_total",
-        "counter",
+        "state",
+    )
+
+    yield counter(
+        "events_accepted", "Events accepted, durable as DURABILITY promises", lambda m: m.books.events_accepted
+    )
+    yield counter(
+        "events_recovered",
         "Events of earlier runs, found on disk and taken over",
         lambda m: m.books.events_recovered,
-    ),
-    Metric(
+    )
+    yield counter("events_stored", "Events whose object the store has confirmed", lambda m: m.books.events_stored)
+    yield gauge(
         "events_pending",
-        "gauge",
         "Events accepted or recovered, and neither stored nor dropped",
         lambda m: {place.value: m.books.pending(place) for place in Place},
-        label="place",
-    ),
-    Metric(
+        "place",
+    )
+    yield counter(
+        "events_dropped", "Acknowledged events lost, by why", lambda m: m.books.events_dropped.by_label(), "reason"
+    )
+    yield gauge(
         "events_unaccounted",
-        "gauge",
         "Events the books cannot place; anything but 0 is a bug of ours",
         lambda m: m.books.unaccounted(),
-    ),
-    Metric(
-        "buffered_bytes",
-        "gauge",
-        "Bytes held in memory, which MAX_BUFFER_BYTES bounds",
-        lambda m: m.gauges.buffered_bytes(),
-    ),
-    Metric(
-        "batch_sealed_total",
-        "counter",
-        "Batches sealed, by what sealed them",
-        lambda m: m.sealed.by_label(),
-        label="reason",
-    ),
-    Metric("batch_events", "histogram", "Events in a sealed batch", lambda m: m.batch_events),
-    Metric("batch_bytes", "histogram", "Bytes in a sealed batch, before gzip", lambda m: m.batch_bytes),
-    Metric("batch_encoded_bytes_total", "counter", "Bytes that went into gzip", lambda m: m.encoded_bytes),
-    Metric("batch_compressed_bytes_total", "counter", "Bytes that came out of it", lambda m: m.compressed_bytes),
-    Metric("batch_compression_ratio", "gauge", "The one divided by the other, since the start", _compression_ratio),
-    Metric(
-        "journal_writes_total",
-        "counter",
-        "Writes to the journal, each for all events of a tick",
-        lambda m: m.journal_writes,
-    ),
-    Metric(
-        "journal_write_errors_total",
-        "counter",
-        "Writes or syncs that failed; their events were refused",
-        lambda m: m.journal_errors,
-    ),
-    Metric(
-        "journal_failed",
-        "gauge",
-        "1 while the disk takes no events and all are refused",
-        lambda m: m.journal_failed,
-    ),
-    Metric(
-        "journal_sync_seconds",
-        "histogram",
+    )
+    yield gauge(
+        "oldest_pending_timestamp_seconds",
+        "When the oldest event came that still waits, unix time; 0 if none does",
+        lambda m: m.gauges.oldest_pending(),
+    )
+    yield gauge(
+        "last_stored_timestamp_seconds",
+        "When an object was last stored, unix time; 0 before the first",
+        lambda m: m.last_stored,
+    )
+    yield gauge(
+        "buffered_bytes", "Bytes held in memory, which MAX_BUFFER_BYTES bounds", lambda m: m.gauges.buffered_bytes()
+    )
+
+    yield counter("batches_sealed", "Batches sealed, by what sealed them", lambda m: m.sealed.by_label(), "reason")
+    yield histogram("batch_events", "Events in a sealed batch", lambda m: m.batch_events)
+    yield histogram("batch_bytes", "Bytes in a sealed batch, before gzip", lambda m: m.batch_bytes)
+    yield counter("encoded_bytes", "Bytes that went into gzip", lambda m: m.encoded_bytes)
+    yield counter("compressed_bytes", "Bytes that came out of it", lambda m: m.compressed_bytes)
+    yield counter("journal_writes", "Writes to the journal, each for all events of a tick", lambda m: m.journal_writes)
+    yield counter(
+        "journal_write_errors", "Writes or syncs that failed; their events were refused", lambda m: m.journal_errors
+    )
+    yield gauge("journal_failed", "1 while the disk takes no events and all are refused", lambda m: m.journal_failed)
+    yield histogram(
+        "journal_sync_duration_seconds",
         "How long an fdatasync took (DURABILITY=fsync)",
         lambda m: m.journal_sync_seconds,
-    ),
-    Metric(
-        "upload_queue_length",
-        "gauge",
-        "Sealed batches in memory, up to UPLOAD_QUEUE",
-        lambda m: m.gauges.queued_batches(),
-    ),
-    Metric(
-        "upload_batches_spilled_total",
-        "counter",
+    )
+
+    yield gauge("queued_batches", "Sealed batches in memory, up to UPLOAD_QUEUE", lambda m: m.gauges.queued_batches())
+    yield counter(
+        "batches_spilled",
         "Batches sent to the dead-letter queue to make room in a full upload queue",
         lambda m: m.batches_spilled,
-    ),
-    Metric(
-        "s3_events_stored_total",
-        "counter",
-        "Events whose object the store has confirmed",
-        lambda m: m.books.events_stored,
-    ),
-    Metric("s3_puts_total", "counter", "Tries to put an object, whatever came of them", lambda m: m.puts),
-    Metric("s3_put_errors_total", "counter", "Tries that failed", lambda m: m.put_errors),
-    Metric(
-        "s3_puts_already_stored_total",
-        "counter",
+    )
+    yield counter("puts", "Tries to put an object, whatever came of them", lambda m: m.puts)
+    yield counter("put_errors", "Tries that failed, by why", lambda m: m.put_errors.by_label(), "reason")
+    yield counter(
+        "puts_already_stored",
         "Tries that found the object stored by an earlier one whose answer was lost",
         lambda m: m.puts_already_stored,
-    ),
-    Metric("s3_put_seconds", "histogram", "How long one try took", lambda m: m.put_seconds),
-    Metric(
-        "upload_breaker_state",
-        "gauge",
-        "0 closed, 1 half-open (probing), 2 open (the store is down)",
-        lambda m: m.breaker_state,
-    ),
-    Metric("dlq_events_enqueued_total", "counter", "Events saved to the dead-letter queue", lambda m: m.enqueued),
-    Metric(
-        "dlq_events_reuploaded_total",
-        "counter",
-        "Events stored from it or from the backlog",
-        lambda m: m.reuploaded,
-    ),
-    Metric(
-        "dlq_events_dropped_total",
-        "counter",
-        "Events lost, by why",
-        lambda m: m.books.events_dropped.by_label(),
-        label="reason",
-    ),
-    Metric("dlq_save_errors_total", "counter", "Batches the disk did not take", lambda m: m.save_errors),
-    Metric("dlq_files_evicted_total", "counter", "Files dropped to make room", lambda m: m.files_evicted),
-    Metric("dlq_files_expired_total", "counter", "Files dropped as older than DLQ_MAX_AGE", lambda m: m.files_expired),
-    Metric(
-        "dlq_files_quarantined_total",
-        "counter",
+    )
+    yield histogram("put_duration_seconds", "How long one try took", lambda m: m.put_seconds)
+    yield gauge("store_up", "0 from a try that failed until one succeeds, probes or not", lambda m: m.store_up)
+    yield gauge(
+        "breaker_state",
+        "1 for the state the breaker is in: closed, half-open (probing), open (the store is down)",
+        lambda m: {state.value: int(state is m.breaker) for state in BreakerState},
+        "state",
+    )
+
+    yield counter("spool_events_saved", "Events saved to the dead-letter queue", lambda m: m.enqueued)
+    yield counter("spool_events_stored", "Events stored from it or from the backlog", lambda m: m.reuploaded)
+    yield counter("spool_save_errors", "Batches the disk did not take", lambda m: m.save_errors)
+    yield counter("spool_files_evicted", "Files dropped to make room", lambda m: m.files_evicted)
+    yield counter("spool_files_expired", "Files dropped as older than DLQ_MAX_AGE", lambda m: m.files_expired)
+    yield counter(
+        "spool_files_quarantined",
         "Corrupt files: sound lines salvaged, the original put under DLQ_PREFIX",
         lambda m: m.files_quarantined,
-    ),
-    Metric("dlq_files_current", "gauge", "Files in the dead-letter queue", lambda m: m.gauges.dlq_files()),
-    Metric("dlq_size_bytes", "gauge", "Their bytes", lambda m: m.gauges.dlq_bytes()),
-    Metric(
-        "dlq_full",
-        "gauge",
-        "1 while the queue takes no more: DLQ_MAX_SIZE_BYTES or DISK_RESERVE",
-        lambda m: m.gauges.dlq_full(),
-    ),
-    Metric(
-        "backlog_files_current",
-        "gauge",
-        "Journal segments that wait for the store like dead-letter files",
-        lambda m: m.gauges.backlog_files(),
-    ),
-    Metric("backlog_size_bytes", "gauge", "Their bytes", lambda m: m.gauges.backlog_bytes()),
-    Metric(
-        "process_cpu_seconds_total",
-        "counter",
-        "CPU time, user and system, of all threads",
-        lambda _: time.process_time(),
-    ),
-    Metric("process_resident_memory_bytes", "gauge", "Resident memory", _resident_bytes),
-    Metric("process_start_time_seconds", "gauge", "When the process started, unix time", lambda m: m.started),
-    Metric(
-        "build_info",
-        "gauge",
-        "Always 1; the labels say what runs",
-        lambda _: {__version__: 1},
-        label="version",
-    ),
-)
+    )
+    yield gauge(
+        "spool_files",
+        "Files that wait for the store: dead letters, and the journal's segments of earlier processes (backlog)",
+        lambda m: {Place.DLQ.value: m.gauges.dlq_files(), Place.BACKLOG.value: m.gauges.backlog_files()},
+        "place",
+    )
+    yield gauge(
+        "spool_bytes",
+        "Their bytes, which DLQ_MAX_SIZE_BYTES bounds",
+        lambda m: m.gauges.dlq_bytes() + m.gauges.backlog_bytes(),
+    )
+    yield gauge("spool_limit_bytes", "DLQ_MAX_SIZE_BYTES", lambda m: m.gauges.spool_limit())
+    yield gauge(
+        "spool_full", "1 from a save that was refused until one succeeds: the disk has no room", lambda m: m.spool_full
+    )
+    yield gauge(
+        "disk_free_bytes", "Bytes free on the disk of DLQ_DIR, as last measured", lambda m: m.gauges.disk_free()
+    )
+    yield gauge(
+        "refused_files",
+        "Files that the store refuses for good while it takes others; each is tried at most once an hour",
+        lambda m: m.gauges.refused_files(),
+    )
+    yield gauge(
+        "unknown_files",
+        "Files and folders that cannot be read and are not in the books",
+        lambda m: {Place.DLQ.value: m.gauges.unknown_in_dlq(), Place.BACKLOG.value: m.gauges.unknown_in_journal()},
+        "place",
+    )
+
+    yield counter("log_lines_dropped", "Log lines that nobody read in time", lambda m: m.gauges.log_lines_dropped())
+    yield counter("process_cpu_seconds", "CPU time, user and system, of all threads", lambda _: time.process_time())
+    yield gauge("process_resident_memory_bytes", "Resident memory", _resident_bytes)
+    yield gauge("process_start_time_seconds", "When the process started, unix time", lambda m: m.started)
+    yield gauge("build_info", "Always 1; the labels say what runs", lambda _: {__version__: 1}, "version")
+
+
+METRICS: Final = tuple(_rows())

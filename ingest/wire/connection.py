@@ -357,7 +357,6 @@ class Connection(RequestReader, asyncio.Protocol):
             self._expecting = None
             if awaited and not self._body_size:
                 self._tick.turn.reply(self, CONTINUE)
-                self._tick.metrics.requests -= 1
 
     def _feed_by_lines(self, data: bytes) -> None:
         """Feed so that every byte is known to be framing or body, and the head's limit is met to the byte."""

@@ -355,6 +355,7 @@ class RequestReader:
             self._answer(self._answers.show(handler.page(tick.pages), close=close, head_only=self._head_only))
 
     def _answer(self, answer: bytes) -> None:
+        self._tick.count_answer(answer)
         self._tick.turn.reply(self, answer)
         if not self._keep_alive:
             self._end()
@@ -432,7 +433,9 @@ class RequestReader:
         tick.count_rejected(error)
         if self._phase is not _BODY:
             self._answers = tick.book.plain if error is MALFORMED else self._answers_for(self._fields)
-        tick.turn.reply(self, self._answers.refuse(error, close=True))
+        answer = self._answers.refuse(error, close=True)
+        tick.count_answer(answer)
+        tick.turn.reply(self, answer)
         self._linger = True
         self._end()
 

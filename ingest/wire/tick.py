@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ingest.telemetry import Answer
 from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ GATHER_SECONDS: Final = 0.001
 
 REFUSED_LINGERING: Final = 32
 """Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
+
+_STATUS_AT: Final = len("HTTP/1.1 ")
+_CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
 
 
 class ConnectionLimits(NamedTuple):
@@ -79,6 +83,7 @@ class Tick:
         "_sleep",
         "_small",
         "_wall_clock",
+        "arrived",
         "book",
         "closing",
         "connections",
@@ -132,6 +137,7 @@ class Tick:
         self._buffered = buffered
         self.deferred = deferred
         self.draining = False
+        self.arrived = 0.0
         self.connections: set[Connection] = set()
         self.refused: set[Connection] = set()
         """Those over MAX_CONNECTIONS that linger with their refusal."""
@@ -152,7 +158,8 @@ class Tick:
 
         A turn that is owed to bytes already here, or to the end of input, never waits for company.
         """
-        closely = waits and self._small and self.loop_time() - self.now < CLOSELY
+        arrived = self.arrived = self.loop_time()
+        closely = waits and self._small and arrived - self.now < CLOSELY
         self._loop.call_soon(self._gather if closely else self.run)
 
     def _gather(self) -> None:
@@ -166,7 +173,7 @@ class Tick:
         self.reads = []
         self._small = len(reads) < SMALL_TURN
         self.read_clocks()
-        turn = self.turn = Turn(self.seconds)
+        turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
         for connection, data in reads:
             try:
                 if not connection.whole or not connection.take_whole(data):
@@ -176,7 +183,6 @@ class Tick:
                 context = {"message": "unhandled error", "exception": error, "connection": connection}
                 self._loop.call_exception_handler(context)
         if turn.answers:
-            self.metrics.requests += turn.answers
             if self.deferred:
                 turn.defer()
             if turn.events or (self.deferred and turn.answers):
@@ -226,6 +232,16 @@ class Tick:
     def busy(self) -> bool:
         """Tell whether a connection is still owed an answer, or sends a request."""
         return any(connection.pending or not connection.is_over for connection in self.connections)
+
+    def _settled(self, requests: int, arrived: float, committed: bool) -> None:
+        """Count requests with events, once for a turn."""
+        metrics = self.metrics
+        metrics.requests.add(Answer.OK if committed else Answer.UNAVAILABLE, requests)
+        metrics.request_seconds.observe(self.loop_time() - arrived, requests)
+
+    def count_answer(self, answer: bytes) -> None:
+        """Count an answer to no event by the class of its status."""
+        self.metrics.requests.add(_CLASSES[answer[_STATUS_AT]])
 
     def count_rejected(self, error: ClientError) -> None:
         """Count a refusal under the reason its table names."""

@@ -1,4 +1,4 @@
-"""What one turn of the loop has to commit and to answer.
+"""The work of one turn of the loop: what is to be committed, and what is to be answered.
 
 Owns the lines of a turn's events and the answers that wait for them. Promises that answers keep the order of their
 requests, and that each is written once: by `settle`, called by whoever took the turn. Never commits, never parses.
@@ -32,6 +32,9 @@ class Answerer(Protocol):
         """One answer that waited has been written."""
 
 
+Settled: TypeAlias = "Callable[[int, float, bool], None]"
+"""Told how many requests with events were answered, when the turn began, and whether they were committed."""
+
 _Entry: TypeAlias = "tuple[Answerer, bytes, bytes, int]"
 """One answer that is due: to whom, what is written once the turn is committed, what if it is refused, and how many
 events it is for. A plain tuple, because one is made for every event."""
@@ -40,10 +43,13 @@ events it is for. A plain tuple, because one is made for every event."""
 class Turn:
     """Events of one second, and the answers of one turn in the order of their requests."""
 
-    __slots__ = ("_entries", "_late", "events", "lines", "seconds", "size")
+    __slots__ = ("_entries", "_late", "_settled", "arrived", "events", "lines", "seconds", "size")
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, arrived: float = 0.0, settled: Settled | None = None) -> None:
         self.seconds = seconds
+        self.arrived = arrived
+        """When the turn's first bytes came, on the loop's clock."""
+        self._settled = settled
         self.lines: list[bytes] = []
         """One for each event."""
         self.events = 0
@@ -84,7 +90,7 @@ class Turn:
         return self._part(self.lines[:taken], entries[:cut]), self._part(self.lines[taken:], entries[cut:])
 
     def _part(self, lines: list[bytes], entries: list[_Entry]) -> Turn:
-        part = Turn(self.seconds)
+        part = Turn(self.seconds, self.arrived, self._settled)
         part.lines = lines
         part.events = len(lines)
         part.size = sum(map(len, lines))
@@ -110,12 +116,19 @@ class Turn:
 
     def settle(self, *, committed: bool) -> None:
         """Answer: the events are durable as promised, or refused and forgotten."""
+        requests = 0
         if committed:
-            for to, answer, _, _ in self._entries:
+            for to, answer, _, events in self._entries:
                 to.write(answer)
+                if events:
+                    requests += 1
         else:
-            for to, _, refusal, _ in self._entries:
+            for to, _, refusal, events in self._entries:
                 to.write(refusal)
+                if events:
+                    requests += 1
+        if self._settled is not None and requests:
+            self._settled(requests, self.arrived, committed)
         if self._late:
             for to, _, _, _ in self._entries:
                 to.answered()

@@ -23,7 +23,7 @@ from ingest.disk.filesystem import FILE_MODE, Filesystem
 from ingest.format import codec
 from ingest.spool.reading import contents_of
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
-from ingest.telemetry import DropReason, Place
+from ingest.telemetry import BreakerState, DropReason, Place
 from tests.stand_ins.letters import OWN, Bench, FaultyFilesystem, Store, bodies, body, files, key, leave, lines
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def test_a_failed_try_is_repeated_and_the_batch_stored_from_memory(tmp_path):
             rig.submit(Batch(1))
             await rig.done()
             assert rig.store_.tries == [("put", key(1, token=OWN))] * 2
-            assert rig.metrics.put_errors == 1
+            assert rig.metrics.put_errors.total() == 1
             assert rig.metrics.enqueued == 0
 
     asyncio.run(main())
@@ -281,7 +281,7 @@ def test_a_store_that_hangs_ends_at_s3_timeout(tmp_path):
             rig.submit(Batch(1))
             await rig.until(lambda: rig.metrics.enqueued == 3)
             assert 0.06 <= time.monotonic() - began < 1.0
-            assert rig.metrics.put_errors == 2
+            assert rig.metrics.put_errors.total() == 2
 
     asyncio.run(main())
 
@@ -490,7 +490,7 @@ def test_while_the_breaker_is_open_batches_go_to_the_dlq_without_a_try(tmp_path)
         async with rig.running() as uploader:
             rig.submit(Batch(1))
             await rig.until(lambda: uploader.attempts.breaker.state is State.OPEN)
-            assert rig.metrics.breaker_state == State.OPEN
+            assert rig.metrics.breaker is BreakerState.OPEN
             tried = len(rig.store_.tries)
             rig.submit(Batch(2), Batch(3))
             await rig.until(lambda: rig.dlq.files == 3)
@@ -997,7 +997,7 @@ def test_a_second_signal_skips_to_the_dlq(tmp_path):
             left = await draining
             assert time.monotonic() - began < 1.0
             assert left.dlq_files == 5
-            assert rig.metrics.put_errors == 0, "a put that was given up is no failure of the store"
+            assert rig.metrics.put_errors.total() == 0, "a put that was given up is no failure of the store"
 
     asyncio.run(main())
 

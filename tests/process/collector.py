@@ -30,7 +30,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class Metrics:
-    """One scrape: `value("events_pending", place="dlq")` sums the samples that carry these labels."""
+    """One scrape: `value("estat_events_pending", place="dlq")` sums the samples that carry these labels."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -48,7 +48,7 @@ class Metrics:
 
     @property
     def pending(self) -> int:
-        return int(self.value("events_pending"))
+        return int(self.value("estat_events_pending"))
 
 
 class Collector:
@@ -144,7 +144,7 @@ class Collector:
         while True:
             assert self.alive, f"the collector died: {self.tail()}"
             seen = self.metrics()
-            assert seen.value("events_unaccounted") == 0, f"the books do not balance:\n{_story(seen)}"
+            assert seen.value("estat_events_unaccounted") == 0, f"the books do not balance:\n{_story(seen)}"
             if told(seen):
                 return seen
             assert time.monotonic() < deadline, f"{what or 'not so'} after {timeout} s:\n{_story(seen)}\n{self.tail()}"
@@ -251,5 +251,5 @@ def _fresh(folder: Path, name: str) -> Path:
 
 
 def _story(metrics: Metrics) -> str:
-    telling = ("events_", "dlq_", "s3_", "http_requests", "breaker")
+    telling = ("estat_events", "estat_spool", "estat_put", "estat_requests", "estat_breaker", "estat_store")
     return "\n".join(line for line in metrics.text.splitlines() if line.startswith(telling))

@@ -129,8 +129,8 @@ def test_damaged_dead_letters_give_what_is_sound_and_are_put_aside(collectors, s
 
     seen = recovered(collectors, without_s3, s3_process)
     found = assert_recovered(s3_process, sent, expected, originals)
-    assert seen.value("dlq_files_quarantined_total") == len(damaged)
-    assert seen.value("dlq_events_dropped_total", reason="corrupt") > 0
+    assert seen.value("estat_spool_files_quarantined_total") == len(damaged)
+    assert seen.value("estat_events_dropped_total", reason="corrupt") > 0
     figure("damaged dead letters", found)
 
 
@@ -174,7 +174,7 @@ def test_strange_files_among_them_stop_nothing(collectors, s3_process, without_s
 
     s3_process.start(BUCKET)
     last = collectors(without_s3, name="last").start()
-    last.wait_until(lambda m: m.value("s3_events_stored_total") == 600, 30, "the sound ones are not stored")
+    last.wait_until(lambda m: m.value("estat_events_stored_total") == 600, 30, "the sound ones are not stored")
     last.stop(10)
     audit(sent, read_bucket(s3_process.client(), BUCKET)).assert_kept()
     assert (hour / "notes.txt").read_text() == "somebody was here"

@@ -105,7 +105,7 @@ def test_bad_credentials_at_the_start_are_an_outage(collectors, s3_server, bucke
         send(sent, collector.port, EVENTS)
         wait_for_failures(collector, 2)
         seen = collector.wait_until(lambda m: m.pending == EVENTS)
-        assert seen.value("s3_events_stored_total") == 0
+        assert seen.value("estat_events_stored_total") == 0
         source.document = document()
         end_well(collector, sent, s3_server, bucket)
     figure(bad, f"asked {source.asked} times")
@@ -122,8 +122,8 @@ def test_credentials_that_turn_bad_while_serving_are_an_outage(collectors, s3_se
         collector.wait_delivered()
         source.document = BAD[bad]
         send(sent, collector.port, EVENTS)
-        collector.wait_until(lambda m: m.value("s3_put_errors_total") >= 2, 60, "no put failed")
-        assert collector.metrics().value("s3_events_stored_total") == EVENTS
+        collector.wait_until(lambda m: m.value("estat_put_errors_total") >= 2, 60, "no put failed")
+        assert collector.metrics().value("estat_events_stored_total") == EVENTS
         source.document = document()
         end_well(collector, sent, s3_server, bucket)
 
@@ -143,7 +143,7 @@ def test_b4_a_bad_aws_config_file_is_an_outage_until_it_is_mended(collectors, s3
     collector = collectors(environment(s3_server, bucket, AWS_CONFIG_FILE=str(file))).start()
     send(sent, collector.port, EVENTS)
     wait_for_failures(collector, 2)
-    assert collector.metrics().value("s3_events_stored_total") == 0
+    assert collector.metrics().value("estat_events_stored_total") == 0
     file.write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
     end_well(collector, sent, s3_server, bucket)
 

@@ -49,7 +49,7 @@ def test_a_full_journal_refuses_and_comes_back_by_itself(collectors, tmp_path, f
         assert sent.refused < refused + 12_000
         assert collector.left_on_disk()
         seen = collector.wait_until(lambda m: m.pending == sent.acknowledged, 10, "the open batch is not what was sent")
-        assert seen.value("http_requests_accepted_total") == sent.acknowledged
+        assert seen.value("estat_events_accepted_total") == sent.acknowledged
         collector.stop(15)
         assert collector.left_on_disk() == []
     figure(f"disk full, {durability}", audit(sent, read_directory(tmp_path / "objects")).assert_kept())

@@ -36,7 +36,7 @@ def test_a_page_in_the_place_of_the_store_takes_no_event(
     collector = collectors(s3_environment(proxy.url, bucket, **more)).start()
     proxy.refuse()
     send(sent, collector.port, 500)
-    collector.wait_until(lambda m: m.value("events_pending", place="dlq") == 500, what="not all in the DLQ")
+    collector.wait_until(lambda m: m.value("estat_events_pending", place="dlq") == 500, what="not all in the DLQ")
     dead_letters = {path.rsplit("/", 1)[-1] for path in collector.left_on_disk()}
     proxy.fault = Fault(page=PAGES[page])
     proxy.listen()
@@ -47,8 +47,10 @@ def test_a_page_in_the_place_of_the_store_takes_no_event(
         return len(names) >= 2 and not dead_letters.isdisjoint(names)
 
     collector.wait_until(answered_with_pages, 60, "nobody asked what answers with pages")
-    seen = collector.wait_until(lambda m: m.value("events_pending", place="dlq") == 1000, what="not all in the DLQ")
-    assert seen.value("s3_events_stored_total") == 0
+    seen = collector.wait_until(
+        lambda m: m.value("estat_events_pending", place="dlq") == 1000, what="not all in the DLQ"
+    )
+    assert seen.value("estat_events_stored_total") == 0
     assert all(line["error"] for line in collector.said("put_failed"))
     proxy.fault = HEALTHY
     collector.wait_delivered(60)

@@ -31,21 +31,23 @@ def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors,
     collector = collectors(env).start()
     send(sent, collector.port, events, rate=8000, pipeline=4)
     assert sent.acknowledged == events, sent.statuses
-    down = collector.wait_until(lambda m: m.value("events_pending", place="dlq") == events, 30, "not all in the DLQ")
-    assert down.value("http_requests_accepted_total") == events
-    assert down.value("s3_events_stored_total") == 0
-    assert down.value("s3_put_errors_total") > 0
-    assert down.value("dlq_events_enqueued_total") == events
-    assert down.value("dlq_files_current") >= events / 1000
-    assert down.value("dlq_size_bytes") > 0
-    assert down.value("upload_breaker_state") > 0
+    down = collector.wait_until(
+        lambda m: m.value("estat_events_pending", place="dlq") == events, 30, "not all in the DLQ"
+    )
+    assert down.value("estat_events_accepted_total") == events
+    assert down.value("estat_events_stored_total") == 0
+    assert down.value("estat_put_errors_total") > 0
+    assert down.value("estat_spool_events_saved_total") == events
+    assert down.value("estat_spool_files", place="dlq") >= events / 1000
+    assert down.value("estat_spool_bytes") > 0
+    assert down.value("estat_breaker_state", state="closed") == 0 == down.value("estat_store_up")
     assert collector.said("breaker_changed")[0]["state"] == "open"
     s3_process.start("late")
     up = collector.wait_delivered(60)
-    assert up.value("s3_events_stored_total") == events
-    assert up.value("dlq_events_reuploaded_total") == events
-    assert up.value("dlq_files_current") == up.value("dlq_size_bytes") == 0
-    assert up.value("upload_breaker_state") == 0
+    assert up.value("estat_events_stored_total") == events
+    assert up.value("estat_spool_events_stored_total") == events
+    assert up.value("estat_spool_files", place="dlq") == up.value("estat_spool_bytes") == 0
+    assert up.value("estat_breaker_state", state="closed") == 1 == up.value("estat_store_up")
     found = audit(sent, read_bucket(s3_process.client(), "late")).assert_kept()
     assert found.stored == events
     assert read_bucket(s3_process.client(), "late", "raw_dlq") == []
@@ -63,8 +65,8 @@ def test_an_outage_refuses_nobody_and_loses_nothing(collectors, s3_server, proxy
     time.sleep(0.6)
     break_s3(proxy, OUTAGES[outage])
     time.sleep(2.0)
-    seen = collector.wait_until(lambda m: m.value("s3_put_errors_total") > 0, 10, "no put failed")
-    assert seen.value("dlq_events_enqueued_total") > 0
+    seen = collector.wait_until(lambda m: m.value("estat_put_errors_total") > 0, 10, "no put failed")
+    assert seen.value("estat_spool_events_saved_total") > 0
     proxy.fault = HEALTHY
     proxy.listen()
     time.sleep(0.3)
@@ -85,7 +87,7 @@ def test_what_is_stored_but_answered_too_late_is_not_stored_twice(collectors, s3
     collector = collectors(env).start()
     proxy.fault = Fault(answer_delay=0.6, method="PUT")
     send(sent, collector.port, 6000, rate=3000)
-    collector.wait_until(lambda m: m.value("s3_put_errors_total") >= 3, 20, "no put was too late")
+    collector.wait_until(lambda m: m.value("estat_put_errors_total") >= 3, 20, "no put was too late")
     late = [e for e in proxy.puts("/raw/") if e.status == 200]
     assert late, "nothing was stored late"
     proxy.fault = HEALTHY
@@ -104,7 +106,7 @@ def test_a_create_that_is_answered_too_late_is_not_stored_twice_either(collector
     collector = collectors(env).start()
     proxy.refuse()
     send(sent, collector.port, 2000, rate=4000)
-    collector.wait_until(lambda m: m.value("events_pending", place="dlq") == 2000, 20, "not all in the DLQ")
+    collector.wait_until(lambda m: m.value("estat_events_pending", place="dlq") == 2000, 20, "not all in the DLQ")
     proxy.fault = Fault(answer_delay=0.6, method="PUT")
     proxy.listen()
     collector.wait_until(lambda _: any(e.status == 200 for e in proxy.puts("/raw/")), 30, "no create came through")

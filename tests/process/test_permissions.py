@@ -80,7 +80,7 @@ def test_a_store_that_cannot_be_written_is_an_outage_and_no_more(collectors, tmp
     in_the_way.write_text("")
     collector = collectors({"STORE_DIR": str(in_the_way), "FLUSH_INTERVAL": "200ms"}).start()
     send(sent, collector.port, 1000)
-    collector.wait_until(lambda m: m.value("events_pending", place="dlq") == 1000, 20, "not all in the DLQ")
+    collector.wait_until(lambda m: m.value("estat_events_pending", place="dlq") == 1000, 20, "not all in the DLQ")
     assert sent.acknowledged == 1000
     assert any(str(in_the_way) in line["error"] for line in collector.said("store_not_started"))
     in_the_way.unlink()

@@ -42,7 +42,7 @@ def test_a_running_process_never_loses_its_open_segment_to_another(collectors):
     assert len(segments) == 1
     second = collectors(SMALL, name="second").start()
     send(sent, second.port, 100)
-    second.wait_until(lambda m: m.value("s3_events_stored_total") == 100, 20, "the second does not work")
+    second.wait_until(lambda m: m.value("estat_events_stored_total") == 100, 20, "the second does not work")
     assert first.left_on_disk() == segments
     second.stop(10)
     assert first.left_on_disk() == segments
@@ -56,14 +56,14 @@ def test_a_successor_adopts_what_a_killed_one_left(collectors, s3_process):
     env = s3_environment(s3_process.url, "late", S3_TIMEOUT="1s", S3_APP_RETRIES="1")
     first = collectors({**env, **SMALL}, name="first").start()
     send(sent, first.port, 2000)
-    first.wait_until(lambda m: m.value("events_pending", place="dlq") > 0, 20, "nothing in the DLQ")
+    first.wait_until(lambda m: m.value("estat_events_pending", place="dlq") > 0, 20, "nothing in the DLQ")
     send(sent, first.port, 130)
     first.kill()
     assert len(first.left_on_disk()) > 1
     s3_process.start("late")
     second = collectors({**env, **SMALL}, name="second").start()
     done = second.wait_delivered(60)
-    assert done.value("events_recovered_total") == done.value("s3_events_stored_total")
+    assert done.value("estat_events_recovered_total") == done.value("estat_events_stored_total")
     second.stop(10)
     assert audit(sent, read_bucket(s3_process.client(), "late")).assert_kept().acknowledged == 2130
     assert second.left_on_disk() == []

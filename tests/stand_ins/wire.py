@@ -404,7 +404,9 @@ class Wire:
 
 def counted(wire: Wire) -> dict[str, int]:
     """The requests answered, and those refused by reason."""
-    return {"requests": wire.metrics.requests} | {reason.value: count for reason, count in wire.metrics.rejected}
+    return {answer.value: count for answer, count in wire.metrics.requests} | {
+        reason.value: count for reason, count in wire.metrics.rejected
+    }
 
 
 def pieces_of(data: bytes, seed: int) -> Iterator[bytes]:

@@ -281,7 +281,7 @@ def test_a_client_that_waits_for_continue_is_told_to_go_on():
     client.send(chunked(b"x"))
     assert client.statuses == [100, 200]
     assert wire.events == ["{}", "{}", "x"]
-    assert wire.metrics.requests == 3
+    assert wire.metrics.requests.total() == 3
 
 
 def test_a_client_that_does_not_wait_is_not_told(feed):
