@@ -20,6 +20,7 @@ from ingest.config.forms import parse_duration, parse_size
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
 from ingest.event import ROUTES, refusals
+from ingest.format.record import KEYS
 from ingest.telemetry import DropReason, Metrics, SealReason
 from ingest.telemetry.metrics import METRICS
 from ingest.wire import states
@@ -218,6 +219,12 @@ def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
     assert listed == known
 
 
+def test_the_page_on_reading_lists_every_key_of_a_line_in_its_order():
+    listed = rows(section("docs/reading.md"), "Key")
+    there = {False: "always", True: "where it says something"}
+    assert listed == [[f"`{key.name}`", there[key.optional], key.meaning] for key in KEYS]
+
+
 def test_the_pipeline_page_lists_every_refusal():
     errors = {error for error in vars(refusals).values() if isinstance(error, refusals.ClientError)}
     known = {(str(error.status), error.reason, "closed" if error.close else "kept") for error in errors}
@@ -282,7 +289,7 @@ def python_names():
 VARIABLE_NAMES = {variable.name for variable in VARIABLES}
 METRIC_NAMES = {metric.name for metric in METRICS}
 NOT_OURS = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ACCOUNT_ID"}
-RECORD = {"user_agent"}
+RECORD = {key.name for key in KEYS}
 DEFAULTS = {variable.default for variable in VARIABLES}
 
 

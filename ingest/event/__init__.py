@@ -1,16 +1,16 @@
 """From a request to a line, or to a refusal. Pure: nothing here does I/O."""
 
 from ingest.event.client import Peer
-from ingest.event.line import COOKIE, EventEncoder
+from ingest.event.line import COOKIE, EventEncoder, Line
 from ingest.event.pages import EMPTY, PIXEL, Page, Pages
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
-    BAD_JSON,
     BODY_TOO_LARGE,
     HEAD_TOO_LARGE,
     MALFORMED,
     NOT_FOUND,
+    RETRY_AFTER,
     UNAVAILABLE,
     UNAVAILABLE_CLOSE,
     ClientError,
@@ -20,7 +20,6 @@ from ingest.event.routes import COLLECT, ROUTES, Event, Handler, Preflight, Rout
 __all__ = [
     "BAD_FRAMING",
     "BAD_HOST",
-    "BAD_JSON",
     "BODY_TOO_LARGE",
     "COLLECT",
     "COOKIE",
@@ -29,6 +28,7 @@ __all__ = [
     "MALFORMED",
     "NOT_FOUND",
     "PIXEL",
+    "RETRY_AFTER",
     "ROUTES",
     "UNAVAILABLE",
     "UNAVAILABLE_CLOSE",
@@ -36,6 +36,7 @@ __all__ = [
     "Event",
     "EventEncoder",
     "Handler",
+    "Line",
     "Page",
     "Pages",
     "Peer",

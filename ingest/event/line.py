@@ -1,11 +1,10 @@
 """One request becomes one JSON line.
 
-Owns the shape of the event record (docs/pipeline.md) and the question whose request it is: the client's address
-behind trusted proxies. Promises that any bytes give one valid line, that text survives the round trip, and that no
-header of an untrusted peer is believed. Never does I/O, never looks into a body beyond what `BODY_FORMAT` asks.
+Owns the encoding of an event's fields in the order of `format.record`. Promises that any bytes give one valid line,
+and that a plain event costs one call of the encoder. Never does I/O, never looks into a body beyond what `BODY_FORMAT`
+asks.
 
-Addresses are read with `inet_pton` and compared as integers: a fresh address for every event costs well under a
-microsecond, so nothing here is cached by client.
+U+2028 and U+2029 are escaped: JSON allows them as they are, but there are readers to which they end a line.
 """
 
 from __future__ import annotations
@@ -13,143 +12,128 @@ from __future__ import annotations
 from socket import AF_INET, inet_pton
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import orjson
+from orjson import OPT_APPEND_NEWLINE, dumps
 
-from ingest.event.client import (
-    COLON,
-    COMMA,
-    FORWARDED_FOR,
-    READERS,
-    Peer,
-    Raw,
-    TrustedNetworks,
-    pack,
-    pack_element,
-    single_address,
-    text_of,
-)
+from ingest.event.bodies import FORMS, header_text, query_text, text_body, text_query
+from ingest.event.client import ClientAddress, headers_read
+from ingest.event.refusals import ClientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from ingest.config import Settings
+    from ingest.event.bodies import Members
+    from ingest.event.client import Fields, Peer, Raw
 
 USER_AGENT: Final = b"user-agent"
 COOKIE: Final = b"cookie"
-_NEWLINES: Final = b"\r\n"
 
-Fields: TypeAlias = "Sequence[Raw]"
-"""The parts of an event: the body, or the query, then the raw values of the headers named in `EventEncoder.headers`,
-repeated lines joined, empty where there is none."""
+Line: TypeAlias = "bytes | ClientError"
+
+_SEPARATOR: Final = 0xE2
+"""The byte that U+2028 and U+2029 begin with in UTF-8; most lines have none."""
 
 
 class EventEncoder:
     """Encodes events for every connection of the process."""
 
-    __slots__ = ("_absent", "_address_readers", "_trusted", "encode_body", "headers")
+    __slots__ = (
+        "_absent",
+        "_address_of",
+        "_bare_at",
+        "_bare_size",
+        "_form",
+        "encode_body",
+        "encode_query",
+        "headers",
+        "peer",
+    )
 
     def __init__(self, settings: Settings) -> None:
-        names = tuple(name.lower().encode("ascii") for name in settings.client_ip_headers)
-        self._trusted = TrustedNetworks(settings.trusted_proxies)
-        self.encode_body: Callable[[int, Peer, Fields], bytes | None] = (
-            self._encode_json if settings.body_format == "json" else self.encode
-        )
-        """Return the line of an event with a body, as BODY_FORMAT wants it; None when the body is not what it wants."""
-        self.headers: tuple[bytes, ...] = tuple(dict.fromkeys((USER_AGENT, COOKIE, *names)))
+        self.headers: tuple[bytes, ...] = tuple(dict.fromkeys((USER_AGENT, COOKIE, *headers_read(settings))))
         self._absent = (b"",) * len(self.headers)
-        self._address_readers: tuple[tuple[int, Callable[[Raw], str | None]], ...] = tuple(
-            (
-                1 + self.headers.index(name),
-                self._forwarded_for if name == FORWARDED_FOR else READERS.get(name, single_address),
-            )
-            for name in names
-        )
+        client = ClientAddress(settings, self.headers)
+        self.peer: Callable[[str], Peer] = client.peer
+        self._address_of: Callable[[Peer, Fields], str] = client.of
+        self._bare_at, self._bare_size = client.bare_at, client.bare_size
+        self._form = FORMS[settings.body_format]
+        text = settings.body_format == "text"
+        self.encode_body: Callable[[int, Peer, Fields], Line] = self._encode_text if text else self._of_body
+        """Return the line of an event accepted at `seconds` (UTC epoch), or why its body is refused."""
+        self.encode_query: Callable[[int, Peer, Fields], bytes] = self._encode_text_query if text else self._of_query
+        """Return the line of an event that is its query, which stands first in its fields."""
 
     def fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
         """Return the fields of a request whose head is a mapping of lower-case header names to values."""
         return [body, *map(head.get, self.headers, self._absent)]
 
-    def encode(self, seconds: int, peer: Peer, fields: Fields) -> bytes:
-        """Return the line of an event accepted at `seconds` (UTC epoch); the body, or query, becomes text."""
-        # Plain decode first: bytes that are not UTF-8 are rare, and "replace" from the start costs on every request.
-        try:
-            body = fields[0].decode()
-            agent = fields[1].decode()
-            cookie = fields[2].decode()
-        except UnicodeDecodeError:
-            body = fields[0].decode("utf-8", "replace")
-            agent = fields[1].decode("utf-8", "replace")
-            cookie = fields[2].decode("utf-8", "replace")
+    def encode_both(self, seconds: int, peer: Peer, fields: Fields, query: Raw) -> Line:
+        """Return the line of an event that came with a body and a query; one without a body is its query."""
+        body, *headers = fields
+        if not body:
+            return self.encode_query(seconds, peer, [query, *headers])
+        if not query:
+            return self.encode_body(seconds, peer, fields)
+        members = self._form.body(body)
+        if isinstance(members, ClientError):
+            return members
+        return self._line(seconds, peer, fields, {"query": query_text(query), **members})
+
+    # The plain event: strict first, because bytes that are not UTF-8 are rare, and to expect them costs every event.
+
+    def _encode_text(
+        self, seconds: int, peer: Peer, fields: Fields, odd: Callable[[Raw], Members] = text_body
+    ) -> bytes:
         ip = peer.address
         if peer.trusted:
-            for index, read in self._address_readers:
-                value = fields[index]
-                if not value:
-                    continue
-                if COMMA not in value and COLON not in value:
-                    # An IPv4 address alone, nearly always: to every reader it means itself.
-                    try:
-                        text = value.decode()
-                        inet_pton(AF_INET, text)
-                    except (OSError, ValueError):
-                        pass
-                    else:
-                        ip = text
-                        break
-                found = read(value)
-                if found is not None:
-                    ip = found
-                    break
-        return orjson.dumps(
-            {"ts": seconds, "ip": ip, "user_agent": agent, "cookie": cookie, "body": body},
-            None,
-            orjson.OPT_APPEND_NEWLINE,
-        )
-
-    def _encode_json(self, seconds: int, peer: Peer, fields: Fields) -> bytes | None:
-        """Return the line with the body embedded verbatim as a JSON value; None when the body is not JSON.
-
-        RFC 8259 allows line breaks only between tokens, never inside a string, so that removing every one of them keeps
-        the value. An empty body stays the empty string.
-        """
-        body = fields[0]
-        if not body:
-            return self.encode(seconds, peer, fields)
-        # In brackets it is nested as deeply as in the record, which has to be readable again: orjson stops at 1,024.
-        # Only a body that is one value makes a list of one.
+            value = fields[self._bare_at]
+            if 0 < len(value) <= self._bare_size:
+                # An IPv4 address alone, nearly always.
+                try:
+                    ip = value.decode()
+                    inet_pton(AF_INET, ip)
+                except (OSError, ValueError):
+                    ip = self._address_of(peer, fields)
+            else:
+                ip = self._address_of(peer, fields)
         try:
-            if len(orjson.loads(b"".join((b"[", body, b"]")))) != 1:
-                return None
-        except orjson.JSONDecodeError:
-            return None
-        # The record is encoded with an empty body, whose quotes and brace then give way to the value.
-        record = self.encode(seconds, peer, (b"", *fields[1:]))
-        return b"".join((record[: -len(b'""}\n')], body.translate(None, _NEWLINES), b"}\n"))
+            line = dumps(
+                {
+                    "ts": seconds,
+                    "ip": ip,
+                    "user_agent": fields[1].decode(),
+                    "cookie": fields[2].decode(),
+                    "body": fields[0].decode(),
+                },
+                None,
+                OPT_APPEND_NEWLINE,
+            )
+        except UnicodeDecodeError:
+            return self._line(seconds, peer, fields, odd(fields[0]))
+        return _escape_separators(line) if _SEPARATOR in line else line
 
-    def peer(self, address: str) -> Peer:
-        """Return what the connection's other end is: its address in canonical form, and whether it is believed."""
-        packed = pack(address.partition("%")[0])
-        if packed is None:
-            return Peer(address, trusted=False)
-        return Peer(text_of(packed), trusted=packed in self._trusted)
+    def _encode_text_query(self, seconds: int, peer: Peer, fields: Fields) -> bytes:
+        return self._encode_text(seconds, peer, fields, text_query)
 
-    def _forwarded_for(self, value: Raw) -> str | None:
-        """Return the rightmost address that is no trusted proxy; if all are trusted the leftmost.
+    # Every other.
 
-        Every proxy appends the address it was called from, so that only what stands right of the last untrusted
-        address was written by proxies we know. Junk is skipped: it proves nothing about its neighbours.
-        """
-        if COMMA not in value:
-            return single_address(value)
-        trusted = self._trusted
-        leftmost = None
-        end = len(value)
-        while end >= 0:
-            comma = value.rfind(b",", 0, end)
-            packed = pack_element(value[comma + 1 : end])
-            if packed is not None:
-                if packed not in trusted:
-                    return text_of(packed)
-                leftmost = packed
-            end = comma
-        return None if leftmost is None else text_of(leftmost)
+    def _of_body(self, seconds: int, peer: Peer, fields: Fields) -> Line:
+        members = self._form.body(fields[0])
+        return members if isinstance(members, ClientError) else self._line(seconds, peer, fields, members)
+
+    def _of_query(self, seconds: int, peer: Peer, fields: Fields) -> bytes:
+        return self._line(seconds, peer, fields, self._form.query(fields[0]))
+
+    def _line(self, seconds: int, peer: Peer, fields: Fields, members: Members) -> bytes:
+        """Return a line that ends in these members, the last of them `body`."""
+        head = {
+            "ts": seconds,
+            "ip": self._address_of(peer, fields),
+            "user_agent": header_text(fields[1]),
+            "cookie": header_text(fields[2]),
+        }
+        return _escape_separators(dumps(head | members, None, OPT_APPEND_NEWLINE))
+
+
+def _escape_separators(line: bytes) -> bytes:
+    return line.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")

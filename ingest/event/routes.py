@@ -39,6 +39,10 @@ class Event(NamedTuple):
     takes: Takes
     answer: Page
 
+    def show(self, _: Pages) -> Page:
+        """Return the answer as a page, for who asks for its head alone."""
+        return self.answer
+
 
 class Show(NamedTuple):
     """The request is answered with a page and stores nothing."""
@@ -76,7 +80,7 @@ class Route:
         found: dict[bytes, Handler] = {}
         if self.get is not None:
             found[b"GET"] = self.get
-            found[b"HEAD"] = self.get if isinstance(self.get, Show) else Show(pages.empty)
+            found[b"HEAD"] = self.get if isinstance(self.get, Show) else Show(self.get.show)
         if self.post is not None:
             found[b"POST"] = self.post
         if self.preflight:
@@ -93,6 +97,8 @@ ROUTES: Final = (
     Route(b"/ready", get=Show(pages.ready)),
     Route(b"/metrics", get=Show(pages.metrics)),
 )
+_SERVER: Final = Preflight(COLLECT.methods)
+"""The answer to `OPTIONS *`, which asks about the server, not a path (RFC 9110 §9.3.7)."""
 _NO_TUNNEL: Final = method_not_allowed(COLLECT.methods)._replace(close=True)
 """The answer to CONNECT: no HTTP follows one, so that the connection cannot go on."""
 
@@ -119,6 +125,8 @@ class Router:
                 return handler, query
         if method == b"CONNECT":
             return _NO_TUNNEL, query
+        if method == b"OPTIONS" and target == b"*":
+            return _SERVER, query
         return (NOT_FOUND if found is None else not_allowed), query
 
 

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from ingest.event import EMPTY, PIXEL, UNAVAILABLE, UNAVAILABLE_CLOSE
+from ingest.event import EMPTY, PIXEL, RETRY_AFTER, UNAVAILABLE, UNAVAILABLE_CLOSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +31,12 @@ class Answers:
     The four an event can get are attributes, for the hot path; anything else is built by `build`.
     """
 
-    __slots__ = ("_common", "pixel", "pixel_close", "refused", "refused_close", "stored", "stored_close")
+    __slots__ = ("_common", "_readable", "pixel", "pixel_close", "refused", "refused_close", "stored", "stored_close")
 
-    def __init__(self, date: str, cors: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, date: str, cors: Sequence[tuple[str, str]] = (), *, readable: bool = False) -> None:
         self._common: tuple[tuple[str, str], ...] = (("Date", date), *cors)
+        self._readable = readable
+        """Whether scripts of this origin may read answers, and so have to be told which headers too (Fetch §3.2)."""
         self.stored = self.show(EMPTY)
         self.stored_close = self.show(EMPTY, close=True)
         self.pixel = self.show(PIXEL)
@@ -70,6 +72,8 @@ class Answers:
         lines += [f"{name}: {value}" for name, value in (*self._common, *headers)]
         if status != HTTPStatus.NO_CONTENT:
             lines.append(f"Content-Length: {len(body)}")
+        if self._readable and RETRY_AFTER in headers:
+            lines.append(f"Access-Control-Expose-Headers: {RETRY_AFTER[0]}")
         if close:
             lines.append("Connection: close")
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
@@ -91,22 +95,24 @@ class AnswerBook:
         """Begin a new second: `Date` has changed, so every prebuilt answer has."""
         self._date = formatdate(seconds, usegmt=True)
         self._by_origin.clear()
-        self.plain = Answers(self._date, self._cors(None))
+        self.plain = Answers(self._date)
 
     def of(self, origin: bytes) -> Answers:
         """Return the answers for requests with this `Origin`; few origins make up nearly all traffic."""
         answers = self._by_origin.get(origin)
         if answers is None:
-            answers = Answers(self._date, self._cors(origin.decode("latin-1")))
+            text = origin.decode("latin-1")
+            answers = Answers(self._date, self._cors(text), readable=self._allows(text))
             if len(self._by_origin) < _ORIGINS_KEPT and len(origin) <= _ORIGIN_KEPT_BYTES:
                 self._by_origin[origin] = answers
         return answers
 
-    def _cors(self, origin: str | None) -> tuple[tuple[str, str], ...]:
+    def _allows(self, origin: str) -> bool:
+        return self._any or origin in self._allowed
+
+    def _cors(self, origin: str) -> tuple[tuple[str, str], ...]:
         """Echo an allowed origin: with credentials, which `sendBeacon` always sends, `*` is not valid (Fetch §3.2)."""
-        if origin is None:
-            return ()
-        if self._any or origin in self._allowed:
+        if self._allows(origin):
             return (
                 ("Vary", "Origin"),
                 ("Access-Control-Allow-Origin", origin),
@@ -117,7 +123,7 @@ class AnswerBook:
     def preflight(self, origin: bytes | None, methods: str, requested_headers: bytes | None, *, close: bool) -> bytes:
         """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8)."""
         headers = [("Allow", methods)]
-        if origin is not None and (self._any or origin.decode("latin-1") in self._allowed):
+        if origin is not None and self._allows(origin.decode("latin-1")):
             wanted = requested_headers.decode("latin-1") if requested_headers else "Content-Type"
             headers += [
                 ("Access-Control-Allow-Methods", methods),

@@ -18,7 +18,6 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from ingest.event import (
     BAD_FRAMING,
     BAD_HOST,
-    BAD_JSON,
     BODY_TOO_LARGE,
     COLLECT,
     COOKIE,
@@ -38,7 +37,7 @@ from ingest.wire.states import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ingest.event import Handler, Peer
+    from ingest.event import Handler, Line, Peer
     from ingest.wire.answers import Answers
     from ingest.wire.layouts import Layouts
     from ingest.wire.tick import Tick
@@ -58,7 +57,6 @@ _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 _ROUTER: Final = Router()
 _COLLECT: Final = COLLECT.path
 _IN_BODY: Final = Takes.BODY
-_IN_QUERY: Final = Takes.QUERY
 _SPELLINGS_LEARNED: Final = 1024
 _SPELLING_BYTES: Final = 64
 
@@ -224,7 +222,7 @@ class RequestReader:
             return
         if self._url == _COLLECT and parser.get_method() == b"POST":
             self._takes = _IN_BODY
-            self._url = b""
+            self._url = self._query = b""
         else:
             self._route(parser.get_method())
         if TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head:
@@ -261,15 +259,20 @@ class RequestReader:
             return
         encoder = tick.encoder
         answers = self._answers
+        line: Line
         if takes is _IN_BODY:
-            line = encoder.encode_body(tick.seconds, self._peer, encoder.fields(body, self._head))
+            fields = encoder.fields(body, self._head)
+            if self._query:
+                line = encoder.encode_both(tick.seconds, self._peer, fields, self._query)
+            else:
+                line = encoder.encode_body(tick.seconds, self._peer, fields)
             answer = answers.stored if self._keep_alive else answers.stored_close
         else:
-            line = encoder.encode(tick.seconds, self._peer, encoder.fields(self._query, self._head))
+            line = encoder.encode_query(tick.seconds, self._peer, encoder.fields(self._query, self._head))
             answer = answers.pixel if self._keep_alive else answers.pixel_close
-        if line is None:
-            self._answer(answers.refuse(BAD_JSON, close=not self._keep_alive))
-            tick.count_rejected(BAD_JSON)
+        if isinstance(line, ClientError):
+            self._answer(answers.refuse(line, close=not self._keep_alive))
+            tick.count_rejected(line)
             return
         tick.turn.event(self, line, answer, answers.refused if self._keep_alive else answers.refused_close)
         if not self._keep_alive:
@@ -304,11 +307,11 @@ class RequestReader:
         answers = tick.book.plain if origin == EMPTY else tick.book.of(match[origin])
         if post:
             line = encoder.encode_body(tick.seconds, self._peer, fields)
-            if line is None:
+            if isinstance(line, ClientError):
                 return False
             answer = answers.stored
         else:
-            line = encoder.encode(tick.seconds, self._peer, fields)
+            line = encoder.encode_query(tick.seconds, self._peer, fields)
             answer = answers.pixel
         tick.turn.event(self, line, answer, answers.refused)
         self.deadline = tick.idle_deadline
@@ -332,10 +335,9 @@ class RequestReader:
         self._handler = handler
         self._head_only = method == b"HEAD"
         self._takes = handler.takes if isinstance(handler, Event) else None
-        if self._takes is _IN_QUERY:
-            self._query = query
-            if len(query) > self._body_limit:
-                self._reject(BODY_TOO_LARGE)
+        self._query = query
+        if self._takes is not None and len(query) > self._body_limit:
+            self._reject(BODY_TOO_LARGE)
         elif isinstance(handler, ClientError) and handler.close:
             self._reject(handler)
 

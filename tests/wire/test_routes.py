@@ -1,5 +1,8 @@
 """What each request of the contract's table is answered, however its bytes arrive."""
 
+import base64
+import json
+
 import pytest
 
 from ingest.event import PIXEL
@@ -34,13 +37,14 @@ def test_get_is_an_event_and_answered_with_a_pixel(feed):
     assert len(PIXEL.body) == 43
     assert answer.headers["Content-Type"] == "image/gif"
     assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin", "E16: a page under COEP may show it"
     assert wire.events == ["a=1&b=%20?c"]
 
 
 def test_an_empty_body_and_an_empty_query_are_events(feed):
     wire = Wire()
     client = wire.connect()
-    feed(client, post(b"") + request("GET", "/collect") + request("GET", "/collect?") + request("POST", "/collect"))
+    feed(client, post(b"") + request("GET", "/collect") + request("GET", "/collect?") + request("POST", "/collect?"))
     assert client.statuses == [200] * 4
     assert wire.events == ["", "", "", ""]
 
@@ -59,12 +63,59 @@ def test_the_record_has_the_client_the_agent_and_the_cookie(feed):
     ]
 
 
+def test_the_query_of_a_post_is_kept_and_without_a_body_it_is_the_event_E11(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(
+        client,
+        request("POST", "/collect?e=leave")
+        + post(b"", target="/collect?e=%ff")
+        + post(b"b", target="http://c.example/collect?q=1")
+        + request("POST", "/collect?e=chunks", "Transfer-Encoding: chunked")
+        + chunked()
+        + post(b"plain"),
+    )
+    assert client.statuses == [200] * 5
+    records = [json.loads(line) for line in wire.lines]
+    assert [(record.get("query"), record["body"]) for record in records] == [
+        (None, "e=leave"),
+        (None, "e=%ff"),
+        ("q=1", "b"),
+        (None, "e=chunks"),
+        (None, "plain"),
+    ]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_query_above_the_limit_of_a_body_is_refused_E11(method, feed):
+    wire = Wire({"MAX_BODY_SIZE": "100"})
+    client = wire.connect()
+    feed(client, request(method, "/collect?" + "q" * 100) + request(method, "/collect?" + "q" * 101) + post(b""))
+    assert client.statuses == [200, 413]
+    assert wire.events == ["q" * 100]
+
+
+def test_a_body_that_is_not_utf_8_is_stored_whole_E10(feed):
+    wire = Wire()
+    client = wire.connect()
+    body = bytes(range(256))
+    feed(client, post(body) + request("POST", "/collect", "Transfer-Encoding: chunked") + chunked(body) + post(b"x"))
+    assert client.statuses == [200] * 3
+    for line in wire.lines[:2]:
+        record = json.loads(line)
+        assert (base64.b64decode(record["body_b64"]), record["body"]) == (body, "")
+    assert wire.events == ["", "", "x"]
+
+
 def test_head_is_answered_and_no_event(feed):
     wire = Wire()
     client = wire.connect()
     feed(client, request("HEAD", "/collect") + request("HEAD", "/health") + request("HEAD", "/nowhere") + post())
     answers = client.answers(heads=range(3))
     assert [answer.status for answer in answers] == [200, 200, 404, 200]
+    assert (answers[0].headers["Content-Length"], answers[0].headers["Content-Type"]) == ("43", "image/gif"), (
+        "as to GET"
+    )
     assert answers[1].headers["Content-Length"] == "3"
     assert len(wire.events) == 1
 
@@ -156,8 +207,18 @@ def test_any_form_of_target(target, event, feed):
 def test_an_absolute_target_without_a_path_is_the_root(feed):
     wire = Wire()
     client = wire.connect()
-    feed(client, request("GET", "http://c.example") + request("OPTIONS", "*"))
+    feed(client, request("GET", "http://c.example") + request("GET", "*"))
     assert client.statuses == [404, 404]
+
+
+def test_options_of_the_server_is_answered(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("OPTIONS", "*") + request("OPTIONS", "*", "Origin: https://shop.example") + post())
+    plain, shop, _ = client.answers()
+    assert (plain.status, shop.status) == (204, 204)
+    assert plain.headers["Allow"] == METHODS["/collect"]
+    assert shop.headers["Access-Control-Allow-Origin"] == "https://shop.example"
 
 
 # CORS: the origin is echoed, for sendBeacon always sends credentials.
@@ -236,7 +297,24 @@ def test_a_refusal_lets_its_page_read_it(feed):
     for answer in client.answers():
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+        assert answer.headers["Access-Control-Expose-Headers"] == "Retry-After", "E16: a script may read it"
     assert len(client.answers()) == 2
+
+
+def test_what_has_no_retry_after_exposes_nothing_E16(feed):
+    wire = Wire({"CORS_ORIGINS": "https://shop.example"})
+    wire.ready = False
+    client = wire.connect()
+    feed(
+        client,
+        post(b"{}", WITH_ORIGIN)
+        + request("GET", "/nowhere", WITH_ORIGIN)
+        + request("GET", "/ready", WITH_ORIGIN)
+        + request("GET", "/ready", "Origin: https://evil.example")
+        + request("GET", "/ready"),
+    )
+    exposed = [answer.headers.get("Access-Control-Expose-Headers") for answer in client.answers()]
+    assert exposed == [None, None, "Retry-After", None, None]
 
 
 def test_an_origin_that_is_not_allowed_gets_no_permission(feed):
@@ -289,5 +367,6 @@ def test_json_bodies_are_embedded_and_others_refused_on_a_connection_that_lives(
     client = wire.connect()
     feed(client, post(b'{"a": [1,\n2]}') + post(b"{nope") + post(b"") + request("GET", "/collect?a=1") + post(b"3"))
     assert client.statuses == [200, 400, 200, 200, 200]
-    assert wire.events == [{"a": [1, 2]}, "", "a=1", 3]
+    assert wire.events == [{"a": [1, 2]}, None, None, 3]
+    assert json.loads(wire.lines[2])["query"] == "a=1"
     assert wire.metrics.rejected[Reason.NOT_JSON] == 1

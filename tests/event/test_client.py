@@ -1,196 +1,32 @@
-"""Any request becomes one valid JSON line, and the client's address is what trusted proxies say it is."""
+"""The client's address is what trusted proxies say it is: against an oracle that knows the standard library only."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
+import sys
+from typing import TYPE_CHECKING
 
-import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.config.settings import load
-from ingest.event.line import EventEncoder
+from tests.event.records import NOW, encoder, the_record
 
-KEYS = ["ts", "ip", "user_agent", "cookie", "body"]
-NOW = 1_764_721_594
+if TYPE_CHECKING:
+    from ingest.event.line import EventEncoder
+
 QUIET = settings(deadline=None, max_examples=200)
-
-
-def encoder(**variables: str) -> EventEncoder:
-    return EventEncoder(load(variables))
-
-
 TEXT = encoder()
-JSON = encoder(BODY_FORMAT="json")
-
-
-def the_one_line(line: bytes) -> dict[str, object]:
-    """Return the record; fail unless it is one line of UTF-8, one object, the contract's keys in their order."""
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
-    assert b"\r" not in line
-    text = line.decode()
-    pairs = json.loads(text, object_pairs_hook=list)
-    assert [key for key, _ in pairs] == KEYS
-    assert orjson.loads(line) == json.loads(text)
-    record = json.loads(text)
-    assert type(record["ts"]) is int
-    return record
-
-
-# The line.
-
-
-@QUIET
-@given(body=st.binary(), agent=st.binary(), cookie=st.binary(), forwarded=st.binary(), viewer=st.binary())
-@example(body=b'","ip":"1.1.1.1', agent=b'"\\', cookie=b"\x00\x1f\x7f", forwarded=b",", viewer=b":")
-@example(body=b"\xed\xa0\x80\xff\n\r\xe2\x80\xa8", agent=b"", cookie=b"", forwarded=b"[", viewer=b"]:1")
-def test_any_bytes_become_one_valid_line(body, agent, cookie, forwarded, viewer):
-    head = {
-        b"user-agent": agent,
-        b"cookie": cookie,
-        b"x-forwarded-for": forwarded,
-        b"cloudfront-viewer-address": viewer,
-    }
-    for content in (body, bytearray(body)):
-        record = the_one_line(TEXT.encode(NOW, TEXT.peer("10.0.0.1"), TEXT.fields(content, head)))
-        assert record["ts"] == NOW
-        ipaddress.ip_address(record["ip"])
-        # Bytes that are not UTF-8 become U+FFFD, whichever field they are in, and text in the others is untouched.
-        assert record["body"] == body.decode("utf-8", "replace")
-        assert record["user_agent"] == agent.decode("utf-8", "replace")
-        assert record["cookie"] == cookie.decode("utf-8", "replace")
-
-
-@QUIET
-@given(body=st.text(), agent=st.text(), cookie=st.text())
-def test_text_survives_the_round_trip(body, agent, cookie):
-    head = {b"user-agent": agent.encode(), b"cookie": cookie.encode()}
-    record = the_one_line(TEXT.encode(NOW, TEXT.peer("203.0.113.9"), TEXT.fields(body.encode(), head)))
-    assert record == {"ts": NOW, "ip": "203.0.113.9", "user_agent": agent, "cookie": cookie, "body": body}
-
-
-def test_the_line_is_that_of_the_contract():
-    head = {b"user-agent": b"Mozilla/5.0", b"cookie": b"a=1"}
-    line = TEXT.encode(1764721594, TEXT.peer("203.0.113.7"), TEXT.fields(b'{"a":1}', head))
-    assert line == (
-        rb'{"ts":1764721594,"ip":"203.0.113.7","user_agent":"Mozilla/5.0","cookie":"a=1","body":"{\"a\":1}"}' + b"\n"
-    )
-
-
-def test_fields_that_are_not_there_are_empty():
-    record = the_one_line(TEXT.encode(NOW, TEXT.peer("203.0.113.7"), TEXT.fields(b"", {})))
-    assert record == {"ts": NOW, "ip": "203.0.113.7", "user_agent": "", "cookie": "", "body": ""}
-
-
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        (b"\xff", "\ufffd"),
-        (b"a\xc3(b", "a\ufffd(b"),
-        (b"\xe2\x82", "\ufffd"),
-        (b"\xf0\x9f\x98\x80", "\U0001f600"),
-        (b"\xed\xa0\x80", "\ufffd" * 3),
-        (b"\xc0\xaf", "\ufffd" * 2),
-        (b"\xef\xbb\xbfbom", "\ufeffbom"),
-    ],
-)
-def test_bytes_that_are_not_utf_8_become_u_fffd(raw, text):
-    for field, name in ((b"user-agent", "user_agent"), (b"cookie", "cookie")):
-        assert the_one_line(TEXT.encode(NOW, TEXT.peer("::1"), TEXT.fields(b"", {field: raw})))[name] == text
-    assert the_one_line(TEXT.encode(NOW, TEXT.peer("::1"), TEXT.fields(raw, {})))["body"] == text
-
-
-# The line with the body embedded as JSON.
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@QUIET
-@given(
-    value=json_values, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), newline=st.sampled_from("\n\r")
-)
-def test_a_json_body_is_embedded_as_the_value_it_is(value, indent, ascii_only, newline):
-    body = json.dumps(value, indent=indent, ensure_ascii=ascii_only).replace("\n", newline + "\n").encode()
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        assert JSON.encode_body(NOW, JSON.peer("::1"), JSON.fields(body, {})) is None
-        return
-    line = JSON.encode_body(NOW, JSON.peer("::1"), JSON.fields(body, {b"cookie": b'"}'}))
-    assert line is not None
-    assert the_one_line(line)["body"] == value
-    # Verbatim: its bytes are there as they came, but for line breaks.
-    assert line.endswith(b',"body":' + body.replace(b"\n", b"").replace(b"\r", b"") + b"}\n")
-
-
-@QUIET
-@given(body=st.binary(max_size=40) | st.text(alphabet='{}[]",:1aeE+-.\\nul \n\r\t', max_size=12).map(str.encode))
-@example(body=b'1,"ip":"198.51.100.66"')
-@example(body=b"1}\n{")
-@example(body=b"1],[2")
-@example(body=b" ")
-@example(body=b"\n")
-@example(body=b"NaN")
-@example(body=b'"\xff"')
-@example(body=b'"\\ud800"')
-@example(body=b"\xef\xbb\xbf1")
-@example(body=b'"a\nb"')
-@example(body=b"12\n34")
-def test_a_body_is_embedded_only_if_it_is_json(body):
-    line = JSON.encode_body(NOW, JSON.peer("::1"), JSON.fields(body, {}))
-    if not body:
-        assert the_one_line(line)["body"] == ""
-        return
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        assert line is None
-    else:
-        assert the_one_line(line)["body"] == value
-
-
-def test_a_body_as_deep_as_a_reader_bears_is_embedded_and_a_deeper_one_refused():
-    # The line is one level deeper than the body: what is taken must be readable when it comes back from the disk.
-    depth = 1
-    while True:
-        body = b"[" * depth + b"]" * depth
-        line = JSON.encode_body(NOW, JSON.peer("::1"), JSON.fields(body, {}))
-        if line is None:
-            break
-        orjson.loads(line)
-        depth += 1
-        assert depth < 5000
-    assert depth > 500
-
-
-def test_only_who_asks_for_it_gets_json():
-    for one, body in ((TEXT, "[1]"), (JSON, [1])):
-        line = one.encode_body(NOW, one.peer("::1"), one.fields(b"[1]", {}))
-        assert line is not None
-        assert the_one_line(line)["body"] == body
-
-
-# Whose request it is: against an oracle that knows the standard library's addresses only.
 
 PRIVATE = ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
 
 
 def oracle_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    if "%" in text:
+    host, _, zone = text.partition("%")
+    if zone and ":" not in host:
         return None
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
@@ -211,13 +47,18 @@ def oracle_element(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
     return oracle_address(text)
 
 
-def oracle_forwarded_for(value: str, trusted: list[str]) -> str | None:
+def oracle_forwarded_for(value: str, trusted: list[str], read=oracle_element) -> str | None:
+    """Walk the elements that are not empty from the right, 32 of them, up to the first that is no address."""
     networks = [ipaddress.ip_network(text) for text in trusted]
-    addresses = [address for part in value.split(",") if (address := oracle_element(part)) is not None]
-    for address in reversed(addresses):
+    leftmost = None
+    for part in [part for part in value.split(",") if part.strip(" \t")][:-33:-1]:
+        address = read(part)
+        if address is None:
+            break
         if not any(address in network for network in networks):
             return str(address)
-    return str(addresses[0]) if addresses else None
+        leftmost = str(address)
+    return leftmost
 
 
 v4 = st.ip_addresses(v=4).map(str) | st.sampled_from(
@@ -262,7 +103,7 @@ def same(found: str, expected: str) -> bool:
 
 def ip_of(encoder: EventEncoder, peer: str, **headers: str) -> str:
     head = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items()}
-    return str(the_one_line(encoder.encode(NOW, encoder.peer(peer), encoder.fields(b"", head)))["ip"])
+    return str(the_record(encoder.encode_body(NOW, encoder.peer(peer), encoder.fields(b"", head)))["ip"])
 
 
 @settings(deadline=None, max_examples=600)
@@ -271,6 +112,10 @@ def ip_of(encoder: EventEncoder, peer: str, **headers: str) -> str:
 @example(value="198.51.100.66, 203.0.113.7, 10.0.0.9")
 @example(value="10.0.0.1, 172.16.0.1")
 @example(value="junk, 203.0.113.7, junk, 10.0.0.9, junk")
+@example(value="203.0.113.7, junk, 10.0.0.9")
+@example(value="203.0.113.7" + ", 10.0.0.1" * 31)
+@example(value="203.0.113.7" + ", 10.0.0.1" * 32)
+@example(value="203.0.113.7" + ", 10.0.0.1" * 31 + "," * 500)
 @example(value="[1.2.3.4]")
 @example(value="::ffff:10.0.0.1, 10.0.0.9")
 def test_of_x_forwarded_for_it_is_the_rightmost_untrusted_address(value):
@@ -311,7 +156,13 @@ def test_who_is_trusted_is_what_the_networks_say(trusted, value, peer):
         ("198.51.100.66,203.0.113.7,10.0.0.1, 192.168.3.4", "203.0.113.7"),
         ("10.0.0.1, 172.16.0.9", "10.0.0.1"),
         ("10.0.0.1", "10.0.0.1"),
-        ("203.0.113.7, unknown, 10.0.0.1", "203.0.113.7"),
+        ("203.0.113.7, unknown, 10.0.0.1", "10.0.0.1"),
+        ("6.6.6.6, unknown", "10.9.9.9"),
+        ("6.6.6.6, _hidden, 172.16.0.1, 10.0.0.1", "172.16.0.1"),
+        ("203.0.113.7,,\t, ,10.0.0.1,", "203.0.113.7"),
+        (", ,", "10.9.9.9"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("203.0.113.7, [fe80::1%25en0]:80", "fe80::1"),
         ("unknown", "10.9.9.9"),
         ("", "10.9.9.9"),
         ("203.0.113.7:52814", "203.0.113.7"),
@@ -361,7 +212,8 @@ def test_cloudfront_viewer_address_always_ends_in_a_port(address, port):
 @pytest.mark.parametrize(
     ("value", "ip"),
     [("203.0.113.7", "203.0.113.7"), ("2001:DB8::7", "2001:db8::7"), (" 203.0.113.7 ", "203.0.113.7"),
-     ("x", "10.9.9.9"), ("203.0.113.7, 198.51.100.1", "10.9.9.9"), ("10.0.0.1", "10.0.0.1"),
+     ("x", "10.9.9.9"), ("198.51.100.1, 203.0.113.7", "203.0.113.7"), ("10.0.0.1", "10.0.0.1"),
+     ("203.0.113.7, x", "10.9.9.9"), ("6.6.6.6,203.0.113.7, ", "203.0.113.7"),
      ("::ffff:203.0.113.7", "203.0.113.7")],
 )  # fmt: skip
 def test_single_address_headers(name, value, ip):
@@ -377,6 +229,114 @@ def test_headers_are_asked_in_their_order_and_junk_in_one_leaves_it_to_the_next(
     assert ip_of(TEXT, "10.9.9.9", **both) == "203.0.113.2"
     assert ip_of(first, "10.9.9.9", **both | {"cloudfront_viewer_address": "junk"}) == "203.0.113.2"
     assert ip_of(TEXT, "10.9.9.9", **both | {"x_forwarded_for": "unknown"}) == "203.0.113.1"
+
+
+# E12: Forwarded (RFC 7239), long lists, repeated lines.
+
+FORWARDED = encoder(CLIENT_IP_HEADERS="Forwarded")
+
+
+@pytest.mark.parametrize(
+    ("value", "ip"),
+    [
+        ("for=203.0.113.7", "203.0.113.7"),
+        ("For=203.0.113.7;proto=https;by=10.0.0.1", "203.0.113.7"),
+        ('by=10.0.0.1 ; FOR="203.0.113.7:4711"', "203.0.113.7"),
+        ('for="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::17"),
+        ('for="[2001:DB8::17]"', "2001:db8::17"),
+        ("for=192.0.2.43, for=198.51.100.17", "198.51.100.17"),
+        ("for=203.0.113.7, for=10.0.0.9;by=10.0.0.1, ,", "203.0.113.7"),
+        ("for=10.0.0.2, for=10.0.0.3", "10.0.0.2"),
+        ('for=203.0.113.7;by="a,b", for=10.0.0.9', "203.0.113.7"),
+        ('for=203.0.113.7;host="x, for=6.6.6.6"', "203.0.113.7"),
+        ('for=", for=203.0.113.7', "203.0.113.7"),
+        ('x="for=6.6.6.6, for=203.0.113.7;by=_a', "203.0.113.7"),
+        ("for=6.6.6.6, for=unknown", "10.9.9.9"),
+        ("for=6.6.6.6, for=_hidden, for=10.0.0.1", "10.0.0.1"),
+        ("for=6.6.6.6, proto=https", "10.9.9.9"),
+        ("for=6.6.6.6;for=7.7.7.7", "10.9.9.9"),
+        ("203.0.113.7", "10.9.9.9"),
+        ("xfor=203.0.113.7", "10.9.9.9"),
+        ("for", "10.9.9.9"),
+        ("", "10.9.9.9"),
+    ],
+)
+def test_forwarded_E12(value, ip):
+    assert ip_of(FORWARDED, "10.9.9.9", forwarded=value) == ip
+    assert ip_of(FORWARDED, "203.0.113.99", forwarded=value) == "203.0.113.99", "an untrusted peer"
+    assert ip_of(FORWARDED, "10.9.9.9", x_forwarded_for="203.0.113.99") == "10.9.9.9", "not asked for"
+
+
+def oracle_node(part: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    nodes = [pair.split("=", 1)[1] for pair in part.split(";") if pair.strip().lower().startswith("for=")]
+    return oracle_element(nodes[0]) if len(nodes) == 1 else None
+
+
+nodes = st.one_of(
+    v4.map("for={}".format),
+    st.builds('For="{}:{}"'.format, v4, ports),
+    st.builds('for="[{}]:{}"'.format, v6, ports),
+    st.sampled_from(["for=unknown", "for=_a", "proto=http", "", "for=", ";", "junk", "for=1.2.3.4;for=1.2.3.4"]),
+)
+
+
+@QUIET
+@given(
+    value=st.lists(
+        st.builds("{}{}{}".format, st.sampled_from(["", "proto=h;", "by=_x;"]), nodes, st.sampled_from(["", ";a=1"])),
+        min_size=1,
+        max_size=40,
+    ).map(", ".join)
+)  # fmt: skip
+@example(value="for=203.0.113.7" + ", for=10.0.0.1" * 31)
+@example(value="for=203.0.113.7" + ", for=10.0.0.1" * 32)
+def test_forwarded_is_walked_as_x_forwarded_for_is_E12(value):
+    expected = oracle_forwarded_for(value, PRIVATE, oracle_node) or "10.0.0.254"
+    assert same(ip_of(FORWARDED, "10.0.0.254", forwarded=value), expected)
+
+
+@QUIET
+@given(junk=st.text(alphabet='",;=\\ for1.', max_size=40), address=v4)
+def test_a_client_cannot_hide_what_a_proxy_appends_to_forwarded_E12(junk, address):
+    found = ip_of(FORWARDED, "10.0.0.254", forwarded=f"{junk}, for={address};by=10.0.0.1")
+    if not any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in PRIVATE):
+        assert found == address
+
+
+@pytest.mark.parametrize(
+    "tail", [",", ", ", "x,", "10.0.0.1,", ";,", '",', '"', ";", ":,", "[", "for=10.0.0.1,", 'for="[::1]",']
+)
+def test_a_long_list_costs_no_more_than_its_length_E12(tail):
+    """Count calls, not seconds: as many as a list of 64 elements takes, for one of 16 KiB."""
+    everything = encoder(CLIENT_IP_HEADERS="X-Forwarded-For,Forwarded,X-Real-IP,CloudFront-Viewer-Address")
+
+    def calls(size: int) -> int:
+        value = (tail * size)[:size]
+        head = dict.fromkeys(("x_forwarded_for", "forwarded", "x_real_ip", "cloudfront_viewer_address"), value)
+        counted = 0
+
+        def count(_frame, event, _argument) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            ip_of(everything, "10.0.0.254", **head)
+        finally:
+            sys.setprofile(before)
+        return counted
+
+    calls(64)
+    assert calls(16 * 1024) <= calls(1024) + 200
+
+
+def test_of_repeated_lines_the_last_is_the_one_that_the_last_proxy_wrote_E12():
+    for name in ("x_real_ip", "cf_connecting_ip"):
+        one = encoder(CLIENT_IP_HEADERS=name.replace("_", "-"))
+        assert ip_of(one, "10.9.9.9", **{name: "6.6.6.6, 203.0.113.7"}) == "203.0.113.7"
+    one = encoder(CLIENT_IP_HEADERS="CloudFront-Viewer-Address")
+    assert ip_of(one, "10.9.9.9", cloudfront_viewer_address="6.6.6.6:1, 2001:db8::7:443") == "2001:db8::7"
 
 
 @QUIET

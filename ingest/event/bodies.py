@@ -1,0 +1,149 @@
+"""From the bytes of a body, a query or a header to what a line says of them, or to a refusal.
+
+Owns the rules of `BODY_FORMAT=json` and of text that is no UTF-8. Promises that nothing is lost on the way: a body that
+is not UTF-8 is kept whole, byte by byte, and such a byte in a query is written `%XX`; a header's value alone may hold
+U+FFFD. Promises that a JSON value which is taken can be read by the tools that read whole hours. Never builds a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from binascii import b2a_base64
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import orjson
+
+from ingest.event.refusals import BAD_JSON, JSON_TOO_DEEP, NUMBER_TOO_LONG, ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Raw: TypeAlias = "bytes | bytearray"
+Members: TypeAlias = "dict[str, object]"
+"""The last members of a line, which tell of a body or a query, in the order of `format.record`."""
+
+JSON_DEPTH: Final = 64
+"""DuckDB reads 128 levels, jq 256."""
+NUMBER_DIGITS: Final = 100
+"""Spark reads 1,000 digits."""
+
+_PERCENT: Final = "ingest.percent"
+
+
+def _percent(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(f"%{byte:02X}" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PERCENT, _percent)
+
+
+def query_text(query: Raw) -> str:
+    """Return a query string as text; a byte that is not UTF-8 becomes `%XX`, which means the same in a URL."""
+    return query.decode("utf-8", _PERCENT)
+
+
+def header_text(value: Raw) -> str:
+    """Return a header's value as text; bytes that are not UTF-8 become U+FFFD."""
+    return value.decode("utf-8", "replace")
+
+
+def text_body(body: Raw) -> Members:
+    """Return what is said of a body as text; one that is not UTF-8 is kept whole, in base64."""
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_b64": b2a_base64(body, newline=False).decode(), "body": ""}
+
+
+def text_query(query: Raw) -> Members:
+    """Return what is said of a query that is the event, as text."""
+    return {"body": query_text(query)}
+
+
+# JSON.
+
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL
+)
+_LONE_SURROGATE: Final = 6  # the length of `\ud83d`: a pair has 12, any other escape 2
+_LINE_BREAKS: Final = b"\r\n"
+_OPEN_OR_CLOSE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+_WITHIN_NUMBERS: Final = b".eE+-"
+_TOO_MANY_DIGITS: Final = b"0" * (NUMBER_DIGITS + 1)
+
+
+def json_body(body: Raw) -> Members | ClientError:
+    """Return what is said of a body that has to be JSON: the value, verbatim; an empty body is `null`.
+
+    RFC 8259 allows line breaks only between tokens, never inside a string, so that removing every one of them keeps
+    the value. A lone surrogate, which browsers do send and no reader takes, becomes the escape of U+FFFD.
+    """
+    if not body:
+        return {"body": None}
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        body = _ESCAPE.sub(_mend, body)
+        try:
+            orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return BAD_JSON
+    if len(body) > NUMBER_DIGITS:
+        refusal = _unreadable(body)
+        if refusal is not None:
+            return refusal
+    return {"body": orjson.Fragment(bytes(body.translate(None, _LINE_BREAKS)))}
+
+
+def json_query(query: Raw) -> Members:
+    """Return what is said of a query that is the event, beside lines whose bodies are JSON values."""
+    return {"query": query_text(query), "body": None} if query else {"body": None}
+
+
+def _mend(escape: re.Match[bytes]) -> bytes:
+    found = escape[0]
+    return rb"\ufffd" if len(found) == _LONE_SURROGATE else found
+
+
+def _unreadable(body: Raw) -> ClientError | None:
+    """Return why readers would fail at a sound JSON value, if they would.
+
+    The first count takes in strings too, where brackets and digits mean nothing; only then are the strings taken out.
+    """
+    deep = body.count(b"[") + body.count(b"{") > JSON_DEPTH
+    long = _has_long_number(body)
+    if not deep and not long:
+        return None
+    body = _STRING.sub(b"", body)
+    if deep and _is_deep(body):
+        return JSON_TOO_DEEP
+    return NUMBER_TOO_LONG if long and _has_long_number(body) else None
+
+
+def _has_long_number(body: Raw) -> bool:
+    return body.translate(_DIGITS, _WITHIN_NUMBERS).find(_TOO_MANY_DIGITS) >= 0
+
+
+def _is_deep(body: Raw) -> bool:
+    """Take out the innermost pairs of brackets, so many times as there may be levels; see whether any is left."""
+    brackets = body.translate(_OPEN_OR_CLOSE, _NO_BRACKETS)
+    for _ in range(JSON_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+class Form(NamedTuple):
+    """How bodies, and queries that are events, are told in a line."""
+
+    body: Callable[[Raw], Members | ClientError]
+    query: Callable[[Raw], Members]
+
+
+FORMS: Final[Mapping[str, Form]] = {"text": Form(text_body, text_query), "json": Form(json_body, json_query)}
+"""By the values of BODY_FORMAT."""
