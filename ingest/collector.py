@@ -34,7 +34,7 @@ from ingest.format import KeyFactory, codec, dlq_path, segment_path
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
 from ingest.store import Head, create_store
-from ingest.telemetry import Metrics, Place, SealReason
+from ingest.telemetry import Metrics, Place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -111,8 +111,10 @@ class Collector:
             clock=world.clock,
             sleep=world.sleep,
         )
-        self.journal: Journal | NoJournal = NoJournal()
-        if settings.durability != "memory":
+        self.journal: Journal | NoJournal
+        if settings.durability == "memory":
+            self.journal = NoJournal(metrics, self._submit)
+        else:
             self.journal = Journal(
                 world.fs,
                 self.journal_slot,
@@ -121,7 +123,6 @@ class Collector:
                 metrics,
                 sync=settings.durability == "fsync",
                 submit=self._submit,
-                seal_open=self._seal_broken,
                 keep=self.backlog.keep,
             )
         self.uploader = Uploader(
@@ -143,17 +144,16 @@ class Collector:
             keys,
             metrics,
             world.loop,
-            submit=self._submit,
             has_room=self._has_room,
             held_bytes=self._held_bytes,
-            journal=self.journal if isinstance(self.journal, Journal) else None,
+            journal=self.journal,
         )
         self._register_figures()
 
     @property
     def deferred(self) -> bool:
         """Whether answers wait for a group commit."""
-        return isinstance(self.journal, Journal) and self.journal.deferred
+        return self.journal.deferred
 
     @property
     def scanning(self) -> bool:
@@ -240,10 +240,6 @@ class Collector:
         metrics.batch_bytes.observe(batch.size)
         log.debug("batch_sealed", key=batch.key, events=batch.events, size=batch.size, reason=batch.reason.value)
         self.uploader.submit(batch)
-
-    def _seal_broken(self, batch: Batch) -> None:
-        if self.intake.is_open(batch):
-            self.intake.seal(SealReason.STORAGE)
 
     def _room_made(self) -> None:
         self.intake.room_made()

@@ -203,16 +203,15 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a tick is written before it is answered",
         "intake/admission.py",
-        "        if journal is not None and not journal.write(batch, data):\n"
-        "            self._refuse(turn)\n            return\n",
-        "",
+        " or not self._journal.write(batch, data):\n",
+        ":\n",
         JOURNAL + "test_a_tick_is_one_write_before_it_is_answered",
         JOURNAL + "test_kill_9_keeps_every_acknowledged_event",
     ),
     _guard(
         "an event is in a batch of its own hour",
         "intake/admission.py",
-        "if batch is not None and not batch.partition.start <= seconds < batch.partition.end:",
+        "if into is not None and not into.batch.partition.start <= seconds < into.batch.partition.end:",
         "if False:",
         JOURNAL + "test_an_event_is_in_the_segment_of_its_own_hour",
     ),
@@ -270,15 +269,16 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a descriptor whose sync failed is given up",
         "intake/journal.py",
-        "                self._fail(batch, error)\n            else:\n",
-        "                batch.cut()\n                self._latch(error)\n            else:\n",
+        "                self._fail(batch, segment, error)\n        self._answer()\n",
+        "                batch.cut()\n                self._commits.refuse(batch)\n"
+        "                self._latch.trip(error)\n        self._answer()\n",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
     ),
     _guard(
         "nobody is refused while the lines are on the disk",
         "intake/journal.py",
-        "        if self._broken:\n            return\n        decided",
-        "        decided",
+        "        if not self._broken:\n            self._commits.answer()\n",
+        "        self._commits.answer()\n",
         JOURNAL + "test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk",
     ),
     _guard(
@@ -291,7 +291,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a torn tail is rewritten before the refusals are answered",
         "intake/journal.py",
-        "            if not self.deferred:\n                self._rewrite_now(batch)\n",
+        "            if not self.deferred:\n                self._rewrite_now(batch, segment)\n",
         "",
         JOURNAL + "test_a_torn_tail_is_rewritten_before_anybody_is_refused",
     ),
@@ -305,22 +305,22 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a batch that cannot be rewritten is sealed",
         "intake/journal.py",
-        "        self._seal_open(batch)\n",
+        "        batch.on_broken()\n",
         "        pass\n",
         JOURNAL + "test_a_segment_that_cannot_be_rewritten_is_uploaded_from_memory_and_stays_until_it_is_stored",
     ),
     _guard(
         "a broken segment is no backlog",
         "intake/journal.py",
-        "if segment is None or segment.broken or segment.released:",
-        "if segment is None or segment.released:",
+        "if segment is None or segment.state in (SegmentState.BROKEN, SegmentState.REMOVED):",
+        "if segment is None or segment.state is SegmentState.REMOVED:",
         JOURNAL + "test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place",
     ),
     _guard(
         "the latch keeps the disk in peace",
         "intake/journal.py",
-        "        if self.latched:\n            return False\n        segment: Segment",
-        "        segment: Segment",
+        "        if self._latch.on:\n            return False\n        segment = _segment_of",
+        "        segment = _segment_of",
         JOURNAL + "test_while_latched_the_disk_is_left_in_peace_but_for_the_probe",
     ),
     _guard(

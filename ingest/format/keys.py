@@ -65,6 +65,10 @@ class KeyFactory:
         self._sequence += 1
         return f"{self._prefix}/{partition.path}/{unix}_{self.instance}_{self._sequence:010d}{OBJECT_SUFFIX}"
 
+    def take_back(self) -> None:
+        """Draw the last number again: no file got it. So a number that is missing means an object that is missing."""
+        self._sequence -= 1
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedKey:

@@ -1,17 +1,19 @@
-"""The open batch: where a tick's events go, when it seals, and when none may come in.
+"""The open batch: where a turn's events go, when it seals, and when none may come in.
 
-Owns the buffers, the batch, and admission. Promises that a key is fixed when its batch opens; that an event is in a
-batch of its own partition; that sealing never waits; that events are refused as a whole group, at once, with nothing
-of them kept; and that a buffer returns to its pool only when nobody reads it any more. Never does I/O itself: the
-injected journal writes, the injected uploader takes what is sealed.
+Owns the open batch and admission. Promises that an event is in a batch of its own partition; that sealing never waits;
+and that events are refused as a whole group, at once, with nothing of them kept. Never does I/O itself: the injected
+journal writes, the injected uploader takes what is sealed.
 
-Two positions in a batch: up to `size` its events are acknowledged; the tail behind it (`DURABILITY=fsync` only) is
-written and waits for its group commit, which moves it into `size` or cuts it off.
+The open batch is *due* when it should be sealed and neither queue nor disk can take it: it may grow by CHANNEL_SIZE
+events then, and seals as soon as there is room.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import structlog
 
 from ingest.intake.batch import Batch, BufferPool
 from ingest.telemetry import Reason, SealReason
@@ -25,14 +27,15 @@ if TYPE_CHECKING:
     from ingest.intake.batch import Turn
     from ingest.telemetry import Metrics
 
+log = structlog.get_logger()
+
 
 class BatchJournal(Protocol):
     """The journal, as far as the open batch needs it."""
 
-    deferred: bool
-    """Whether acknowledging waits for a group commit."""
-    latched: bool
-    """Whether the disk refused, so that everything is refused until a probe goes through."""
+    @property
+    def latched(self) -> bool:
+        """Whether the disk refused, so that everything is refused until a probe goes through."""
 
     def begin(self, batch: Batch) -> bool:
         """Create the batch's segment; False when the disk refuses."""
@@ -40,14 +43,36 @@ class BatchJournal(Protocol):
     def write(self, batch: Batch, data: bytes) -> bool:
         """Write lines to the segment; False when the disk refuses, and then nothing of them is left in it."""
 
-    def group(self, batch: Batch, turn: Turn) -> None:
-        """Settle the turn once its lines are synced."""
+    def acknowledge(self, batch: Batch, turn: Turn) -> None:
+        """Settle a turn whose lines are written, when they are as durable as promised."""
 
     def refuse(self, turn: Turn) -> None:
         """Settle a turn as refused, behind those that wait for a sync."""
 
     def seal(self, batch: Batch) -> None:
         """Submit the batch when its last line is as durable as promised."""
+
+
+class OpenBatch:
+    """The batch that takes events now, and what only an open one has."""
+
+    __slots__ = ("batch", "due", "limit", "timer")
+
+    def __init__(self, batch: Batch, limit: int, timer: asyncio.TimerHandle) -> None:
+        self.batch = batch
+        self.limit = limit
+        """Events it may hold: BATCH_SIZE, and CHANNEL_SIZE more when it is due."""
+        self.timer = timer
+        self.due: SealReason | None = None
+        """Why it should be sealed; set from when it could not be until it is."""
+
+    def __repr__(self) -> str:
+        return f"<OpenBatch {self.batch!r} room={self.room} due={self.due.value if self.due else 'no'}>"
+
+    @property
+    def room(self) -> int:
+        """How many events it takes yet."""
+        return self.limit - self.batch.events - self.batch.tail_events
 
 
 class Intake:
@@ -64,10 +89,9 @@ class Intake:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         *,
-        submit: Callable[[Batch], None],
         has_room: Callable[[], bool],
         held_bytes: Callable[[], int],
-        journal: BatchJournal | None,
+        journal: BatchJournal,
     ) -> None:
         # For the process's life.
         self._batch_size = settings.batch_size
@@ -78,150 +102,133 @@ class Intake:
         self._keys = keys
         self._metrics = metrics
         self._loop = loop
-        self._submit = submit
         self._has_room = has_room
         self._held_bytes = held_bytes
         self._journal = journal
         self._pool = BufferPool(settings.upload_concurrency + 1)
 
-        # The open batch, and why it should be sealed already though it could not be.
-        self._batch: Batch | None = None
-        self._due: SealReason | None = None
+        self._open: OpenBatch | None = None
         self._closed = False
+        """From the drain's seal on: nobody would take what comes any further."""
+
+    def __repr__(self) -> str:
+        return f"<Intake {'closed' if self._closed else self._open or 'empty'}>"
 
     @property
     def events(self) -> int:
         """Acknowledged events in the open batch."""
-        return 0 if self._batch is None else self._batch.events
+        return 0 if self._open is None else self._open.batch.events
 
     @property
     def size(self) -> int:
         """Bytes in the open batch, the tail included."""
-        return 0 if self._batch is None else self._batch.size + self._batch.tail_size
+        return 0 if self._open is None else self._open.batch.size + self._open.batch.tail_size
 
     def commit(self, turn: Turn) -> None:
-        """Take a turn's events; settle it, or its parts in order."""
+        """Take a turn's lines, and settle it, now or later."""
         if not turn.events:
-            self._refuse(turn)  # answers to no event, which follow events of their connections
+            self._journal.refuse(turn)  # answers to no event, which follow events of their connections
             return
-        seconds = turn.seconds
-        batch = self._batch
-        if batch is not None and not batch.partition.start <= seconds < batch.partition.end:
-            self._seal_if_room(SealReason.PARTITION)
-            batch = self._batch
-            if batch is not None:
+        while turn.events:
+            into = self._batch_for(turn.seconds)
+            if into is None:
                 self._refuse(turn)
                 return
-        while True:
-            if batch is None:
-                batch = self._open(seconds)
-            room = 0 if batch is None else batch.limit - batch.events - batch.tail_events
-            if batch is None or room <= 0:
-                if batch is None or not self._has_room():
-                    self._refuse(turn)
-                    return
-                # Room came that nobody announced: the disk was freed by others.
-                self.seal(self._due or SealReason.SIZE)
-                batch = None
-                continue
+            room = into.room
             if turn.events <= room:
-                self._append(batch, turn)
+                self._take(into.batch, turn)
                 return
-            # The turn crosses the end of the batch: its first `room` events belong to this one.
+            # The group crosses the end of the batch: its first events belong to this one.
             part, turn = turn.split(room)
-            self._append(batch, part)
-            batch = self._batch
+            self._take(into.batch, part)
 
     def refusing(self, unfinished: int) -> bool:
         """Tell whether events would be refused now, with `unfinished` bytes of requests not yet committed."""
-        batch = self._batch
         return (
             self._held_bytes() + self.size + unfinished > self._max_buffer_bytes
-            or (self._journal is not None and self._journal.latched)
-            or (batch is not None and batch.events + batch.tail_events >= batch.limit and not self._has_room())
+            or self._journal.latched
+            or (self._open is not None and self._open.room <= 0 and not self._has_room())
         )
 
     def room_made(self) -> None:
-        """Seal what is overdue: the uploader can take a batch again."""
-        if self._due is not None and self._has_room():
-            self.seal(self._due)
+        """Seal what is due: the uploader can take a batch again."""
+        if self._open is not None and self._open.due is not None and self._has_room():
+            self.seal(self._open.due)
 
     def seal(self, reason: SealReason) -> None:
         """Close the open batch, if there is one, and pass it on."""
-        batch = self._batch
-        if batch is None:
+        if self._open is None:
             return
-        self._batch = None
-        self._due = None
+        batch = self._open.batch
+        self._open.timer.cancel()
+        self._open = None
         batch.reason = reason
-        if batch.timer is not None:
-            batch.timer.cancel()
-            batch.timer = None
-        if self._journal is not None:
-            self._journal.seal(batch)
-        elif batch.events:
-            self._submit(batch)
-        else:
-            batch.release_buffer()  # all it was opened for was refused
+        self._journal.seal(batch)
 
     def close(self) -> None:
-        """Seal for the drain, and refuse what still comes: nobody would take it any further."""
+        """Seal for the drain, and refuse what still comes."""
         self.seal(SealReason.DRAIN)
         self._closed = True
 
-    def is_open(self, batch: Batch) -> bool:
-        """Tell whether this is the batch that takes events now."""
-        return batch is self._batch
+    def _batch_for(self, seconds: int) -> OpenBatch | None:
+        """Return a batch of that second's partition with room for an event; None when none may come in."""
+        into = self._open
+        if into is not None and not into.batch.partition.start <= seconds < into.batch.partition.end:
+            self._seal_if_room(SealReason.PARTITION)
+            if self._open is not None:
+                return None
+            into = None
+        if into is not None and into.room <= 0:
+            if not self._has_room():
+                return None
+            # Room came that nobody announced: the disk was freed by others.
+            self.seal(into.due or SealReason.SIZE)
+            into = None
+        return into or self._begin(seconds)
 
-    def _append(self, batch: Batch, turn: Turn) -> None:
+    def _begin(self, seconds: int) -> OpenBatch | None:
+        if self._closed or self._journal.latched:
+            return None
+        partition = self._keys.partition_of(seconds)
+        batch = Batch(self._keys.new_key(seconds, partition), partition, seconds, self._pool)
+        if not self._journal.begin(batch):
+            self._keys.take_back()
+            batch.release_buffer()
+            return None
+        batch.on_broken = partial(self._seal_broken, batch)
+        timer = self._loop.call_later(self._flush_interval, self._seal_if_room, SealReason.INTERVAL)
+        self._open = OpenBatch(batch, self._batch_size, timer)
+        log.debug("batch_opened", key=batch.key)
+        return self._open
+
+    def _take(self, batch: Batch, turn: Turn) -> None:
         data = b"".join(turn.lines)
-        if self._held_bytes() + batch.size + batch.tail_size + len(data) > self._max_buffer_bytes:
-            self._refuse(turn)
-            return
-        journal = self._journal
-        if journal is not None and not journal.write(batch, data):
+        if self._held_bytes() + self.size + len(data) > self._max_buffer_bytes or not self._journal.write(batch, data):
             self._refuse(turn)
             return
         batch.append(data, turn.events)
         turn.lines.clear()  # the batch has them, and a turn may wait long for its sync
-        if journal is not None and journal.deferred:
-            journal.group(batch, turn)
-        else:
-            batch.acknowledge(turn.size, turn.events, turn.seconds)
-            self._metrics.books.accepted(turn.events)
-            turn.settle(committed=True)
+        self._journal.acknowledge(batch, turn)
         if batch.events + batch.tail_events >= self._batch_size:
             self._seal_if_room(SealReason.SIZE)
         elif batch.size + batch.tail_size >= self._batch_bytes:
             self._seal_if_room(SealReason.BYTES)
 
-    def _open(self, seconds: int) -> Batch | None:
-        if self._closed:
-            return None
-        partition = self._keys.partition_of(seconds)
-        batch = Batch(self._keys.new_key(seconds, partition), partition, seconds, self._batch_size, self._pool)
-        if self._journal is not None and not self._journal.begin(batch):
-            batch.release_buffer()
-            return None
-        batch.timer = self._loop.call_later(self._flush_interval, self._seal_if_room, SealReason.INTERVAL)
-        self._batch = batch
-        return batch
-
     def _seal_if_room(self, reason: SealReason) -> None:
-        """Seal, or let the batch grow by CHANNEL_SIZE events while neither queue nor disk can take it."""
         if self._has_room():
             self.seal(reason)
-        elif self._due is None and self._batch is not None:
-            self._due = reason
-            self._batch.limit = self._batch.events + self._batch.tail_events + self._channel_size
+        elif self._open is not None and self._open.due is None:
+            batch = self._open.batch
+            self._open.due = reason
+            self._open.limit = batch.events + batch.tail_events + self._channel_size
+
+    def _seal_broken(self, batch: Batch) -> None:
+        if self._open is not None and self._open.batch is batch:
+            self.seal(SealReason.STORAGE)
 
     def _refuse(self, turn: Turn) -> None:
-        journal = self._journal
-        if journal is not None and journal.latched:
+        if self._journal.latched:
             self._metrics.rejected.add(Reason.DISK_FULL, turn.events)
         else:
             self._metrics.rejected.add(Reason.QUEUE_FULL, turn.events)
-        if journal is not None and journal.deferred:
-            journal.refuse(turn)
-        else:
-            turn.settle(committed=False)
+        self._journal.refuse(turn)

@@ -1,7 +1,7 @@
 """A batch: lines of one partition on their way to one object.
 
-Owns the buffers. Promises that a key is fixed when its batch opens, and that a buffer returns to its pool only when
-nobody reads it any more. Never does I/O.
+Owns the buffers, and what a batch needs of a turn. Promises that a key is fixed when its batch opens, and that a buffer
+returns to its pool only when nobody reads it any more. Never does I/O.
 
 Two positions in a batch: up to `size` its events are acknowledged; the tail behind it (`DURABILITY=fsync` only) is
 written and waits for its group commit, which moves it into `size` or cuts it off.
@@ -9,25 +9,31 @@ written and waits for its group commit, which moves it into `size` or cuts it of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
 
     from ingest.format import Partition
+    from ingest.intake.segments import Segment
     from ingest.telemetry import SealReason
 
 
 BUFFER_BYTES: Final = 1 << 20
 """A new buffer's size; it doubles as a batch grows, and a pooled one keeps what it has."""
+POOLED_BYTES: Final = 8 << 20
+"""A buffer that grew beyond this goes back to the system: one burst must not be held for good."""
 
 
 class Turn(Protocol):
-    """Work of a loop turn that is to be committed: events of one second, and the answers that wait for them."""
+    """Work that the wire hands over once a turn: the lines of one second, and whoever waits for an answer."""
 
     seconds: int
+    """The second in which its events were accepted (UTC epoch)."""
     events: int
+    """0 if it only answers what must wait its turn."""
     lines: list[bytes]
+    """One line an event, until whoever commits them has them elsewhere."""
     size: int
     """Bytes of the lines."""
 
@@ -35,7 +41,7 @@ class Turn(Protocol):
         """Return what belongs to the first so many events, and the rest."""
 
     def settle(self, *, committed: bool) -> None:
-        """Answer: the events are durable as promised, or refused."""
+        """Answer: its events are durable as promised, or refused and forgotten."""
 
 
 class BufferPool:
@@ -53,7 +59,7 @@ class BufferPool:
 
     def give_back(self, buffer: bytearray) -> None:
         """Take a buffer that nobody reads any more."""
-        if len(self._free) < self._keep:
+        if len(self._free) < self._keep and len(buffer) <= POOLED_BYTES:
             self._free.append(buffer)
 
 
@@ -69,31 +75,36 @@ class Batch:
         "first_ts",
         "key",
         "last_ts",
-        "limit",
+        "on_broken",
         "partition",
         "reason",
         "segment",
         "size",
         "tail_events",
         "tail_size",
-        "timer",
     )
 
-    def __init__(self, key: str, partition: Partition, seconds: int, limit: int, pool: BufferPool) -> None:
+    def __init__(self, key: str, partition: Partition, seconds: int, pool: BufferPool) -> None:
         self.key = key
         self.partition = partition
         self.first_ts = self.last_ts = seconds
-        self.limit = limit
-        """Events it may hold: BATCH_SIZE, and CHANNEL_SIZE more when it is due but cannot be taken."""
         self.events = self.size = 0
         self.tail_events = self.tail_size = 0
         self.reason: SealReason | None = None
-        self.segment: Any = None
-        self.timer: asyncio.TimerHandle | None = None
+        """Why it was sealed; None while it is open."""
+        self.segment: Segment | None = None
+        self.on_broken: Callable[[], None] = _nothing_to_do
+        """Called when its segment can take no more lines; set by whoever appends to it."""
         self._pool = pool
         self._buffer: bytearray | None = pool.lend()
         self._window = memoryview(self._buffer)
         self._readers = 1
+
+    def __repr__(self) -> str:
+        return (
+            f"<Batch {self.key} {self.reason.value if self.reason else 'open'} events={self.events}+{self.tail_events} "
+            f"size={self.size}+{self.tail_size} {self.segment or 'no segment'}>"
+        )
 
     def append(self, data: bytes, events: int) -> None:
         """Add lines behind the tail; `acknowledge` makes them count."""
@@ -144,3 +155,7 @@ class Batch:
         grown[:used] = self._window[:used]
         self._buffer = grown
         self._window = memoryview(grown)
+
+
+def _nothing_to_do() -> None:
+    """Stand in for a callback that nobody set."""

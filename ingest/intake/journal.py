@@ -40,6 +40,9 @@ from ingest.disk import TEMPORARY_SUFFIX, Filesystem, StorageError, TornTail, cr
 from ingest.disk.append import append
 from ingest.disk.publish import publish
 from ingest.format import segment_path
+from ingest.intake.commits import Fate, Group, GroupCommit
+from ingest.intake.repair import Latch
+from ingest.intake.segments import OPEN, Segment, SegmentState
 from ingest.telemetry import Reason
 
 if TYPE_CHECKING:
@@ -51,8 +54,6 @@ if TYPE_CHECKING:
     from ingest.intake.batch import Batch, Turn
     from ingest.telemetry import Metrics
 
-
-PROBE_SECONDS: Final = 1.0
 PROBE_BYTES: Final = 65536
 
 log = structlog.get_logger()
@@ -61,8 +62,39 @@ log = structlog.get_logger()
 class NoJournal:
     """`DURABILITY=memory`: nothing is written, so there is nothing to remove or to fall back on."""
 
-    events = 0
-    sealing = False
+    events: Final = 0
+    sealing: Final = False
+    latched: Final = False
+    deferred: Final = False
+
+    def __init__(self, metrics: Metrics, submit: Callable[[Batch], None]) -> None:
+        self._metrics = metrics
+        self._submit = submit
+
+    def begin(self, batch: Batch) -> bool:  # noqa: ARG002 - the journal's shape
+        """Tell that the batch may open."""
+        return True
+
+    def write(self, batch: Batch, data: bytes) -> bool:  # noqa: ARG002 - the journal's shape
+        """Tell that the lines may go into the batch."""
+        return True
+
+    def acknowledge(self, batch: Batch, turn: Turn) -> None:
+        """Settle the turn at once."""
+        batch.acknowledge(turn.size, turn.events, turn.seconds)
+        self._metrics.books.accepted(turn.events)
+        turn.settle(committed=True)
+
+    def refuse(self, turn: Turn) -> None:
+        """Settle the turn at once."""
+        turn.settle(committed=False)
+
+    def seal(self, batch: Batch) -> None:
+        """Submit the batch, unless all it was opened for was refused."""
+        if batch.events:
+            self._submit(batch)
+        else:
+            batch.release_buffer()
 
     def release(self, batch: Batch) -> None:
         """Do nothing."""
@@ -75,37 +107,11 @@ class NoJournal:
         """Do nothing."""
 
 
-class Segment:
-    """A file of the journal that is still written, or waits for its batch to be stored."""
-
-    __slots__ = ("broken", "fd", "named", "path", "released", "size")
-
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
-        self.fd: int | None = fd
-        self.size = 0
-        self.named = False
-        """Whether its name, and those of the folders above it, are synced."""
-        self.broken = False
-        """Whether its end, or its last sync, cannot be trusted."""
-        self.released = False
-
-
-class _Group:
-    """A turn that is settled in its order: lines of one batch, or (without a batch) refused."""
-
-    __slots__ = ("batch", "refused", "turn")
-
-    def __init__(self, batch: Batch | None, turn: Turn) -> None:
-        self.batch = batch
-        self.turn = turn
-        self.refused = batch is None
-
-
 class Journal:
     """The segments of this process, in a slot it holds.
 
-    `submit` takes a sealed batch; `seal_open` seals the batch if it is the open one; `keep` adds a file to the backlog.
+    `submit` takes a sealed batch; `keep` adds a file (key, path, bytes, events) to the backlog. With `sync` a turn is
+    acknowledged by group commit, else as soon as it is written.
     """
 
     def __init__(
@@ -118,7 +124,6 @@ class Journal:
         *,
         sync: bool,
         submit: Callable[[Batch], None],
-        seal_open: Callable[[Batch], None],
         keep: Callable[[str, Path, int, int], None],
     ) -> None:
         # For the process's life.
@@ -128,24 +133,32 @@ class Journal:
         self._sync_executor = sync_executor
         self._metrics = metrics
         self._submit = submit
-        self._seal_open = seal_open
         self._keep = keep
         self.deferred = sync
         self._folder = slot.path
         """Where segments are created now: the folder of the open batch's hour."""
 
         # Group commit.
-        self._waiting: list[_Group] = []
-        self._syncing: list[_Group] = []
-        self._decided: list[_Group] = []
+        self._commits = GroupCommit()
         self._sealing: list[Batch] = []
+        """Sealed batches that are not passed on yet: their last lines wait for a sync, or their segment is broken."""
         self._sync_over = asyncio.Event()
 
         # After a failure.
-        self.latched = False
         self._broken: list[Batch] = []
-        self._repairing: asyncio.Task[None] | None = None
+        """Batches whose segment is to be rewritten; while there is one nothing is answered."""
+        self._latch = Latch(
+            self._root, metrics, mend=self._rewrite_all, probe=self._try_disk, is_whole=lambda: not self._broken
+        )
         self._removals: set[asyncio.Future[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._latch!r} {self._commits!r} sealing={len(self._sealing)} broken={len(self._broken)}>"
+
+    @property
+    def latched(self) -> bool:
+        """Whether the disk refused, so that everything is refused until a probe goes through."""
+        return self._latch.on
 
     @property
     def events(self) -> int:
@@ -161,7 +174,7 @@ class Journal:
 
     def begin(self, batch: Batch) -> bool:
         """Create the batch's segment; False when the disk refuses, or has refused and no probe has gone through."""
-        if self.latched:
+        if self._latch.on:
             return False
         path = segment_path(self._root, batch.key)
         if path.parent != self._folder:
@@ -170,31 +183,49 @@ class Journal:
         try:
             fd = create(self._fs, path, self._root, sync=False)
         except StorageError as error:
-            self._latch(error)
+            self._latch.trip(error)
             return False
         batch.segment = Segment(path, fd)
         return True
 
     def write(self, batch: Batch, data: bytes) -> bool:
         """Write lines to the end of the segment; False when the disk refuses, with nothing of them left in it."""
-        if self.latched:
+        if self._latch.on:
             return False
-        segment: Segment = batch.segment
+        segment = _segment_of(batch)
         assert segment.fd is not None  # noqa: S101 - open while its batch is, and not latched
         try:
             segment.size = append(
                 self._fs, segment.fd, data, segment.size, subject=segment.path, sync_roll_back=self.deferred
             )
         except TornTail as error:
-            self._fail(batch, error)
+            self._fail(batch, segment, error)
             if not self.deferred:
-                self._rewrite_now(batch)
+                self._rewrite_now(batch, segment)
             return False
         except StorageError as error:
-            self._latch(error)
+            self._latch.trip(error)
             return False
         self._metrics.journal_writes += 1
         return True
+
+    def acknowledge(self, batch: Batch, turn: Turn) -> None:
+        """Settle a turn that is written: at once, or once it is synced. One sync serves all turns that wait for it."""
+        if self.deferred:
+            self._commits.add(Group(turn, batch, batch.segment))
+            self._begin_sync()
+        else:
+            batch.acknowledge(turn.size, turn.events, turn.seconds)
+            self._metrics.books.accepted(turn.events)
+            turn.settle(committed=True)
+
+    def refuse(self, turn: Turn) -> None:
+        """Settle a turn as refused, but not before earlier ones: answers keep their order."""
+        if self.deferred:
+            self._commits.add(Group(turn))
+            self._answer()
+        else:
+            turn.settle(committed=False)
 
     def seal(self, batch: Batch) -> None:
         """Submit the batch when its last line is as durable as promised."""
@@ -204,7 +235,10 @@ class Journal:
             self._pass_on(batch)
 
     def _pass_on(self, batch: Batch) -> None:
-        self._close(batch.segment)
+        segment = _segment_of(batch)
+        self._close(segment)
+        if segment.state in OPEN:
+            segment.state = SegmentState.SEALED
         if batch.events:
             self._submit(batch)
         else:
@@ -213,30 +247,12 @@ class Journal:
 
     # Group commit.
 
-    def group(self, batch: Batch, turn: Turn) -> None:
-        """Settle the turn once its lines are synced: with the sync under way over, one more serves all that wait."""
-        self._queue(_Group(batch, turn))
-
-    def refuse(self, turn: Turn) -> None:
-        """Settle a turn as refused, but not before earlier ones: answers keep their order."""
-        self._queue(_Group(None, turn))
-
-    def _queue(self, group: _Group) -> None:
-        self._waiting.append(group)
-        if not self._syncing:
-            self._start_sync()
-
-    def _start_sync(self) -> None:
-        groups, self._waiting = self._waiting, []
-        segments = {group.batch.segment for group in groups if group.batch is not None and not group.refused}
-        if not segments:
-            self._decided += groups
-            self._answer_decided()
-            return
-        self._syncing = groups
-        self._sync_over.clear()
-        future = asyncio.get_running_loop().run_in_executor(self._sync_executor, self._sync, segments)
-        future.add_done_callback(self._sync_done)
+    def _begin_sync(self) -> None:
+        segments = self._commits.begin()
+        if segments:
+            self._sync_over.clear()
+            future = asyncio.get_running_loop().run_in_executor(self._sync_executor, self._sync, segments)
+            future.add_done_callback(self._sync_done)
 
     def _sync(self, segments: Iterable[Segment]) -> dict[Segment, StorageError | None]:
         """Sync segments, in the executor; the outcome is each segment's own."""
@@ -245,12 +261,11 @@ class Journal:
         for segment in segments:
             outcome[segment] = None
             try:
-                if not segment.named:
+                if segment.state is SegmentState.CREATED:
                     # Before the first acknowledgement: synced bytes in a file without a name are lost all the same.
-                    # Nor is it remembered which folders were synced: this one may have been pruned and made again.
+                    # Which folders were synced is not remembered: this one may have been pruned and made again.
                     make_dirs(self._fs, segment.path.parent, self._root, sync=True)
                     self._fs.fsync_dir(segment.path.parent)
-                    segment.named = True
                 if segment.fd is not None:
                     self._fs.fdatasync(segment.fd)
             except StorageError as error:
@@ -262,37 +277,29 @@ class Journal:
 
     def _sync_done(self, future: asyncio.Future[dict[Segment, StorageError | None]]) -> None:
         outcome = future.result()
-        groups, self._syncing = self._syncing, []
         self._sync_over.set()
-        for group in groups:
-            batch = group.batch
-            if batch is None or group.refused:
-                continue
-            error = outcome[batch.segment]
-            if error is not None:
-                for other in groups:
-                    self._mark_refused(other, batch)
-                self._fail(batch, error)
-            else:
+        for group, batch, segment in self._commits.end():
+            error = outcome[segment]
+            if error is None:
+                if segment.state is SegmentState.CREATED:
+                    segment.state = SegmentState.NAMED
                 batch.acknowledge(group.turn.size, group.turn.events, group.turn.seconds)
                 self._metrics.books.accepted(group.turn.events)
-        self._decided += groups
-        self._answer_decided()
-        if self._waiting:
-            self._start_sync()
+                group.fate = Fate.COMMITTED
+            elif group.fate is Fate.SYNCING:
+                self._fail(batch, segment, error)
+        self._answer()
+        self._begin_sync()
         self._pass_on_sealed()
 
-    def _answer_decided(self) -> None:
+    def _answer(self) -> None:
         """Answer, in order, what is decided; while a segment is broken, nothing.
 
         It may still hold lines that are refused: were the client told so before they are gone from the disk, a crash
         in between would have recovery store what got a 503.
         """
-        if self._broken:
-            return
-        decided, self._decided = self._decided, []
-        for group in decided:
-            group.turn.settle(committed=not group.refused)
+        if not self._broken:
+            self._commits.answer()
 
     def _pass_on_sealed(self) -> None:
         ready = [batch for batch in self._sealing if not batch.tail_events and batch not in self._broken]
@@ -303,67 +310,32 @@ class Journal:
 
     # When the disk fails.
 
-    def _fail(self, batch: Batch, error: StorageError) -> None:
+    def _fail(self, batch: Batch, segment: Segment, error: StorageError) -> None:
         """Give up a descriptor: refuse what waits for it, cut the batch, and have it rewritten."""
-        segment: Segment = batch.segment
-        segment.broken = True
+        segment.state = SegmentState.BROKEN
         batch.cut()
         if segment.fd is not None:
             # Before anybody is told: until the rewrite is published, a crash would hand the refused lines to recovery.
             with suppress(OSError):
                 self._fs.truncate(segment.fd, batch.size)
-        self._close(segment, keep_syncing=any(group.batch is batch for group in self._syncing))
-        for group in (*self._syncing, *self._waiting):
-            self._mark_refused(group, batch)
+        if not self._commits.is_syncing(segment):
+            self._close(segment)
+        self._metrics.rejected.add(Reason.DISK_FULL, self._commits.refuse(batch))
         self._broken.append(batch)
-        self._latch(error)
+        self._latch.trip(error)
 
-    def _mark_refused(self, group: _Group, batch: Batch) -> None:
-        """Decide the fate of lines that were cut off; their answers wait for their turn."""
-        if group.batch is batch and not group.refused:
-            group.refused = True
-            self._metrics.rejected.add(Reason.DISK_FULL, group.turn.events)
+    async def _rewrite_all(self) -> None:
+        """Rewrite what is broken, and answer what waited for it."""
+        while self._broken:
+            batch = self._broken[0]
+            await self._rewrite(batch, _segment_of(batch))
+            self._broken.remove(batch)
+            self._pass_on_sealed()
+        self._answer()
 
-    def _latch(self, error: StorageError) -> None:
-        self._metrics.journal_errors += 1
-        if not self.latched:
-            self.latched = True
-            self._metrics.journal_failed = 1
-            log.error(
-                "journal_refused",
-                operation=error.operation,
-                path=error.subject,
-                error=str(error),
-                hint=error.hint,
-            )
-        if self._repairing is None or self._repairing.done():
-            self._repairing = asyncio.get_running_loop().create_task(self._repair())
-
-    async def _repair(self) -> None:
-        """Rewrite what is broken, then probe until the disk takes a write again."""
-        loop = asyncio.get_running_loop()
-        while True:
-            while self._broken:
-                batch = self._broken[0]
-                await self._rewrite(batch)
-                self._broken.remove(batch)
-                self._pass_on_sealed()
-            self._answer_decided()
-            try:
-                await loop.run_in_executor(self._executor, self._probe)
-            except (OSError, StorageError):
-                await asyncio.sleep(PROBE_SECONDS)
-                continue
-            if not self._broken:
-                break
-        self.latched = False
-        self._metrics.journal_failed = 0
-        log.info("journal_resumed", path=str(self._root))
-
-    async def _rewrite(self, batch: Batch) -> None:
+    async def _rewrite(self, batch: Batch, segment: Segment) -> None:
         """Publish the acknowledged lines over the segment's name; failing that, seal the batch where it is."""
-        segment: Segment = batch.segment
-        while any(group.batch is batch for group in self._syncing):
+        while self._commits.is_syncing(segment):
             await self._sync_over.wait()  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
         batch.hold_buffer()
@@ -374,33 +346,31 @@ class Journal:
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
-            self._rewritten(batch, fd)
+            self._rewritten(batch, segment, fd)
         finally:
             batch.release_buffer()
 
-    def _rewrite_now(self, batch: Batch) -> None:
+    def _rewrite_now(self, batch: Batch, segment: Segment) -> None:
         """Do the same on the loop: without group commit the refusals are answered as soon as this returns."""
-        self._close(batch.segment)
+        self._close(segment)
         try:
-            fd = self._publish_lines(batch.segment, batch.view())
+            fd = self._publish_lines(segment, batch.view())
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
-            self._rewritten(batch, fd)
+            self._rewritten(batch, segment, fd)
         self._broken.remove(batch)
         self._pass_on_sealed()
 
-    def _rewritten(self, batch: Batch, fd: int) -> None:
-        segment: Segment = batch.segment
+    def _rewritten(self, batch: Batch, segment: Segment, fd: int) -> None:
         segment.fd = fd
         segment.size = batch.size
-        segment.broken = False
-        segment.named = True
+        segment.state = SegmentState.NAMED
         log.info("segment_rewritten", key=batch.key, events=batch.events)
 
     def _not_rewritten(self, batch: Batch, error: StorageError) -> None:
         log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
-        self._seal_open(batch)
+        batch.on_broken()
 
     def _publish_lines(self, segment: Segment, lines: memoryview) -> int:
         # Crash points: temporary written, synced, renamed, folder synced. Before the rename the old segment counts, and
@@ -411,6 +381,9 @@ class Journal:
             return self._fs.open(segment.path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
             raise StorageError.of("open", segment.path, error) from error
+
+    async def _try_disk(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._probe)
 
     def _probe(self) -> None:
         path = self._root / f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
@@ -426,28 +399,27 @@ class Journal:
 
     def release(self, batch: Batch) -> None:
         """Remove the segment: its object is stored, or its dead-letter file is published. Never raises."""
-        segment: Segment | None = batch.segment
-        if segment is None or segment.released:
+        segment = batch.segment
+        if segment is None or segment.state is SegmentState.REMOVED:
             return
-        segment.released = True
+        segment.state = SegmentState.REMOVED
         self._close(segment)
         self._in_background(self._remove, segment.path)
+        log.debug("segment_released", key=batch.key)
 
     def retain(self, batch: Batch) -> bool:
         """Leave the batch to its segment, as backlog; False when that cannot be trusted, or is not there."""
-        segment: Segment | None = batch.segment
-        if segment is None or segment.broken or segment.released:
+        segment = batch.segment
+        if segment is None or segment.state in (SegmentState.BROKEN, SegmentState.REMOVED):
             return False
+        segment.state = SegmentState.KEPT
         self._close(segment)
         self._keep(batch.key, segment.path, segment.size, batch.events)
         return True
 
     async def close(self) -> None:
         """Stop probing and wait for the removals under way."""
-        if self._repairing is not None:
-            self._repairing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._repairing
+        await self._latch.close()
         if self._removals:
             await asyncio.wait(self._removals)
 
@@ -473,10 +445,14 @@ class Journal:
         self._removals.add(future)
         future.add_done_callback(self._removals.discard)
 
-    def _close(self, segment: Segment, *, keep_syncing: bool = False) -> None:
-        fd = segment.fd
-        if fd is None or keep_syncing:
-            return
-        segment.fd = None
-        with suppress(OSError):
-            self._fs.close(fd)
+    def _close(self, segment: Segment) -> None:
+        fd, segment.fd = segment.fd, None
+        if fd is not None:
+            with suppress(OSError):
+                self._fs.close(fd)
+
+
+def _segment_of(batch: Batch) -> Segment:
+    segment = batch.segment
+    assert segment is not None  # noqa: S101 - `begin` made it before anything else happens to a batch
+    return segment

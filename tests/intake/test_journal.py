@@ -18,7 +18,7 @@ import pytest
 
 from ingest.format import codec
 from ingest.format.keys import dlq_path
-from ingest.intake.journal import PROBE_SECONDS
+from ingest.intake.repair import PROBE_SECONDS
 from ingest.telemetry import DropReason, Reason
 from tests.model.ledger import line
 from tests.model.time import START
@@ -920,7 +920,7 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
             slots = [Slot.take_first_free(fs, base) for base in (chosen.dlq_dir, chosen.journal_dir)]
             backlog = Backlog(fs, slots[1], metrics, executor, token=token, has_dead_letter=lambda key: False)
             dlq = DeadLetterQueue(chosen, fs, slots[:1], metrics, executor, token=token)
-            uploader = Uploader(chosen, store, dlq, backlog, NoJournal(), metrics, executor)
+            uploader = Uploader(chosen, store, dlq, backlog, NoJournal(metrics, print), metrics, executor)
             before = peak()
             running = asyncio.create_task(uploader.run())
             await backlog.list_own()

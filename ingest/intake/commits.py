@@ -1,0 +1,106 @@
+"""Group commit: turns whose answers wait for one sync.
+
+Owns the order of answers under `DURABILITY=fsync`. Each turn's part for one batch is a group; there is one line of
+groups, and answers leave from its front only, so that no answer overtakes an earlier one.
+
+| fate      | until                                                                            |
+| --------- | -------------------------------------------------------------------------------- |
+| waiting   | the sync under way is over, and the next one begins                              |
+| syncing   | the sync that covers its lines is over                                           |
+| committed | it is answered: its lines are synced                                             |
+| refused   | it is answered: its lines are cut off, or it never had any                       |
+
+Never syncs anything: the journal does, and tells how it ended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest.intake.batch import Batch, Turn
+    from ingest.intake.segments import Segment
+
+
+class Fate(Enum):
+    """The decision about a group."""
+
+    WAITING = "waiting"
+    SYNCING = "syncing"
+    COMMITTED = "committed"
+    REFUSED = "refused"
+
+
+class Group:
+    """The part of a turn that went into one batch and its segment; or, without them, a turn that was refused."""
+
+    __slots__ = ("batch", "fate", "segment", "turn")
+
+    def __init__(self, turn: Turn, batch: Batch | None = None, segment: Segment | None = None) -> None:
+        self.turn = turn
+        self.batch = batch
+        self.segment = segment
+        self.fate = Fate.REFUSED if batch is None else Fate.WAITING
+
+    def __repr__(self) -> str:
+        return f"<Group {self.fate.value} events={self.turn.events}>"
+
+
+class GroupCommit:
+    """The line of groups."""
+
+    __slots__ = ("_groups", "_syncing")
+
+    def __init__(self) -> None:
+        self._groups: deque[Group] = deque()
+        self._syncing: frozenset[Segment] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<GroupCommit {[group.fate.value for group in self._groups]}>"
+
+    def add(self, group: Group) -> None:
+        """Put a group at the end of the line."""
+        self._groups.append(group)
+
+    def is_syncing(self, segment: Segment) -> bool:
+        """Tell whether the thread that syncs has this segment's descriptor in hand."""
+        return segment in self._syncing
+
+    def begin(self) -> frozenset[Segment]:
+        """Begin a sync for all groups that wait; return their segments, none if there is nothing to sync now."""
+        if self._syncing:
+            return frozenset()
+        segments = set()
+        for group in self._groups:
+            if group.fate is Fate.WAITING and group.segment is not None:
+                group.fate = Fate.SYNCING
+                segments.add(group.segment)
+        self._syncing = frozenset(segments)
+        return self._syncing
+
+    def end(self) -> Iterator[tuple[Group, Batch, Segment]]:
+        """End the sync under way, and yield its groups; one that is refused meanwhile is passed over."""
+        self._syncing = frozenset()
+        for group in list(self._groups):
+            if group.fate is Fate.SYNCING and group.batch is not None and group.segment is not None:
+                yield group, group.batch, group.segment
+
+    def refuse(self, batch: Batch) -> int:
+        """Decide against all undecided groups of a batch; return their events."""
+        events = 0
+        for group in self._groups:
+            if group.batch is batch and group.fate in (Fate.WAITING, Fate.SYNCING):
+                group.fate = Fate.REFUSED
+                events += group.turn.events
+        return events
+
+    def answer(self) -> None:
+        """Answer what is decided, up to the first group that is not."""
+        groups = self._groups
+        while groups and groups[0].fate in (Fate.COMMITTED, Fate.REFUSED):
+            group = groups.popleft()
+            group.turn.settle(committed=group.fate is Fate.COMMITTED)
