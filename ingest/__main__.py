@@ -17,6 +17,7 @@ from ingest.config import ConfigErrors, load, warnings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit code."""
+    _hold_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(words).parse_args(words)
     try:
@@ -33,6 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _hold_standard_descriptors() -> None:
+    """Put `/dev/null` in the place of a standard descriptor that was closed, before anything else takes its number.
+
+    Log lines would go into whatever is opened as number 2, a socket or a segment.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     settings = load(os.environ)
     from ingest.telemetry import log
@@ -44,8 +60,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return dlq_cli.run(arguments, settings)
     from ingest.server import serve
 
+    log.start()
     log.tell_warnings(warnings(settings))
-    return serve(settings)
+    try:
+        return serve(settings)
+    finally:
+        log.finish()
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

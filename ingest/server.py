@@ -135,6 +135,7 @@ class Server:
             deferred=collector.deferred,
         )
         self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers), Layouts(encoder.headers))
+        collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
     def _max_connections(self) -> int:

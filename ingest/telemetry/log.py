@@ -3,7 +3,8 @@
 Owns how a line looks (JSON, or for people with LOG_PRETTY), which lines are left out (LOG_LEVEL, LOG_SAMPLE_N), and
 that what libraries say through `logging` arrives in the same form.
 Promises that a call to a logger never raises and never stops an event: a value JSON cannot hold is written as its text,
-a line the descriptor does not take is lost. Warnings and errors are never sampled away.
+a line the descriptor does not take is lost; and that nobody waits for the reader
+of the log once `start` was called (`lines`). Warnings and errors are never sampled away.
 Never decides what is worth a line; never passes on what libraries log below a warning, for botocore's debug lines hold
 signed requests.
 """
@@ -19,12 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import structlog
 
+from ingest.telemetry.lines import STDERR, Lines
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from ingest.config import Settings
+
+LAST_LINES_SECONDS: Final = 0.2
+"""How long a process that ends waits for the reader of its log."""
 
 
 def configure(settings: Settings) -> None:
@@ -39,7 +45,7 @@ def configure(settings: Settings) -> None:
     if settings.log_pretty:
         # The plain formatter: others show the local variables of each frame, and with them events and keys.
         renderer = structlog.dev.ConsoleRenderer(
-            colors=os.isatty(_STDERR), exception_formatter=structlog.dev.plain_traceback
+            colors=os.isatty(STDERR), exception_formatter=structlog.dev.plain_traceback
         )
         processors += [renderer, _encoded]
     else:
@@ -51,6 +57,26 @@ def configure(settings: Settings) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger().addHandler(_LIBRARIES)
+
+
+def start() -> None:
+    """Leave the writing to a thread from now on: a server must not wait for the reader of its log."""
+    _LINES.start()
+
+
+def finish(within: float = LAST_LINES_SECONDS) -> bool:
+    """Have what was logged so far written, as the last step of a process; False if the reader took too long."""
+    return _LINES.finish(within)
+
+
+def dropped() -> int:
+    """Return how many lines nobody read in time."""
+    return _LINES.dropped
+
+
+def _tell_gap(missing: int) -> None:
+    log = structlog.get_logger()
+    log.warning("log_lines_dropped", lines=missing, hint="standard error is not read in time")
 
 
 def tell_warnings(warnings: Iterable[str]) -> None:
@@ -100,19 +126,6 @@ def _encoded(_: WrappedLogger, __: str, line: Any) -> bytes:  # noqa: ANN401 -- 
     return f"{line}\n".encode(errors="backslashreplace")
 
 
-class _Lines:
-    """Writes each line to standard error in one call, so that lines of several threads do not mix."""
-
-    def msg(self, line: bytes) -> None:
-        try:
-            while line:
-                line = line[os.write(_STDERR, line) :]
-        except OSError:
-            pass
-
-    debug = info = warning = error = critical = msg
-
-
 class _Libraries(logging.Handler):
     """Passes what asyncio and the AWS SDK log from a warning up on to structlog."""
 
@@ -126,6 +139,5 @@ class _Libraries(logging.Handler):
         write("library_log", logger=record.name, message=message, exc_info=record.exc_info)
 
 
-_STDERR: Final = 2
-_LINES: Final = _Lines()
+_LINES: Final = Lines(on_gap=_tell_gap)
 _LIBRARIES: Final = _Libraries(logging.WARNING)

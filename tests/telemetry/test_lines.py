@@ -1,0 +1,117 @@
+"""Nobody waits for the reader of the log, and what it did not read in time is counted."""
+
+import os
+import threading
+import time
+
+from ingest.telemetry.lines import WAITING, Lines
+
+
+def until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def read_all(descriptor):
+    """Read until the other end is closed."""
+    found = bytearray()
+    while piece := os.read(descriptor, 1 << 16):
+        found += piece
+    return bytes(found)
+
+
+def test_before_it_is_started_a_line_is_written_at_once():
+    reader, writer = os.pipe()
+    Lines(writer).msg(b"one\n")
+    assert os.read(reader, 100) == b"one\n"
+
+
+def test_what_was_logged_is_written_in_order_before_the_end():
+    reader, writer = os.pipe()
+    lines = Lines(writer)
+    lines.start()
+    lines.start()
+    for number in range(500):
+        lines.info(b"%d\n" % number)
+    assert lines.finish(30)
+    os.close(writer)
+    assert read_all(reader).split() == [b"%d" % number for number in range(500)]
+    assert lines.dropped == 0
+
+
+def test_d1_a_reader_that_does_not_read_keeps_nobody_waiting_and_the_gap_is_told():
+    reader, writer = os.pipe()
+    gaps = []
+    lines = Lines(writer, on_gap=gaps.append)
+    lines.start()
+    line = b"x" * 4095 + b"\n"
+    logged = 3000
+    for _ in range(logged):
+        lines.msg(line)
+    assert lines.dropped >= logged - WAITING - 100, "the pipe takes a few lines, the queue a thousand"
+    assert not lines.finish(0.01), "the reader reads nothing"
+    assert f"{lines.dropped} dropped" in repr(lines)
+    dropped = lines.dropped
+    found = []
+    thread = threading.Thread(target=lambda: found.append(read_all(reader)))
+    thread.start()
+    assert lines.finish(30)
+    os.close(writer)
+    thread.join(30)
+    assert found[0].count(line) == logged - dropped
+    assert sum(gaps) == dropped
+
+
+def test_several_threads_mix_no_lines_and_lose_no_count():
+    reader, writer = os.pipe()
+    lines = Lines(writer)
+    lines.start()
+    each = 2000
+
+    def log(number):
+        for _ in range(each):
+            lines.msg(b"%d" % number * 40 + b"\n")
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    found = []
+    reading = threading.Thread(target=lambda: found.append(read_all(reader)))
+    for thread in threads:
+        thread.join(30)
+    reading.start()
+    assert lines.finish(30)
+    os.close(writer)
+    reading.join(30)
+    written = found[0].splitlines()
+    assert set(written) <= {b"%d" % number * 40 for number in range(4)}
+    assert len(written) + lines.dropped == 4 * each
+
+
+def test_a_descriptor_that_does_not_block_loses_no_line():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    lines = Lines(writer)
+    lines.start()
+    line = b"y" * 4095 + b"\n"
+    for _ in range(100):
+        lines.msg(line)
+    found = []
+    reading = threading.Thread(target=lambda: found.append(read_all(reader)))
+    until(lambda: lines._queue.qsize() < 100)
+    reading.start()
+    assert lines.finish(30)
+    os.close(writer)
+    reading.join(30)
+    assert found[0] == line * 100
+
+
+def test_a_descriptor_that_is_gone_loses_lines_and_nothing_else():
+    reader, writer = os.pipe()
+    os.close(reader)
+    lines = Lines(writer)
+    lines.start()
+    lines.msg(b"lost\n")
+    assert lines.finish(30)
