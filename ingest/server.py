@@ -126,6 +126,7 @@ class Server:
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
+            Layouts(encoder.headers),
             Pages(ready=lambda: self._step is DrainStep.RUNNING, metrics=Page(collector.metrics)),
             collector.metrics,
             collector.intake.commit,
@@ -134,7 +135,7 @@ class Server:
             max_connections=self._max_connections(),
             deferred=collector.deferred,
         )
-        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers), Layouts(encoder.headers))
+        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers))
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
@@ -240,8 +241,7 @@ class Server:
     async def close(self) -> None:
         """Close what is open and say what stays."""
         # Lingering connections have their answers; the process need not stay for them.
-        for connection in list(self._tick.connections):
-            connection.abort()
+        self._tick.abort()
         for task in list(self._background):
             task.cancel()
         if self._background:

@@ -5,10 +5,11 @@ Knows nothing of journals, dead letters or stores: what commits a turn's events 
 
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
-from ingest.wire.request import HeaderNames
+from ingest.wire.limits import ConnectionLimits
 from ingest.wire.states import STATES, State
-from ingest.wire.tick import ConnectionLimits, Tick
+from ingest.wire.tick import Tick
 from ingest.wire.turn import Turn
 
 __all__ = [

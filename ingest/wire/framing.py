@@ -1,20 +1,161 @@
-"""Measures the framing of an unfinished request.
+"""Where requests begin and end in the bytes of a connection, and how many bytes of one are framing.
 
-Owns one question that the parser, which names no offsets, leaves open: of a slice that begins between two requests and
-ends inside a later one, how many bytes belong to that one and are not body? Answers it by reading the slice once more,
-line by line. Only a pipelining client whose reads end inside a request causes the work.
+Owns the parser of a connection, and the count of framing bytes of the request under way: its head, and all that
+surrounds its body (chunk sizes and extensions, trailers), in raw bytes. Promises that the count is the same however the
+bytes were cut into reads, so that MAX_HEADER_BYTES is met to the byte; and that a request with an `Upgrade` is read on
+as if it had none. Never knows what a request means (that is `request`).
+
+The parser reports no offsets. A slice that begins inside a request is therefore fed line by line. One that begins
+between two requests is fed at once; if it ends inside a later one than it began with, `Meter` reads it once more.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
-from httptools import HttpParserUpgrade
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 
-from ingest.wire.request import new_parser
+from ingest.wire.headers import CONTENT_LENGTH, TRANSFER_ENCODING
+from ingest.wire.parser import new_parser
+from ingest.wire.states import State
+
+if TYPE_CHECKING:
+    from ingest.wire.request import RequestReader
+    from ingest.wire.tick import Tick
 
 EMPTY_LINES: Final = b"\r\n"
 """Between requests they mean nothing (RFC 9112 §2.2), and belong to none."""
+_IDLE: Final = State.IDLE
+_BODY: Final = State.BODY
+_FAULTY: Final = -1
+
+
+class Fed(Enum):
+    """The outcome of feeding bytes."""
+
+    ALL = "all"
+    MALFORMED = "malformed"
+    HEAD_TOO_LARGE = "head too large"
+
+
+_ALL: Final = Fed.ALL
+
+
+class Framing:
+    """Feeds the parser of one connection."""
+
+    __slots__ = ("_limit", "_reader", "_tick", "used")
+
+    def __init__(self, reader: RequestReader, tick: Tick) -> None:
+        self._reader = reader
+        self._tick = tick
+        self._limit = tick.limits.head
+        self.used = 0
+        """Framing bytes of the request under way."""
+        reader.parser = new_parser(reader)
+
+    def feed(self, data: bytes) -> Fed:
+        """Read bytes; complete requests end up in the turn."""
+        reader = self._reader
+        if reader.state is not _IDLE:
+            return self._feed_by_lines(data)
+        turn = self._tick.turn
+        answers = turn.answers
+        taken = self._parse(data)
+        if reader.over:
+            return _ALL
+        if taken == _FAULTY:
+            return Fed.MALFORMED
+        if reader.state is _IDLE:
+            self.used = 0
+            return _ALL
+        head = data[:taken]
+        if turn.answers == answers:
+            self.used = len(head.lstrip(EMPTY_LINES)) - reader.request.size
+        else:
+            self.used = Meter().measure(head)
+        if reader.held_up:
+            fed = self._go_on_without_upgrade()
+            if fed is _ALL and taken < len(data):
+                fed = self._feed_by_lines(data[taken:])
+            if fed is not _ALL or reader.over or reader.state is _IDLE:
+                return fed
+        return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
+
+    def _feed_by_lines(self, data: bytes) -> Fed:
+        """Feed so that every byte is known to be framing or body, and the limit is met to the byte."""
+        reader = self._reader
+        at, end = 0, len(data)
+        while at < end and not reader.over:
+            request = reader.request
+            if reader.state is _BODY and (declared := request.declared):
+                stop = min(end, at + declared - request.size)
+            else:
+                line = data.find(b"\n", at) + 1 or end
+                stop = min(line, at + max(self._limit - 1 - self.used, 1))
+            piece = data[at:stop]
+            size = len(piece.lstrip(EMPTY_LINES)) if reader.state is _IDLE else len(piece)
+            body = request.size
+            taken = self._parse(piece)
+            if reader.over:
+                break
+            if taken == _FAULTY:
+                return Fed.MALFORMED
+            if reader.held_up:
+                self.used += taken
+                fed = self._go_on_without_upgrade()
+                if fed is not _ALL:
+                    return fed
+                if reader.state is _IDLE:
+                    self.used = 0
+                stop = at + taken
+            elif reader.state is _IDLE:
+                self.used = 0
+            else:
+                self.used += size - (reader.request.size - body)
+                if self._exceeds():
+                    return Fed.HEAD_TOO_LARGE
+            at = stop
+        return _ALL
+
+    def _parse(self, data: bytes) -> int:
+        """Feed the parser; return how many bytes it took: all, or those before what an Upgrade holds up."""
+        try:
+            self._reader.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            return int(upgrade.args[0])
+        except HttpParserCallbackError:
+            raise
+        except HttpParserError:
+            return _FAULTY
+        return len(data)
+
+    def _exceeds(self) -> bool:
+        """Tell whether MAX_HEADER_BYTES are used up though the request needs more of them."""
+        if self.used != self._limit:
+            return self.used > self._limit
+        return not (self._reader.state is _BODY and self._reader.request.declared)
+
+    def _go_on_without_upgrade(self) -> Fed:
+        """Put a fresh parser behind a head that has only the framing headers (RFC 9110 §7.8); the real one is known."""
+        reader = self._reader
+        request = reader.request
+        parser = reader.parser = new_parser(reader)
+        if TRANSFER_ENCODING in request.head:
+            framing = b"Transfer-Encoding: " + request.head[TRANSFER_ENCODING]
+        elif request.declared:
+            framing = b"Content-Length: %d" % request.declared
+        else:
+            reader.go_on()
+            reader.on_message_complete()
+            return _ALL
+        try:
+            parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
+        except HttpParserError:  # a coding that does not end in chunked: the first parser stopped before it looked
+            return Fed.MALFORMED
+        reader.go_on()
+        return _ALL
 
 
 class Meter:
@@ -38,7 +179,7 @@ class Meter:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note how long the body will be."""
-        if not self._in_body and name.lower() == b"content-length":
+        if not self._in_body and name.lower() == CONTENT_LENGTH:
             self._length = int(value)
 
     def on_headers_complete(self) -> None:

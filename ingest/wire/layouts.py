@@ -7,7 +7,7 @@ so that dozens cost what one costs.
 
 Promises that what is found is what the parser would tell: a layout is learned from a head that the parser accepted, in
 which no header that is read or frames the message stands twice, and none asks for more than a plain request. Never
-decides whether a request is sound: `RequestReader` has a parser read the same bytes before what is found is believed.
+decides whether a request is sound: `ShortWay` has a parser read the same bytes before what is found is believed.
 
 Clients choose what is learned, so that it is bounded, in number and in time: compiling costs milliseconds. When no
 layout fits in any more all are forgotten, and those that are frequent are learned again first.
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import re
 from typing import Final, TypeAlias
+
+from ingest.wire.headers import CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, TRANSFER_ENCODING, UPGRADE
 
 LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
@@ -34,13 +36,6 @@ _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
 
-HOST: Final = b"host"
-ORIGIN: Final = b"origin"
-EXPECT: Final = b"expect"
-UPGRADE: Final = b"upgrade"
-CONTENT_LENGTH: Final = b"content-length"
-TRANSFER_ENCODING: Final = b"transfer-encoding"
-_CONNECTION: Final = b"connection"
 _QUERY: Final = b"?"
 _UNFIT: Final = frozenset({TRANSFER_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
 
@@ -72,7 +67,7 @@ class Layouts:
 
     def __init__(self, headers: tuple[bytes, ...]) -> None:
         self._headers = headers
-        self._heeded = frozenset({*headers, HOST, ORIGIN, _CONNECTION, CONTENT_LENGTH, *_UNFIT})
+        self._heeded = frozenset({*headers, HOST, ORIGIN, CONNECTION, CONTENT_LENGTH, *_UNFIT})
         self._learn_at = 0.0
         self._forget()
 
@@ -114,7 +109,7 @@ class Layouts:
             line = self._line(spelling, name, value)
             if name in _UNFIT or line is None:
                 return None
-            if name in (HOST, _CONNECTION) or line[1]:
+            if name in (HOST, CONNECTION) or line[1]:
                 names.append(name)
             lines.append(line)
         framed = HOST in names and (CONTENT_LENGTH in names) is post
@@ -123,9 +118,9 @@ class Layouts:
     def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
         """Return the pattern of a header's line, and the name of the value in it if that is read."""
         start = re.escape(spelling) + b":"
-        if name in (HOST, _CONNECTION) and name in self._headers:
+        if name in (HOST, CONNECTION) and name in self._headers:
             return None
-        if name == _CONNECTION:
+        if name == CONNECTION:
             # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
             return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None
         if name == CONTENT_LENGTH:

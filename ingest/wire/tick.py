@@ -8,64 +8,33 @@ its requests. Never parses, never writes to disk: `Connection` does the first, t
 
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
-
-Below saturation turns would be small: the loop is faster than events arrive, and spends more on waking for each than on
-the event. So a turn that follows closely upon a small one waits a millisecond before it reads on, as a network card
-waits before it interrupts: what arrives meanwhile is read, committed and answered together. It does so asleep, which
-costs nothing and lets gzip run. A lone event waits for nobody, a full turn does not either.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ingest.telemetry import Answer
+from ingest.wire.crowd import Crowd
+from ingest.wire.gathering import GATHER_SECONDS, Gathering
+from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from ingest.config import Settings
     from ingest.event import ClientError, EventEncoder, Pages
     from ingest.telemetry import Metrics
     from ingest.wire.answers import AnswerBook
-    from ingest.wire.connection import Connection
-
-
-SMALL_TURN: Final = 8
-"""With fewer reads than this in a turn the next one waits for company."""
-CLOSELY: Final = 0.002
-"""Seconds after a small turn for which company is expected."""
-GATHER_SECONDS: Final = 0.001
-
-REFUSED_LINGERING: Final = 32
-"""Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
+    from ingest.wire.crowd import Member
+    from ingest.wire.layouts import Layouts
+    from ingest.wire.limits import ConnectionLimits
+    from ingest.wire.short_way import Sender
 
 _STATUS_AT: Final = len("HTTP/1.1 ")
 _CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
-
-
-class ConnectionLimits(NamedTuple):
-    """Bytes and seconds that one connection may ask of the process."""
-
-    head: int
-    body: int
-    buffered: int
-    read_timeout: float
-    idle_timeout: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> ConnectionLimits:
-        """Take the limits from the settings."""
-        return cls(
-            settings.max_header_bytes,
-            settings.max_body_size,
-            settings.max_buffer_bytes,
-            settings.read_timeout,
-            settings.idle_timeout,
-        )
 
 
 class Tick:
@@ -77,16 +46,16 @@ class Tick:
     __slots__ = (
         "_buffered",
         "_commit",
+        "_gathering",
         "_loop",
-        "_max_connections",
         "_refusing",
         "_sleep",
-        "_small",
+        "_take",
         "_wall_clock",
         "arrived",
         "book",
         "closing",
-        "connections",
+        "crowd",
         "deferred",
         "draining",
         "encoder",
@@ -99,8 +68,8 @@ class Tick:
         "pages",
         "read_deadline",
         "reads",
-        "refused",
         "seconds",
+        "short_way",
         "turn",
     )
 
@@ -110,6 +79,7 @@ class Tick:
         limits: ConnectionLimits,
         encoder: EventEncoder,
         book: AnswerBook,
+        layouts: Layouts,
         pages: Pages,
         metrics: Metrics,
         commit: Callable[[Turn], None],
@@ -124,13 +94,14 @@ class Tick:
         # For the process's life.
         self._loop = loop
         self._commit = commit
-        self._max_connections = max_connections
         self.loop_time = loop.time
         self._wall_clock = wall_clock
         self._sleep = sleep
         self.limits = limits
         self.encoder = encoder
         self.book = book
+        self.short_way = ShortWay(limits, encoder, book, layouts)
+        self._take = self.short_way.take
         self.pages = pages
         self.metrics = metrics
         self._refusing = refusing
@@ -138,18 +109,16 @@ class Tick:
         self.deferred = deferred
         self.draining = False
         self.arrived = 0.0
-        self.connections: set[Connection] = set()
-        self.refused: set[Connection] = set()
-        """Those over MAX_CONNECTIONS that linger with their refusal."""
+        self.crowd = Crowd(metrics, max_connections)
+        self._gathering = Gathering()
         self.held = 0
         """Bytes of unfinished requests on all connections."""
 
         # For one turn.
-        self.reads: list[tuple[Connection, bytes]] = []
-        self.closing: list[Connection] = []
+        self.reads: list[tuple[Member, bytes]] = []
+        self.closing: list[Member] = []
         self.seconds = 0
         self.now = self.idle_deadline = self.read_deadline = 0.0
-        self._small = False
         self.read_clocks()
         self.turn = Turn(self.seconds)
 
@@ -158,9 +127,9 @@ class Tick:
 
         A turn that is owed to bytes already here, or to the end of input, never waits for company.
         """
-        arrived = self.arrived = self.loop_time()
-        closely = waits and self._small and arrived - self.now < CLOSELY
-        self._loop.call_soon(self._gather if closely else self.run)
+        self.arrived = self.loop_time()
+        gathers = waits and self._gathering.pays(self.arrived)
+        self._loop.call_soon(self._gather if gathers else self.run)
 
     def _gather(self) -> None:
         """Let more arrive, which the loop then reads before it calls `run`."""
@@ -171,12 +140,15 @@ class Tick:
         """Do one turn's work."""
         reads = self.reads
         self.reads = []
-        self._small = len(reads) < SMALL_TURN
         self.read_clocks()
+        self._gathering.ran(len(reads), self.now)
         turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
+        take, idle_deadline = self._take, self.idle_deadline
         for connection, data in reads:
             try:
-                if not connection.whole or not connection.take_whole(data):
+                if connection.whole and take(connection, data, turn):
+                    connection.deadline = idle_deadline
+                else:
                     connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 connection.abort()
@@ -206,32 +178,9 @@ class Tick:
         self.idle_deadline = now + self.limits.idle_timeout
         self.read_deadline = now + self.limits.read_timeout
 
-    def admit(self, connection: Connection) -> bool:
-        """Take a new connection into account; False when there are MAX_CONNECTIONS already."""
-        if len(self.connections) >= self._max_connections:
-            self.metrics.connections_refused += 1
-            return False
-        self.connections.add(connection)
-        self.metrics.connections += 1
-        return True
-
-    def watch(self, connection: Connection) -> bool:
-        """Let a connection that was not admitted linger, if its descriptor can be spared."""
-        if len(self.refused) >= REFUSED_LINGERING:
-            return False
-        self.refused.add(connection)
-        return True
-
-    def dismiss(self, connection: Connection) -> None:
-        """Forget a connection that is gone."""
-        self.refused.discard(connection)
-        if connection in self.connections:
-            self.connections.remove(connection)
-            self.metrics.connections -= 1
-
     def busy(self) -> bool:
         """Tell whether a connection is still owed an answer, or sends a request."""
-        return any(connection.pending or not connection.is_over for connection in self.connections)
+        return self.crowd.busy()
 
     def _settled(self, requests: int, arrived: float, committed: bool) -> None:
         """Count requests with events, once for a turn."""
@@ -259,14 +208,25 @@ class Tick:
         """Close what has outlived its deadline. Called about twice a second; a deadline is late by at most that."""
         self.read_clocks()
         now = self.now
-        overdue = [connection for connection in (*self.connections, *self.refused) if connection.is_overdue(now)]
+        overdue = [connection for connection in self.crowd if connection.is_overdue(now)]
         for connection in overdue:
             connection.expire()
 
     def drain(self) -> None:
         """From now on every answer ends its connection; idle connections end at once."""
         self.draining = True
+        self._take = _left_to_the_parser
         if self.reads:
             self.run()
-        for connection in list(self.connections):
+        for connection in list(self.crowd.admitted):
             connection.drain()
+
+    def abort(self) -> None:
+        """Drop every connection."""
+        for connection in list(self.crowd):
+            connection.abort()
+
+
+def _left_to_the_parser(sender: Sender, data: bytes, turn: Turn) -> bool:  # noqa: ARG001 - `ShortWay.take`'s shape
+    """Take nothing: only the parser's way says `Connection: close`."""
+    return False

@@ -43,7 +43,7 @@ events it is for. A plain tuple, because one is made for every event."""
 class Turn:
     """Events of one second, and the answers of one turn in the order of their requests."""
 
-    __slots__ = ("_entries", "_late", "_settled", "arrived", "events", "lines", "seconds", "size")
+    __slots__ = ("_entries", "_late", "_replies", "_settled", "arrived", "events", "lines", "seconds", "size")
 
     def __init__(self, seconds: int, arrived: float = 0.0, settled: Settled | None = None) -> None:
         self.seconds = seconds
@@ -51,11 +51,13 @@ class Turn:
         """When the turn's first bytes came, on the loop's clock."""
         self._settled = settled
         self.lines: list[bytes] = []
-        """One for each event."""
+        """One for each event, until whoever commits them has taken them."""
         self.events = 0
         self.size = 0
-        """Bytes of the lines, also when whoever committed them has taken them away."""
+        """Bytes of the lines."""
         self._entries: list[_Entry] = []
+        self._replies = 0
+        """How many of them are for no event."""
         self._late = False
         """From `defer` on: the answers come in a later turn."""
 
@@ -78,6 +80,7 @@ class Turn:
     def reply(self, to: Answerer, answer: bytes) -> None:
         """Add an answer that no commit decides, behind those its connection is owed."""
         self._entries.append((to, answer, answer, 0))
+        self._replies += 1
 
     def split(self, events: int) -> tuple[Turn, Turn]:
         """Return what belongs to the first so many events, and the rest."""
@@ -95,6 +98,7 @@ class Turn:
         part.events = len(lines)
         part.size = sum(map(len, lines))
         part._entries = entries
+        part._replies = len(entries) - len(lines)
         part._late = self._late
         return part
 
@@ -108,6 +112,7 @@ class Turn:
             to, answer, _, events = entry
             if not events and not to.pending:
                 to.write(answer)
+                self._replies -= 1
                 continue
             to.await_commit()
             late.append(entry)
@@ -116,19 +121,16 @@ class Turn:
 
     def settle(self, *, committed: bool) -> None:
         """Answer: the events are durable as promised, or refused and forgotten."""
-        requests = 0
+        entries = self._entries
         if committed:
-            for to, answer, _, events in self._entries:
+            for to, answer, _, _ in entries:
                 to.write(answer)
-                if events:
-                    requests += 1
         else:
-            for to, _, refusal, events in self._entries:
+            for to, _, refusal, _ in entries:
                 to.write(refusal)
-                if events:
-                    requests += 1
+        requests = len(entries) - self._replies
         if self._settled is not None and requests:
             self._settled(requests, self.arrived, committed)
         if self._late:
-            for to, _, _, _ in self._entries:
+            for to, _, _, _ in entries:
                 to.answered()

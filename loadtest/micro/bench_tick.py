@@ -18,9 +18,10 @@ from ingest.event.pages import Pages
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
-from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Tick
+from ingest.wire.limits import ConnectionLimits
+from ingest.wire.tick import Tick
 
 CONNECTIONS = 20
 TURNS = 100
@@ -65,6 +66,7 @@ class Turns:
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
+            layouts(encoder.headers),
             Pages(ready=lambda: True, metrics=lambda: ("", b"")),
             Metrics(),
             self.commit,
@@ -72,8 +74,8 @@ class Turns:
             buffered=lambda: 0,
             max_connections=CONNECTIONS,
         )
-        names, known = HeaderNames(encoder.headers), layouts(encoder.headers)
-        self.connections = [Connection(self.tick, names, known) for _ in range(CONNECTIONS)]
+        names = HeaderNames(encoder.headers)
+        self.connections = [Connection(self.tick, names) for _ in range(CONNECTIONS)]
         for connection in self.connections:
             connection.connection_made(Transport())
 

@@ -19,9 +19,10 @@ from ingest.event.pages import Pages
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
-from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Tick
+from ingest.wire.limits import ConnectionLimits
+from ingest.wire.tick import Tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -300,6 +301,13 @@ class Client:
         return self.transport.gone
 
 
+class Unlearning(Layouts):
+    """Knows no layout, and never will."""
+
+    def learn(self, data: bytes, now: float) -> None:
+        pass
+
+
 @dataclass
 class Wire:
     """A tick with everything around it. `settings` are environment variables."""
@@ -308,6 +316,8 @@ class Wire:
     deferred: bool = False
     """Whether answers wait for `sync`."""
     peer: tuple[str, int] = ("203.0.113.9", 40000)
+    learns: bool = True
+    """Whether layouts are learned; without them everything goes through the parser's callbacks."""
 
     def __post_init__(self) -> None:
         settings = load(self.settings)
@@ -326,11 +336,13 @@ class Wire:
         """How long turns waited for company."""
         self.limit = settings.max_buffer_bytes
         encoder = EventEncoder(settings)
+        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers)
         self.tick = Tick(
             self.loop,  # type: ignore[arg-type]
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
+            self.layouts,
             Pages(ready=lambda: self.ready, metrics=lambda: (CONTENT_TYPE, b"# metrics\n")),
             self.metrics,
             self._commit,
@@ -342,12 +354,11 @@ class Wire:
             sleep=self.rests.append,
         )
         self.names = HeaderNames(encoder.headers)
-        self.layouts = Layouts(encoder.headers)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
     def connect(self, peer: tuple[str, int] | None = None) -> Client:
         """Accept a client."""
-        connection = Connection(self.tick, self.names, self.layouts)
+        connection = Connection(self.tick, self.names)
         transport = FakeTransport(self.loop, connection, peer or self.peer)
         connection.connection_made(transport)  # type: ignore[arg-type]
         self.loop.settle()

@@ -165,7 +165,7 @@ def test_nothing_is_left_of_a_connection_that_is_gone():
         client.transport.vanish()
         wire.loop.settle()
         client.transport.kernel.clear()
-    assert wire.tick.connections == set()
+    assert wire.tick.crowd.admitted == set()
     assert wire.tick.held == 0
     assert wire.metrics.connections == 0
     assert wire.loop.failures == []

@@ -142,7 +142,7 @@ def test_a_client_that_left_leaves_nothing_behind():
     wire.loop.settle()
     wire.sync_all()
     assert wire.events == ["1", "2"], "written is written: it may be stored though the answer is lost"
-    assert wire.tick.connections == set()
+    assert wire.tick.crowd.admitted == set()
     assert wire.loop.failures == []
 
 

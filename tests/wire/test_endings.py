@@ -2,7 +2,8 @@
 
 import pytest
 
-from ingest.wire.connection import LINGER_BYTES, LINGER_SECONDS
+from ingest.wire.connection import LINGER_SECONDS
+from ingest.wire.flow import LINGER_BYTES
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 REFUSED = {
@@ -27,7 +28,7 @@ def test_an_error_half_closes_and_reads_on_until_the_client_ends(data, status):
     assert client.closed
     assert not client.transport.reset
     assert client.statuses == [status]
-    assert wire.tick.connections == set()
+    assert wire.tick.crowd.admitted == set()
 
 
 def test_an_error_reads_on_for_at_most_64_kib():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest.wire.tick import CLOSELY, GATHER_SECONDS, SMALL_TURN
+from ingest.wire.gathering import CLOSELY, GATHER_SECONDS, SMALL_TURN
 from tests.stand_ins.wire import Wire, post
 
 if TYPE_CHECKING:

@@ -300,11 +300,6 @@ def test_a_header_that_means_something_else_may_name_the_client_too(name):
 # Against the parser alone.
 
 
-class NoLayouts(Layouts):
-    def learn(self, data: bytes, now: float) -> None:
-        pass
-
-
 lines = st.lists(
     st.sampled_from(
         [
@@ -375,8 +370,7 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
 @example(pairs=[(pixel(), b"GET /collect?a\r\nHost: x HTTP/1.1\r\n\r\n")], variables={})
 def test_a_known_layout_changes_nothing_but_the_cost(pairs, variables):
     known = taught(*(lesson for lesson, _ in pairs), **variables)
-    unknown = Wire(variables, peer=PROXY)
+    unknown = Wire(variables, peer=PROXY, learns=False)
     unknown.loop.now = known.loop.now
-    unknown.layouts = NoLayouts(HEADERS)
     reads = [data for _, data in pairs]
     assert outcome(known, reads) == outcome(unknown, reads)

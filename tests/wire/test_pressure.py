@@ -3,7 +3,8 @@
 import pytest
 
 from ingest.telemetry import Overdue
-from ingest.wire.connection import SLICE, UNSENT_ANSWERS
+from ingest.wire.flow import UNSENT_ANSWERS
+from ingest.wire.limits import SLICE
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 READ_BYTES = 256_000

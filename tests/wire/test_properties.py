@@ -157,7 +157,7 @@ def test_any_bytes_end_in_an_answer_or_a_close(data, sizes, same_turn, ended, de
         wire.loop.settle()
     assert wire.loop.failures == []
     assert client.closed
-    assert wire.tick.connections == set()
+    assert wire.tick.crowd.admitted == set()
     assert wire.tick.held == 0
     answers = bytes(client.transport.sent)
     assert answers == b"" or answers.startswith(b"HTTP/1.1 ")

@@ -19,10 +19,12 @@ from ingest.event.pages import Pages
 from ingest.telemetry import Reason
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
-from ingest.wire.connection import LINGER_BYTES, SLICE, UNSENT_ANSWERS, Connection
+from ingest.wire.connection import Connection
+from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
+from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
-from ingest.wire.request import HeaderNames
-from ingest.wire.tick import ConnectionLimits, Tick
+from ingest.wire.limits import SLICE, ConnectionLimits
+from ingest.wire.tick import Tick
 from tests.stand_ins.wire import post, read_answers, request
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ class WatchedTick(Tick):
     def run(self) -> None:
         self.most_read = max(self.most_read, sum(len(data) for _, data in self.reads))
         super().run()
-        for connection in self.connections:
-            if connection._transport is not None:
-                self.most_unsent = max(self.most_unsent, connection._transport.get_write_buffer_size())
+        for connection in self.crowd:
+            transport = connection._flow._transport
+            if transport is not None:
+                self.most_unsent = max(self.most_unsent, transport.get_write_buffer_size())
 
 
 @contextlib.asynccontextmanager
@@ -55,6 +58,7 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
         ConnectionLimits.of(settings),
         encoder,
         AnswerBook(settings.cors_origins),
+        Layouts(encoder.headers),
         Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b"")),
         Metrics(),
         lambda turn: turn.settle(committed=True),
@@ -68,14 +72,13 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, buffer, kernel_buffer)
     address = listener.getsockname()
-    connection = partial(Connection, tick, HeaderNames(encoder.headers), Layouts(encoder.headers))
+    connection = partial(Connection, tick, HeaderNames(encoder.headers))
     server = await loop.create_server(connection, sock=listener)
     try:
         yield tick, address
     finally:
         server.close()
-        for connection in list(tick.connections):
-            connection.abort()
+        tick.abort()
         await asyncio.sleep(0)
     assert failures == []
 

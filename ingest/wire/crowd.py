@@ -1,0 +1,94 @@
+"""All connections of the process.
+
+Owns who is connected, and how many may be. Promises that a connection is counted until it is gone, and that those over
+MAX_CONNECTIONS take no more descriptors than are held in reserve. Never looks at what a connection does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ingest.wire.turn import Answerer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest.event import Peer
+    from ingest.telemetry import Metrics
+
+REFUSED_LINGERING: Final = 32
+"""Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
+
+
+class Member(Answerer, Protocol):
+    """A connection, as far as turns and sweeps need it."""
+
+    peer: Peer
+    deadline: float
+    whole: bool
+    """The next read may be a whole event."""
+
+    @property
+    def is_over(self) -> bool:
+        """All is answered, and no request will be read any more."""
+
+    def feed(self, data: bytes) -> None:
+        """Read one read's bytes; complete requests end up in the turn."""
+
+    def finish(self) -> None:
+        """End, all answers written."""
+
+    def is_overdue(self, now: float) -> bool:
+        """Tell whether the deadline has passed."""
+
+    def expire(self) -> None:
+        """Close without a word."""
+
+    def drain(self) -> None:
+        """End at once if nothing is under way; else the next answer will be the last."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
+
+
+class Crowd:
+    """Connections that were admitted, and a few that were not and linger with their refusal."""
+
+    __slots__ = ("_max", "_metrics", "_refused", "admitted")
+
+    def __init__(self, metrics: Metrics, max_connections: int) -> None:
+        self._metrics = metrics
+        self._max = max_connections
+        self.admitted: set[Member] = set()
+        self._refused: set[Member] = set()
+
+    def __iter__(self) -> Iterator[Member]:
+        yield from self.admitted
+        yield from self._refused
+
+    def admit(self, connection: Member) -> bool:
+        """Take a new connection into account; False when there are MAX_CONNECTIONS already."""
+        if len(self.admitted) >= self._max:
+            self._metrics.connections_refused += 1
+            return False
+        self.admitted.add(connection)
+        self._metrics.connections += 1
+        return True
+
+    def watch(self, connection: Member) -> bool:
+        """Let a connection that was not admitted linger, if its descriptor can be spared."""
+        if len(self._refused) >= REFUSED_LINGERING:
+            return False
+        self._refused.add(connection)
+        return True
+
+    def dismiss(self, connection: Member) -> None:
+        """Forget a connection that is gone."""
+        self._refused.discard(connection)
+        if connection in self.admitted:
+            self.admitted.remove(connection)
+            self._metrics.connections -= 1
+
+    def busy(self) -> bool:
+        """Tell whether a connection is still owed an answer, or sends a request."""
+        return any(connection.pending or not connection.is_over for connection in self.admitted)

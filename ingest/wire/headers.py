@@ -1,0 +1,48 @@
+"""Header names: those that the wire itself reads, and which spellings of a name anybody wants.
+
+Owns the names that frame a message, and `HeaderNames`. Never looks at a value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HOST: Final = b"host"
+ORIGIN: Final = b"origin"
+EXPECT: Final = b"expect"
+UPGRADE: Final = b"upgrade"
+CONNECTION: Final = b"connection"
+CONTENT_LENGTH: Final = b"content-length"
+TRANSFER_ENCODING: Final = b"transfer-encoding"
+REQUESTED_HEADERS: Final = b"access-control-request-headers"
+
+_READ_BY_THE_WIRE: Final = frozenset(
+    {HOST, ORIGIN, EXPECT, UPGRADE, CONTENT_LENGTH, TRANSFER_ENCODING, REQUESTED_HEADERS}
+)
+_SPELLINGS_LEARNED: Final = 1024
+_SPELLING_BYTES: Final = 64
+
+
+class HeaderNames:
+    """Learns which spellings of header names are wanted, so that one lookup answers for each header of a request.
+
+    `learned` maps a raw name to its lower-case form, or to nothing when nobody reads it; at most 1,024 spellings. It is
+    a plain dict, and callers ask `learn` only for what is not in it: that is the lookup Python does fastest.
+    """
+
+    __slots__ = ("_wanted", "learned")
+
+    def __init__(self, wanted: Iterable[bytes]) -> None:
+        self._wanted = frozenset({*wanted, *_READ_BY_THE_WIRE})
+        self.learned: dict[bytes, bytes] = {}
+
+    def learn(self, raw: bytes) -> bytes:
+        """Return what a spelling maps to, and keep it if there is room."""
+        lower = raw.lower()
+        wanted = lower if lower in self._wanted else b""
+        if len(self.learned) < _SPELLINGS_LEARNED and len(raw) <= _SPELLING_BYTES:
+            self.learned[raw] = wanted
+        return wanted
