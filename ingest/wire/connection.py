@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
     def is_overdue(self, now: float) -> bool:
         """Tell whether the deadline of the state has passed; while nothing is read, the patience with a stalled client.
 
-        What waits for a group commit has all the time the disk takes.
+        An answer that waits for a group commit has all the time the disk takes.
         """
         if self._flow.stalled_until is not None:
             return now >= self._flow.stalled_until

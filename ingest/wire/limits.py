@@ -1,4 +1,4 @@
-"""What one connection may ask of the process.
+"""The limits of one connection.
 
 Owns the figures, taken from the settings once. Never counts anything.
 """

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ingest.wire.connection import Connection
 from ingest.wire.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, Layouts
 from tests.stand_ins.wire import Client, Wire, chunked, counted, post, request
+from tests.wire.corpus import CORPUS, filled
 
 HEADERS = (b"user-agent", b"cookie", b"x-forwarded-for", b"cloudfront-viewer-address")
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
@@ -298,6 +299,32 @@ def test_a_header_that_means_something_else_may_name_the_client_too(name):
 
 
 # Against the parser alone.
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30).map(str.strip)
+ADDRESSES = st.sampled_from(["203.0.113.7", "203.0.113.7, 10.0.0.2", "2001:db8::1", "[2001:db8::1]:443", "x, 9.9.9.9"])
+CONTENTS = st.one_of(st.binary(max_size=80), st.sampled_from([b"{}", b'{"a": [1, "\\u20ac"]}', b'"\xe2\x80\xa8"']))
+
+
+@pytest.mark.parametrize("name", CORPUS)
+@settings(deadline=None, max_examples=25)
+@given(
+    agent=TEXTS.filter(bool),
+    cookie=TEXTS.filter(bool),
+    address=ADDRESSES,
+    content=CONTENTS,
+    body_format=st.sampled_from(["text", "json"]),
+)
+def test_the_short_way_and_the_long_way_store_the_same_line(name, agent, cookie, address, content, body_format):
+    variables = {"BODY_FORMAT": body_format}
+    data = filled(name, agent=agent, cookie=cookie, address=address, content=content)
+    short = taught(filled(name), **variables)
+    long = Wire(variables, peer=PROXY, learns=False)
+    long.loop.now = short.loop.now
+    assert knows(short.layouts, data), "the corpus is of requests that are learned"
+    sent = [bytes(wire.connect().send(data).transport.sent) for wire in (short, long)]
+    assert short.lines == long.lines
+    assert sent[0] == sent[1]
+    assert short.loop.failures == long.loop.failures == []
 
 
 lines = st.lists(
