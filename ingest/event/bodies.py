@@ -7,7 +7,6 @@ U+FFFD. Promises that a JSON value which is taken can be read by the tools that 
 
 from __future__ import annotations
 
-import codecs
 import re
 from binascii import b2a_base64
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -28,21 +27,16 @@ JSON_DEPTH: Final = 64
 NUMBER_DIGITS: Final = 100
 """Spark reads 1,000 digits."""
 
-_PERCENT: Final = "ingest.percent"
-
-
-def _percent(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return "".join(f"%{byte:02X}" for byte in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error(_PERCENT, _percent)
+_PERCENT: Final = {0xDC00 + byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
+"""By the lone surrogates in whose place Python's `surrogateescape` keeps bytes that are not UTF-8."""
 
 
 def query_text(query: Raw) -> str:
     """Return a query string as text; a byte that is not UTF-8 becomes `%XX`, which means the same in a URL."""
-    return query.decode("utf-8", _PERCENT)
+    try:
+        return query.decode()
+    except UnicodeDecodeError:
+        return query.decode("utf-8", "surrogateescape").translate(_PERCENT)
 
 
 def header_text(value: Raw) -> str:
@@ -65,11 +59,15 @@ def text_query(query: Raw) -> Members:
 
 # JSON.
 
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_ESCAPE: Final = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL
-)
-_LONE_SURROGATE: Final = 6  # the length of `\ud83d`: a pair has 12, any other escape 2
+# No pattern here repeats a group: the matcher would keep every repetition, many times the size of the body.
+_STRING: Final = re.compile(rb'"[^"]*"')
+_HEX: Final = rb"[0-9a-fA-F]{2}"
+_HIGH: Final = rb"\\u[dD][89abAB]" + _HEX
+_LOW: Final = rb"\\u[dD][c-fC-F]" + _HEX
+_LONE_SURROGATE: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_ESCAPED_BACKSLASH: Final = rb"\\"
+_MASK: Final = b"\0\0"
+"""Stands for an escaped backslash, so that every backslash left begins an escape; no JSON has a NUL."""
 _LINE_BREAKS: Final = b"\r\n"
 _OPEN_OR_CLOSE: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -82,17 +80,13 @@ def json_body(body: Raw) -> Members | ClientError:
     """Return what is said of a body that has to be JSON: the value, verbatim; an empty body is `null`.
 
     RFC 8259 allows line breaks only between tokens, never inside a string, so that removing every one of them keeps
-    the value. A lone surrogate, which browsers do send and no reader takes, becomes the escape of U+FFFD.
+    the value.
     """
     if not body:
         return {"body": None}
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        body = _ESCAPE.sub(_mend, body)
-        try:
-            orjson.loads(body)
-        except orjson.JSONDecodeError:
+    if not _is_json(body):
+        body = _mend_surrogates(body)
+        if not _is_json(body):
             return BAD_JSON
     if len(body) > NUMBER_DIGITS:
         refusal = _unreadable(body)
@@ -106,9 +100,20 @@ def json_query(query: Raw) -> Members:
     return {"query": query_text(query), "body": None} if query else {"body": None}
 
 
-def _mend(escape: re.Match[bytes]) -> bytes:
-    found = escape[0]
-    return rb"\ufffd" if len(found) == _LONE_SURROGATE else found
+def _is_json(body: Raw) -> bool:
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _mend_surrogates(body: Raw) -> Raw:
+    """Write the escape of U+FFFD for a surrogate without its other half, which browsers do send and no reader takes."""
+    if b"\0" in body:
+        return body
+    masked = body.replace(_ESCAPED_BACKSLASH, _MASK)
+    return _LONE_SURROGATE.sub(rb"\\ufffd", masked).replace(_MASK, _ESCAPED_BACKSLASH)
 
 
 def _unreadable(body: Raw) -> ClientError | None:
@@ -120,7 +125,7 @@ def _unreadable(body: Raw) -> ClientError | None:
     long = _has_long_number(body)
     if not deep and not long:
         return None
-    body = _STRING.sub(b"", body)
+    body = _STRING.sub(b"", body.replace(_ESCAPED_BACKSLASH, b"").replace(rb"\"", b""))
     if deep and _is_deep(body):
         return JSON_TOO_DEEP
     return NUMBER_TOO_LONG if long and _has_long_number(body) else None

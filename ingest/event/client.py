@@ -197,7 +197,7 @@ def pack_element(element: Raw) -> bytes | None:
             return None
     if text.startswith("["):
         text, bracket, port = text[1:].partition("]")
-        if not bracket or (port and not _is_port(port)):
+        if not bracket or ":" not in text or (port and not _is_port(port)):
             return None
     elif text.count(":") == 1:
         text, _, port = text.partition(":")

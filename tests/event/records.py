@@ -59,6 +59,23 @@ def encode(
 # The reference.
 
 
+def percent(query: bytes) -> str:
+    """Write each byte that is in no UTF-8 sequence as `%XX`; look for the longest sequence at each place."""
+    text, at = "", 0
+    while at < len(query):
+        for size in (1, 2, 3, 4):
+            try:
+                text += query[at : at + size].decode()
+            except UnicodeDecodeError:
+                continue
+            at += size
+            break
+        else:
+            text += f"%{query[at]:02X}"
+            at += 1
+    return text
+
+
 def reference(form: str, method: str, body: bytes, query: bytes, agent: bytes, cookie: bytes) -> dict | str:
     """Return the record of a request from an untrusted peer, or `REFUSED`, without a thought for speed."""
     record = {
@@ -68,10 +85,7 @@ def reference(form: str, method: str, body: bytes, query: bytes, agent: bytes, c
         "cookie": cookie.decode("utf-8", "replace"),
     }
     is_query = method == "GET" or (query and not body)
-    asked = "".join(
-        f"%{ord(letter) - 0xDC00:02X}" if "\udc80" <= letter <= "\udcff" else letter
-        for letter in query.decode("utf-8", "surrogateescape")
-    )
+    asked = percent(query)
     if form == "text" and is_query:
         return record | {"body": asked}
     if asked:

@@ -72,7 +72,7 @@ elements = st.one_of(
     v6,
     mapped,
     st.builds("{}:{}".format, v4, ports),
-    st.builds("[{}]:{}".format, v6 | mapped, ports),
+    st.builds("[{}]:{}".format, v6 | mapped | v4, ports),
     v6.map("[{}]".format),
     v6.map(str.upper),
     v6.map('"{}"'.format),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest.event.refusals import ClientError
 from ingest.format.record import PLAIN
-from tests.event.records import NOW, REFUSED, encode, encoder, reference, the_record
+from tests.event.records import NOW, REFUSED, encode, encoder, json_reference, reference, the_record
 
 QUIET = settings(deadline=None, max_examples=300)
 ENCODERS = {"text": encoder(), "json": encoder(BODY_FORMAT="json")}
@@ -215,6 +216,7 @@ def test_digits_in_strings_are_no_number_E13():
         (rb'"\\\ud83d\u0041"', rb'"\\\ufffd\u0041"'),
         (rb'{"\udfff":1}', rb'{"\ufffd":1}'),
         (rb'"\ud83d\ude00"', rb'"\ud83d\ude00"'),
+        (rb'"\ud83d\ude00\ude00\ud83d"', rb'"\ud83d\ude00\ufffd\ufffd"'),
     ],
 )
 def test_a_lone_surrogate_is_stored_as_u_fffd_E13(sent, stored):
@@ -222,6 +224,64 @@ def test_a_lone_surrogate_is_stored_as_u_fffd_E13(sent, stored):
     assert isinstance(line, bytes)
     assert line.endswith(b',"body":' + stored + b"}\n")
     the_record(line)
+
+
+@QUIET
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [
+                rb"\ud83d",
+                rb"\uDBFF",
+                rb"\ude00",
+                rb"\uDC00",
+                rb"\\",
+                rb"\"",
+                rb"\n",
+                b"ud83d",
+                b"x",
+                rb"\u0041",
+                "가".encode(),
+            ]
+        ),
+        max_size=12,
+    )
+)
+def test_surrogates_are_paired_as_a_reader_pairs_them_E13(parts):
+    body = b'["' + b"".join(parts) + b'"]'
+    assert the_record(encode(JSON, "POST", body))["body"] == json_reference(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"' + rb"\n" * 32_000 + b'"x',
+        b'["' + rb"\n" * 32_000 + b'",' + b"1" * 101 + b"]",
+        b'["' + rb"\ud83d" * 10_000 + b'"]',
+        b'"' + b"\\" * 64_000,
+        b"[" + b"[]," * 21_000 + b"1]",
+        b"[" * 32_000 + b"]" * 32_000,
+        b'["' + b"[" * 64_000 + b'"]',
+    ],
+    ids=[
+        "escapes, refused",
+        "escapes, looked through",
+        "surrogates",
+        "backslashes",
+        "flat",
+        "deep",
+        "brackets in a string",
+    ],
+)
+def test_judging_a_body_takes_no_more_than_some_times_its_size_E13(body):
+    encode(JSON, "POST", body)
+    tracemalloc.start()
+    try:
+        encode(JSON, "POST", body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * len(body)
 
 
 @QUIET
