@@ -34,7 +34,7 @@ from ingest.format import KeyFactory, codec, dlq_path, segment_path
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Backlog, DeadLetterQueue
 from ingest.store import Head, create_store
-from ingest.telemetry import Metrics, Place
+from ingest.telemetry import Metrics, Place, StoreHealth, Story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,7 +85,7 @@ class Collector:
         """Take the slots; a `StorageError` when the disk does not let us, with the variable as its note."""
         self._settings = settings
         self._world = world
-        self.metrics = metrics = Metrics()
+        self.metrics = metrics = Metrics(store=StoreHealth(world.now))
         self.keys = keys = KeyFactory(settings.raw_prefix, settings.partition_tz, world.host, world.token)
         self.dlq_slot = _take_slot("DLQ_DIR", world.fs, settings.dlq_dir)
         self.journal_slot = _take_slot("JOURNAL_DIR", world.fs, settings.journal_dir)
@@ -148,6 +148,7 @@ class Collector:
             held_bytes=self._held_bytes,
             journal=self.journal,
         )
+        self.story = Story(metrics, clock=world.clock, now=world.now, refuses=self._refuses, next_try=self._next_try)
         self._register_figures()
 
     @property
@@ -243,6 +244,12 @@ class Collector:
 
     def _room_made(self) -> None:
         self.intake.room_made()
+
+    def _refuses(self) -> bool:
+        return self.intake.refusing(0)
+
+    def _next_try(self) -> float:
+        return self.uploader.attempts.breaker.retry_at
 
     def _has_room(self) -> bool:
         return self.uploader.has_room

@@ -175,6 +175,7 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self._tick.sweep()
+            self._collector.story.tick()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

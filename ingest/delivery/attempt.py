@@ -14,7 +14,6 @@ Never: tries twice, knows a batch or a file, decides what happens to what was no
 from __future__ import annotations
 
 import asyncio
-import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -106,8 +105,7 @@ class Attempts:
             finally:
                 self._running.discard(deadline)
             self._metrics.put_seconds.observe(self._clock() - began)
-            self._metrics.store_up = 1
-            self._metrics.last_stored = time.time()
+            self._metrics.store.stored()
             self.breaker.succeeded(permit)
             return Result.STORED
 
@@ -120,17 +118,19 @@ class Attempts:
                 deadline.reschedule(now)
 
     def _failed(self, key: str, error: Exception, took: float) -> None:
-        self._metrics.store_up = 0
         lasted = round(took, 3)
         if isinstance(error, StorageError):
             self._metrics.put_errors.add(PutError.AWAY)
+            self._metrics.store.failed(str(error.cause.get("error", error)), str(error.cause.get("code", "")))
             log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=lasted, **error.cause)
         elif isinstance(error, TimeoutError):
             self._metrics.put_errors.add(PutError.TIMED_OUT)
+            self._metrics.store.failed("no answer within S3_TIMEOUT")
             log.warning("put_timed_out", key=key, took=lasted, hint="no answer within S3_TIMEOUT")
         else:
             self._metrics.put_errors.add(PutError.BUG)
             cause = f"{type(error).__name__}: {error}"
+            self._metrics.store.failed(cause)
             log.error("put_failed", key=key, operation="put", hint=_BUG, took=lasted, error=cause, exc_info=error)
 
     def _report(self, state: State) -> None:

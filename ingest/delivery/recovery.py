@@ -300,6 +300,7 @@ class Recovery:
             books.recovered(stored - counted, place)
         books.stored(stored, place)
         self._metrics.reuploaded += stored
+        self._metrics.files_reuploaded += 1
         if not copy.found.sound:
             self._metrics.files_quarantined += 1
             log.error(

@@ -5,8 +5,11 @@ The exposition is not imported here: loading prometheus_client takes 40 ms, and 
 
 from ingest.telemetry.books import Books, DropReason, Place
 from ingest.telemetry.counters import Answer, BreakerState, Counters, Overdue, PutError, Reason, SealReason
+from ingest.telemetry.health import StoreHealth
 from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
+from ingest.telemetry.status import Status
+from ingest.telemetry.story import Story
 
 __all__ = [
     "Answer",
@@ -21,4 +24,7 @@ __all__ = [
     "PutError",
     "Reason",
     "SealReason",
+    "Status",
+    "StoreHealth",
+    "Story",
 ]

@@ -30,6 +30,7 @@ from ingest.telemetry.counters import (
     Reason,
     SealReason,
 )
+from ingest.telemetry.health import StoreHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +74,7 @@ class Metrics:
 
     books: Books = field(default_factory=Books)
     gauges: Gauges = field(default_factory=Gauges)
+    store: StoreHealth = field(default_factory=StoreHealth)
 
     requests: Counters[Answer] = field(default_factory=lambda: Counters(Answer))
     request_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
@@ -97,14 +99,11 @@ class Metrics:
     put_errors: Counters[PutError] = field(default_factory=lambda: Counters(PutError))
     puts_already_stored: int = 0
     put_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
-    last_stored: float = 0
-    """Unix time of the last put that was stored; 0 before the first."""
-    store_up: int = 1
-    """0 from a try that failed until one succeeds."""
     breaker: BreakerState = BreakerState.CLOSED
 
     enqueued: int = 0
     reuploaded: int = 0
+    files_reuploaded: int = 0
     save_errors: int = 0
     spool_full: int = 0
     """1 from a save that was refused until one succeeds, or is needed no more."""
@@ -196,7 +195,7 @@ def _rows() -> Iterator[Metric]:
     yield gauge(
         "last_stored_timestamp_seconds",
         "When an object was last stored, unix time; 0 before the first",
-        lambda m: m.last_stored,
+        lambda m: m.store.last_stored,
     )
     yield gauge(
         "buffered_bytes", "Bytes held in memory, which MAX_BUFFER_BYTES bounds", lambda m: m.gauges.buffered_bytes()
@@ -232,7 +231,7 @@ def _rows() -> Iterator[Metric]:
         lambda m: m.puts_already_stored,
     )
     yield histogram("put_duration_seconds", "How long one try took", lambda m: m.put_seconds)
-    yield gauge("store_up", "0 from a try that failed until one succeeds, probes or not", lambda m: m.store_up)
+    yield gauge("store_up", "0 from a try that failed until one succeeds, probes or not", lambda m: m.store.up)
     yield gauge(
         "breaker_state",
         "1 for the state the breaker is in: closed, half-open (probing), open (the store is down)",
@@ -242,6 +241,7 @@ def _rows() -> Iterator[Metric]:
 
     yield counter("spool_events_saved", "Events saved to the dead-letter queue", lambda m: m.enqueued)
     yield counter("spool_events_stored", "Events stored from it or from the backlog", lambda m: m.reuploaded)
+    yield counter("spool_files_stored", "Their files", lambda m: m.files_reuploaded)
     yield counter("spool_save_errors", "Batches the disk did not take", lambda m: m.save_errors)
     yield counter("spool_files_evicted", "Files dropped to make room", lambda m: m.files_evicted)
     yield counter("spool_files_expired", "Files dropped as older than DLQ_MAX_AGE", lambda m: m.files_expired)

@@ -165,6 +165,14 @@ class Collector:
             lines.append(parsed if isinstance(parsed, dict) else {"raw": line})
         return lines
 
+    def wait_said(self, event: str, seconds: float = 30.0) -> list[dict[str, Any]]:
+        """The lines of this event, once there is one."""
+        end = time.monotonic() + seconds
+        while not (found := self.said(event)):
+            assert time.monotonic() < end, f"{event} is not in the log\n{self.tail()}"
+            time.sleep(0.02)
+        return found
+
     def said(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.logs() if line.get("event") == event]
 

@@ -47,6 +47,10 @@ def test_a_full_journal_refuses_and_comes_back_by_itself(collectors, tmp_path, f
         load.stop()
         assert sent.statuses.keys() == {200, 503}, sent.statuses
         assert sent.refused < refused + 12_000
+        (refusing,) = collector.wait_said("refusing_events")
+        assert refusing["reason"] == "disk_full"
+        (again,) = collector.wait_said("taking_events_again")
+        assert again["refused"] == sent.refused
         assert collector.left_on_disk()
         seen = collector.wait_until(lambda m: m.pending == sent.acknowledged, 10, "the open batch is not what was sent")
         assert seen.value("estat_events_accepted_total") == sent.acknowledged

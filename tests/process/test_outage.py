@@ -42,8 +42,14 @@ def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors,
     assert down.value("estat_spool_bytes") > 0
     assert down.value("estat_breaker_state", state="closed") == 0 == down.value("estat_store_up")
     assert collector.said("breaker_changed")[0]["state"] == "open"
+    (away,) = collector.wait_said("store_away")
+    assert away["error"]
     s3_process.start("late")
     up = collector.wait_delivered(60)
+    (back,) = collector.wait_said("store_back")
+    assert 0 < back["waiting"] <= events
+    (recovered,) = collector.wait_said("recovered")
+    assert (recovered["events"], recovered["files"]) == (events, up.value("estat_spool_files_stored_total"))
     assert up.value("estat_events_stored_total") == events
     assert up.value("estat_spool_events_stored_total") == events
     assert up.value("estat_spool_files", place="dlq") == up.value("estat_spool_bytes") == 0

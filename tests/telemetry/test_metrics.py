@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest import __version__
 from ingest.config import DEBUG_CHECKS
-from ingest.telemetry import Books, BreakerState, Counters, DropReason, Place, SealReason
+from ingest.telemetry import Books, BreakerState, Counters, DropReason, Place, SealReason, StoreHealth
 from ingest.telemetry.counters import Histogram
 from ingest.telemetry.metrics import CONTENT_TYPE, METRICS, Gauges, Metrics
 from ingest.telemetry.page import Page, render
@@ -96,7 +96,7 @@ def test_every_label_value_is_there_from_the_first_scrape():
     assert figures["estat_build_info", __version__] == 1
 
 
-COUNTED = [field.name for field in fields(Metrics) if field.name not in {"books", "gauges", "started"}]
+COUNTED = [field.name for field in fields(Metrics) if field.name not in {"books", "gauges", "store", "started"}]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -114,6 +114,17 @@ def test_every_counted_figure_is_scraped_under_one_name(name):
             setattr(metrics, name, 3)
     changed = {found.name for found in METRICS if not still(found, Metrics(), metrics)}
     assert len(changed) == 1
+
+
+def test_f4_the_store_is_down_from_a_failed_try_until_one_succeeds():
+    metrics = Metrics(store=StoreHealth(lambda: 1764684000.0))
+    assert (scrape(metrics)["estat_store_up",], scrape(metrics)["estat_last_stored_timestamp_seconds",]) == (1, 0)
+    metrics.store.failed("ConnectionError", "")
+    metrics.breaker = BreakerState.HALF_OPEN
+    assert scrape(metrics)["estat_store_up",] == 0, "a probe that runs is no success"
+    metrics.store.stored()
+    figures = scrape(metrics)
+    assert (figures["estat_store_up",], figures["estat_last_stored_timestamp_seconds",]) == (1, 1764684000)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Gauges)])
