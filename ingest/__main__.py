@@ -1,37 +1,44 @@
 """The command line: `estat-ingest`, or `python -m ingest`, `[serve | check [--store] | dlq …]`; without a word, serve.
 
-Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong.
-Promises that each wrong setting ends in one line on standard error, and none in a traceback.
+Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong, 130 interrupted.
+Promises that each wrong setting ends in one line on standard error, and none in a traceback;
+that a signal during the start of `serve` is kept until the server hears it.
 Never does the work; each branch imports what it needs, for what `check` or `dlq` load must not stand between `serve`
 and its first answer.
 """
 
-import argparse
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ingest import __version__
-from ingest.config import ConfigErrors, load, warnings
+from ingest import signals
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit code."""
     _hold_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser(words).parse_args(words)
-    try:
-        if arguments.command == "check":
-            from ingest.commands import check
+    if not words or words[0] == "serve":
+        signals.hold()  # before the imports, which take a while
+    from ingest.config import ConfigErrors
 
-            return check.run(os.environ, store=arguments.store)
-        return _run(arguments)
+    try:
+        return _run(_parser(words).parse_args(words))
     except ConfigErrors as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
 
 
 def _hold_standard_descriptors() -> None:
@@ -50,8 +57,14 @@ def _hold_standard_descriptors() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    settings = load(os.environ)
+    if arguments.command == "check":
+        from ingest.commands import check
+
+        return check.run(os.environ, store=arguments.store)
+    from ingest.config import load, warnings
     from ingest.telemetry import log
+
+    settings = load(os.environ)
 
     log.configure(settings)
     if arguments.command == "dlq":
@@ -69,6 +82,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    import argparse
+
+    from ingest import __version__
+
     parser = argparse.ArgumentParser(
         prog="estat-ingest",
         description="Collects events over HTTP and puts them on S3 as gzip JSONL.",

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -76,6 +76,22 @@ class World:
     host: str | None = None
     token: str | None = None
     """The parts of every key; None: this machine's name, and drawn at the start."""
+
+
+class Left(NamedTuple):
+    """The events that the end of the process leaves behind: safe on its disk, or (`lost_events`) nowhere."""
+
+    dlq_files: int
+    dlq_events: int
+    backlog_files: int
+    backlog_events: int
+    segment_events: int
+    lost_events: int
+
+    @property
+    def on_disk(self) -> int:
+        """The events that wait on disk."""
+        return self.dlq_events + self.backlog_events + self.segment_events
 
 
 class Collector:
@@ -203,7 +219,9 @@ class Collector:
     async def seal(self, deadline: float) -> None:
         """Seal the open batch and refuse what still comes; with `fsync` wait for the last sync."""
         self.intake.close()
-        while self.journal.sealing and self._world.clock() < deadline:  # noqa: ASYNC110 - a last sync
+        now = self._world.clock()
+        until = now + (deadline - now) / 2  # a disk that hangs leaves the store its time
+        while self.journal.sealing and self._world.clock() < until:  # noqa: ASYNC110 - a last sync
             await asyncio.sleep(0.01)
 
     async def drain(self, deadline: float, skip: asyncio.Event) -> Drained:
@@ -211,19 +229,23 @@ class Collector:
         return await self.uploader.drain(deadline, skip)
 
     async def close(self) -> None:
-        """Close what is open, after `drain` and with `run` at its end."""
+        """Wait for what is still being removed, and close the store; the slots are free when the process is gone."""
         await self.journal.close()
         with suppress(StorageError):
             await self.store.close()
-        self.release_slots()
-        self._world.storage.shutdown(wait=False, cancel_futures=True)
-        self._world.sync.shutdown(wait=False, cancel_futures=True)
 
-    def release_slots(self) -> None:
-        """Let another process take what is on our disk."""
-        self.backlog.close()
-        self.dlq.close()
-        self.journal_slot.release()
+    def left(self) -> Left:
+        """Return what would stay if the process ended now. A batch in memory is safe in its segment, if it has one."""
+        in_memory = self.metrics.books.pending(Place.OPEN) + self.metrics.books.pending(Place.QUEUE)
+        has_segments = isinstance(self.journal, Journal)
+        return Left(
+            dlq_files=self.dlq.files,
+            dlq_events=self.dlq.events,
+            backlog_files=self.backlog.files,
+            backlog_events=self.backlog.events,
+            segment_events=in_memory if has_segments else 0,
+            lost_events=0 if has_segments else in_memory,
+        )
 
     async def _start_store(self) -> None:
         try:

@@ -2,8 +2,9 @@
 
 Owns the event loop, the sockets, the signals and the drain. Promises that the server listens before anything slow
 begins (the S3 client, the scan of what an earlier process left); that a signal ends in exit code 0 within DRAIN_DELAY
-+ DRAIN_TIMEOUT with every acknowledged event in the store or on disk; and that a failure of our own ends the process
-loudly. Never does a step of the pipeline itself: `collector` is the pipeline.
++ DRAIN_TIMEOUT with every acknowledged event in the store or on disk, and one second after that at the latest whatever
+hangs; and that a failure of our own ends the process loudly. Never does a step of the pipeline itself: `collector` is
+the pipeline.
 
 The drain is the table `DRAIN`, worked off from top to bottom; a second signal skips what would only be waiting:
 
@@ -13,21 +14,24 @@ The drain is the table `DRAIN`, worked off from top to bottom; a second signal s
 | answer | stop listening, answer what is under way, close idle connections      | no connection left, or READ_TIMEOUT |
 | seal   | seal the open batch; with `fsync` wait for its last sync              | the batch is in the upload queue    |
 | upload | put the queue, then backlog and DLQ; what is left is saved to the DLQ | nothing left, or DRAIN_TIMEOUT      |
-| close  | close the store and the slots; say what stays                         | exit                                |
+| close  | close the store; say what stays                                       | exit                                |
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
 import resource
-import signal
+import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import structlog
 import uvloop
@@ -35,34 +39,52 @@ import uvloop
 from ingest.collector import Collector, World
 from ingest.disk import Filesystem, StorageError
 from ingest.event import EventEncoder, Pages
+from ingest.signals import Watch
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
 from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Tick
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
     from ingest.config import Settings
-    from ingest.delivery import Drained
 
 SWEEP_SECONDS: Final = 0.5
 DESCRIPTORS_RESERVED: Final = 128
 """File descriptors kept for segments, dead-letter files, the store's connections and the libraries."""
 LISTEN_BACKLOG: Final = 4096
+SECOND_SIGNAL: Final = 1.0
+"""A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
+CLOSE_SECONDS: Final = 0.5
+"""The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
+LOG_SECONDS: Final = 0.2
+"""How long the end waits for whoever reads the log."""
+ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+"""A host name stands for an address that this machine does not have: `::1` without IPv6."""
 
 log = structlog.get_logger()
 
 
-def serve(settings: Settings, *, fs: Filesystem | None = None) -> int:
-    """Run until a signal; return 0, or 1 after a failure of our own or a loss, or 2 for what an operator can mend."""
+def serve(settings: Settings, *, fs: Filesystem | None = None) -> NoReturn:
+    """Run until a signal; exit with 0, or 1 after a failure of our own or a loss, or 2 for what an operator can mend.
+
+    The process ends here, by `os._exit`: no thread that hangs in a system call is waited for, and the kernel releases
+    the slots when nothing of us can write any more.
+    """
     logs.configure(settings)
-    try:
-        return uvloop.run(Server(settings, fs or Filesystem()).run())
-    except StorageError as error:
-        variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-        print(f"{variable}{error}", file=sys.stderr)  # noqa: T201 - the one line an operator sees at a failed start
-        return 2
+    uvloop.run(Server(settings, fs or Filesystem()).run())
+    raise AssertionError("a server ends its process")
+
+
+def _leave(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def _refuse_to_start(problem: str) -> NoReturn:
+    print(problem, file=sys.stderr, flush=True)  # noqa: T201 - the one line an operator sees at a failed start
+    _leave(2)
 
 
 class DrainStep(Enum):
@@ -85,25 +107,35 @@ class Server:
         self._step = DrainStep.RUNNING
         self._stop = asyncio.Event()
         self._skip = asyncio.Event()
+        self._signalled_at: float | None = None
         self._deadline = 0.0
         self._failure: BaseException | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._drained: Drained | None = None
+        self._pipeline: Collector | None = None
+        """None until it is built: a signal may come before."""
+        self._listeners: list[asyncio.Server] = []
 
-    async def run(self) -> int:
-        """Start, serve, drain."""
+    async def run(self) -> NoReturn:
+        """Start, serve, drain, and end the process."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
-        self._build(loop)
+        # Before anything that may be slow, so that a signal in the first moments is heard.
+        self._watch = Watch(
+            self._settings.drain_delay + self._settings.drain_timeout + CLOSE_SECONDS,
+            lambda number, when: loop.call_soon_threadsafe(self._signalled, number, when),
+            self._cut_short,
+        )
+        self._watch.start()
+        try:
+            self._build(loop)
+        except StorageError as error:
+            variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+            _refuse_to_start(f"{variable}{error}")
         try:
             await self._listen(loop)
         except OSError as error:
-            reason = error.strerror or str(error)
-            print(f"HTTP_ADDR: cannot listen on it: {reason}", file=sys.stderr)  # noqa: T201 - for the operator
-            self._collector.release_slots()
-            return 2
+            where = f"{self._settings.http_host}:{self._settings.http_port}"
+            _refuse_to_start(f"HTTP_ADDR: cannot listen on {where}: {error.strerror or error}")
         self._start_background()
         # What lives now lives for good: the collector of cycles need not look at it again.
         gc.collect()
@@ -113,13 +145,13 @@ class Server:
             self._step = row.step
             log.info("drain", step=row.step.value)
             await row.work(self)
-        return 0 if self._failure is None and not (self._drained and self._drained.lost_events) else 1
+        _leave(self._code())
 
     # Start.
 
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        self._collector = collector = Collector(settings, World(loop, self._fs))
+        self._pipeline = self._collector = collector = Collector(settings, World(loop, self._fs))
         encoder = EventEncoder(settings)
         self._tick = Tick(
             loop,
@@ -154,11 +186,9 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        self._server = await loop.create_server(
-            self._new_connection, settings.http_host or None, settings.http_port, backlog=LISTEN_BACKLOG
-        )
-        for socket in self._server.sockets:
-            host, port = socket.getsockname()[:2]
+        for bound in await _bind(loop, settings.http_host or None, settings.http_port):
+            self._listeners.append(await loop.create_server(self._new_connection, sock=bound, backlog=LISTEN_BACKLOG))
+            host, port = bound.getsockname()[:2]
             log.info(
                 "listening",
                 host=host,
@@ -184,9 +214,11 @@ class Server:
 
     # Stop.
 
-    def _signalled(self, number: int) -> None:
-        log.info("signal", signal=signal.Signals(number).name)
-        if self._stop.is_set():
+    def _signalled(self, number: signal.Signals, when: float) -> None:
+        log.info("signal", signal=number.name)
+        if self._signalled_at is None:
+            self._signalled_at = when
+        elif when - self._signalled_at >= SECOND_SIGNAL:
             self._skip.set()
         self._begin_drain()
 
@@ -194,6 +226,7 @@ class Server:
         if not self._stop.is_set():
             settings = self._settings
             self._deadline = time.monotonic() + settings.drain_delay + settings.drain_timeout
+            self._watch.arm()
             self._stop.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -223,7 +256,8 @@ class Server:
 
     async def answer(self) -> None:
         """Stop listening and answer what is under way."""
-        self._server.close()
+        for listener in self._listeners:
+            listener.close()
         self._tick.drain()
         loop = asyncio.get_running_loop()
         # A quarter of the time at most: the store and the disk need theirs.
@@ -237,7 +271,7 @@ class Server:
 
     async def upload(self) -> None:
         """Bring to safety what is here."""
-        self._drained = await self._collector.drain(self._deadline, self._skip)
+        await self._collector.drain(self._deadline, self._skip)
 
     async def close(self) -> None:
         """Close what is open and say what stays."""
@@ -245,23 +279,46 @@ class Server:
         self._tick.abort()
         for task in list(self._background):
             task.cancel()
-        if self._background:
-            await asyncio.wait(self._background)
-        await self._collector.close()
-        drained, books = self._drained, self._collector.metrics.books
-        if drained is not None:
-            tell = log.error if drained.lost_events else log.info
-            tell(
-                "stopped",
-                accepted=books.events_accepted,
-                stored=books.events_stored,
-                dlq_files=drained.dlq_files,
-                dlq_events=drained.dlq_events,
-                backlog_files=drained.backlog_files,
-                backlog_events=drained.backlog_events,
-                lost_events=drained.lost_events,
-                unaccounted=books.unaccounted(),
+        left = max(self._deadline - time.monotonic(), 0.0) + CLOSE_SECONDS / 2
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await self._collector.close()
+        self._tell_stopped()
+
+    def _cut_short(self) -> None:
+        """End as we are: something hangs, and what was acknowledged is on disk. Runs in the thread of the signals."""
+        telling = threading.Thread(target=self._tell_stopped, kwargs={"at": self._step.value}, daemon=True)
+        telling.start()
+        telling.join(LOG_SECONDS)
+        _leave(self._code())
+
+    def _tell_stopped(self, *, at: str | None = None) -> None:
+        """Say what stays, and, where the time was up, `at` which step."""
+        collector = self._pipeline
+        if collector is None:
+            return
+        left, books = collector.left(), collector.metrics.books
+        cut = {} if at is None else {"cut_short_at": at}
+        tell = log.error if left.lost_events or cut else log.info
+        tell(
+            "stopped",
+            accepted=books.events_accepted,
+            stored=books.events_stored,
+            **left._asdict(),
+            unaccounted=books.unaccounted(),
+            **cut,
+        )
+        if left.on_disk:
+            log.warning(
+                "left_on_disk",
+                events=left.on_disk,
+                directories=[str(self._settings.dlq_dir), str(self._settings.journal_dir)],
+                hint="keep the disk: the next process with these directories stores them, and so does `dlq replay`",
             )
+
+    def _code(self) -> int:
+        lost = self._pipeline is not None and self._pipeline.left().lost_events
+        return 1 if lost or self._failure is not None else 0
 
 
 class Step(NamedTuple):
@@ -279,3 +336,27 @@ DRAIN: Final[tuple[Step, ...]] = (
     Step(DrainStep.UPLOAD, Server.upload, "nothing left, or DRAIN_TIMEOUT"),
     Step(DrainStep.CLOSE, Server.close, "exit"),
 )
+
+
+async def _bind(loop: asyncio.AbstractEventLoop, host: str | None, port: int) -> list[socket.socket]:
+    """Bind to each address of `host` that this machine has; an `OSError` when it has none, or one is taken."""
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        try:
+            listener = socket.socket(family, kind, protocol)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            absent = error
+            continue
+        listener.setblocking(False)
+        bound.append(listener)
+    if not bound and absent is not None:
+        raise absent
+    return bound

@@ -137,12 +137,13 @@ class Process:
         limit = self.settings.drain_timeout
         deadline = world.time.monotonic + limit
         self._finish(collector.seal(deadline), limit, step=0.01)
-        drained = self._finish(collector.drain(deadline, skipping), limit + 5)
+        self._finish(collector.drain(deadline, skipping), limit + 5)
         if self not in world.processes:
             return
         world.check()
         lost = [upload.batch.key for upload in self.uploader._queue]
-        assert bool(lost) == bool(drained.lost_events)
+        left = collector.left()
+        assert bool(lost) == bool(left.segment_events + left.lost_events)
         self._running.cancel()
         self._finish(collector.close(), 1)
         if self not in world.processes:

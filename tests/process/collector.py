@@ -165,16 +165,16 @@ class Collector:
             lines.append(parsed if isinstance(parsed, dict) else {"raw": line})
         return lines
 
-    def wait_said(self, event: str, seconds: float = 30.0) -> list[dict[str, Any]]:
-        """The lines of this event, once there is one."""
-        end = time.monotonic() + seconds
-        while not (found := self.said(event)):
-            assert time.monotonic() < end, f"{event} is not in the log\n{self.tail()}"
-            time.sleep(0.02)
-        return found
-
     def said(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.logs() if line.get("event") == event]
+
+    def wait_said(self, event: str, times: int = 1, timeout: float = 30.0) -> list[dict[str, Any]]:
+        """Its lines of this event, once there are so many."""
+        deadline = time.monotonic() + timeout
+        while len(told := self.said(event)) < times:
+            assert time.monotonic() < deadline, f"no {event} after {timeout} s: {self.tail()}"
+            time.sleep(0.01)
+        return told
 
     def tail(self, size: int = 4000) -> str:
         return f"{self.stderr}:\n" + self.stderr.read_text(errors="replace")[-size:]

@@ -199,7 +199,7 @@ def main() -> None:
     from ingest.server import serve
 
     settings = load(os.environ)
-    sys.exit(serve(settings, fs=CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings)))
+    serve(settings, fs=CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings))
 
 
 if __name__ == "__main__":

@@ -88,12 +88,28 @@ def test_a_second_signal_goes_straight_to_the_disk(collectors, s3_server, proxy,
     proxy.fault = Fault(blackhole=True)
     send(sent, collector.port, 2200, pipeline=4)
     collector.terminate()
-    time.sleep(0.5)
+    collector.wait_said("signal", 1)
+    time.sleep(1.1)  # sooner it would be the same signal
     assert collector.alive
     took = collector.stop(5)
     assert took < 3, f"the second signal was not heard: {took:.1f} s"
     heal(proxy)
     assert deliver_the_rest(collectors, proxy, s3_server, bucket, sent).stored == 2200
+
+
+def test_two_signals_at_once_are_one_d3(collectors, s3_server, proxy, bucket):
+    sent = Sent()
+    env = s3_environment(proxy.url, bucket, DRAIN_TIMEOUT="25s", S3_TIMEOUT="20s")
+    collector = collectors(env).start()
+    proxy.fault = Fault(latency=1.0)
+    send(sent, collector.port, 500, pipeline=4)
+    collector.terminate()
+    collector.wait_said("signal", 1)
+    collector.terminate()
+    collector.wait_said("signal", 2)
+    assert collector.wait(25) == 0
+    heal(proxy)
+    assert audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept().stored == 500
 
 
 def test_ready_says_no_and_requests_are_still_taken_for_the_drain_delay(collectors):
