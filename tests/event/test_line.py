@@ -6,6 +6,7 @@ import base64
 import json
 import tracemalloc
 
+import duckdb
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -330,3 +331,17 @@ def test_line_separators_are_escaped_E16(separator):
 def test_only_who_asks_for_it_gets_json():
     assert the_record(encode(TEXT, "POST", b"[1]"))["body"] == "[1]"
     assert the_record(encode(JSON, "POST", b"[1]"))["body"] == [1]
+
+
+@pytest.mark.parametrize(
+    "body", [nested(64, "[x]"), nested(64, '{"a":x}'), b"1" * 100, b"-0." + b"7" * 99, b'"\\ud83d"']
+)
+def test_what_is_taken_does_not_keep_duckdb_from_the_hour_E13(tmp_path, body):
+    lines = [encode(JSON, "POST", b"1"), encode(JSON, "POST", body), encode(JSON, "GET", query=b"a=1")]
+    (tmp_path / "hour.jsonl").write_bytes(b"".join(lines))
+    with duckdb.connect() as database:
+        read = database.execute(
+            "SELECT query FROM read_json(?, format = 'newline_delimited', columns = {query: 'VARCHAR', body: 'JSON'})",
+            [str(tmp_path / "hour.jsonl")],
+        ).fetchall()
+    assert read == [(None,), (None,), ("a=1",)]

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import sys
 
 import pytest
 
 from ingest.event import PIXEL
 from ingest.telemetry import Reason
+from ingest.wire.answers import AnswerBook
 from tests.stand_ins.wire import DATE, Wire, chunked, post, request
 
 METHODS = {
@@ -370,3 +372,25 @@ def test_json_bodies_are_embedded_and_others_refused_on_a_connection_that_lives(
     assert wire.events == [{"a": [1, 2]}, None, None, 3]
     assert json.loads(wire.lines[2])["query"] == "a=1"
     assert wire.metrics.rejected[Reason.NOT_JSON] == 1
+
+
+def test_an_origin_that_is_new_costs_little_more_than_one_that_is_known():
+    """Count calls: whoever sends another Origin with each event makes the answers for it each time."""
+    book = AnswerBook(("*",))
+
+    def calls(origin: bytes) -> int:
+        counted = 0
+
+        def count(_frame, event, _argument) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            book.of(origin)
+        finally:
+            sys.setprofile(before)
+        return counted
+
+    assert calls(b"https://a.example") <= calls(b"https://a.example") + 16
