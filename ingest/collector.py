@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from ingest.delivery import Uploader
-from ingest.disk import ADOPT_AT_ONCE, Filesystem, Slot, StorageError, exists, slot_folders
-from ingest.format import KeyFactory, codec, dlq_path, segment_path
+from ingest.disk import ADOPT_AT_ONCE, Filesystem, Lane, Slot, StorageError
+from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
-from ingest.spool import Backlog, DeadLetterQueue
+from ingest.spool import Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import Metrics, Place, StoreHealth, Story
 
@@ -64,6 +64,8 @@ class World:
     storage: Executor = field(default_factory=partial(ThreadPoolExecutor, STORAGE_THREADS, "storage"))
     """Runs what blocks, but for the journal's syncs."""
     sync: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sync"))
+    lane: Callable[[str], Lane] = Lane
+    """Makes the thread of a disk."""
     store: ObjectStore | None = None
     """None: the one that the settings name."""
     clock: Callable[[], float] = time.monotonic
@@ -107,23 +109,22 @@ class Collector:
         self.journal_slot = _take_slot("JOURNAL_DIR", world.fs, settings.journal_dir)
         head = Head(codec.HEAD_BYTES, codec.event_count)
         self.store = world.store or create_store(settings, head, fs=world.fs, executor=world.storage)
+        self.dlq_lane = world.lane("dlq")
+        self.journal_lane = self.dlq_lane if self._is_one_disk() else world.lane("journal")
+        places = Places(world.fs, (settings.journal_dir, self.journal_lane), (settings.dlq_dir, self.dlq_lane))
         self.backlog = Backlog(
-            world.fs,
-            self.journal_slot,
-            metrics,
-            world.storage,
-            token=keys.token,
-            has_dead_letter=self._has_dead_letter,
+            world.fs, self.journal_slot, metrics, self.journal_lane, world.storage, places, token=keys.token
         )
-        self.dlq = DeadLetterQueue(
+        self.dlq = Spool(
             settings,
             world.fs,
             [self.dlq_slot],
             metrics,
+            self.dlq_lane,
             world.storage,
+            places,
             token=keys.token,
             backlog_bytes=self._backlog_bytes,
-            has_segment=self._has_segment,
             clock=world.clock,
             sleep=world.sleep,
         )
@@ -191,24 +192,26 @@ class Collector:
             tasks.create_task(self.recover())
 
     async def recover(self) -> None:
-        """Find what earlier processes left, ours first; then look now and again for slots whose process has gone."""
-        await self.backlog.list_own()
-        await self.dlq.scan()
-        settings, world = self._settings, self._world
-        while True:
-            more = [
-                await self._adopt(settings.journal_dir, self.backlog),
-                await self._adopt(settings.dlq_dir, self.dlq),
-            ]
-            self.uploader.recovery.wake()
-            await world.sleep(ADOPT_MORE_SECONDS if any(more) else ADOPT_SECONDS)
+        """Find what earlier processes left, ours first; then look now and again for slots whose process has gone.
 
-    async def _adopt(self, base: Path, place: Backlog | DeadLetterQueue) -> bool:
+        Each disk is looked after by itself: one that hangs, or is slow to count, holds up no other.
+        """
+        settings = self._settings
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_after(settings.journal_dir, self.journal_lane, self.backlog))
+            tasks.create_task(self._look_after(settings.dlq_dir, self.dlq_lane, self.dlq))
+
+    async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
+        await place.scan()
+        while True:
+            more = await self._adopt(base, lane, place)
+            self.uploader.recovery.wake()
+            await self._world.sleep(ADOPT_MORE_SECONDS if more else ADOPT_SECONDS)
+
+    async def _adopt(self, base: Path, lane: Lane, place: Backlog | Spool) -> bool:
         """Adopt a few free slots; True if there may be more that we have room for."""
-        world = self._world
         room = min(ADOPT_AT_ONCE, ADOPTED_MAX - place.adopted)
-        adopt_free = partial(Slot.adopt_free, world.fs, base, at_most=room)
-        found = await world.loop.run_in_executor(world.storage, adopt_free)
+        found = await lane.run(partial(Slot.adopt_free, self._world.fs, base, at_most=room))
         for error in found.unread:
             log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
         for slot in found.slots:
@@ -282,18 +285,12 @@ class Collector:
     def _backlog_bytes(self) -> int:
         return self.backlog.bytes
 
-    def _has_dead_letter(self, key: str) -> bool:
-        """Tell whether any slot has a dead-letter file of this key; `StorageError` if that cannot be told. Blocks."""
+    def _is_one_disk(self) -> bool:
         fs = self._world.fs
-        return any(exists(fs, dlq_path(slot, key)) for slot in slot_folders(fs, self._settings.dlq_dir))
-
-    def _has_segment(self, key: str) -> bool:
-        """Tell whether any slot has a segment of this key, held by whom it may be; else as above. Blocks.
-
-        Two others may have adopted what a dead process left, one its DLQ, the other its journal.
-        """
-        fs = self._world.fs
-        return any(exists(fs, segment_path(slot, key)) for slot in slot_folders(fs, self._settings.journal_dir))
+        try:
+            return fs.stat(self.dlq_slot.path).st_dev == fs.stat(self.journal_slot.path).st_dev
+        except OSError:
+            return False
 
     # What it shows.
 

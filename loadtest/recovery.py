@@ -2,7 +2,7 @@
 
     python loadtest/recovery.py FILES FOLDER [--rounds N]
 
-A step is `DeadLetterQueue.next` and `done`: find a file, read its header, take it out of the books and off the disk.
+A step is `Spool.next` and `take_back`: find a file, read its header, take it out of the books and off the disk.
 The put between them is left out, since it would hide what is measured. The files lie in folders of an hour each, 5,000
 in each: an outage at some 7,000 events/s; a folder that is emptied goes, as it does when it is recovered. They are hard
 links to a few real ones, which changes neither how a name is found nor how it is removed. After the
@@ -24,11 +24,10 @@ from types import MappingProxyType
 
 import uvloop
 
-from ingest import disk
+from ingest import disk, spool
 from ingest.config import settings as config
 from ingest.format import codec
 from ingest.format import keys as names
-from ingest.spool import letters as dlq
 from ingest.telemetry import metrics
 
 FILES_AN_HOUR = 5_000
@@ -64,7 +63,9 @@ async def measure(base, rounds):
     slot = disk.Slot.take_first_free(fs, base)
     settings = config.load(MappingProxyType({"DLQ_DIR": str(base)}))
     with ThreadPoolExecutor(4) as executor:
-        queue = dlq.DeadLetterQueue(settings, fs, [slot], metrics.Metrics(), executor, token="f" * 16, sleep=no_sleep)
+        lane, queue_metrics = disk.Lane("dlq"), metrics.Metrics()
+        places = spool.Places(fs, (settings.journal_dir, lane), (settings.dlq_dir, lane))
+        queue = spool.Spool(settings, fs, [slot], queue_metrics, lane, executor, places, token="f" * 16, sleep=no_sleep)
         await queue.scan()
         first, means = None, []
         for _ in range(rounds):
@@ -75,13 +76,16 @@ async def measure(base, rounds):
                 file = await queue.next()
                 if file is None:
                     continue
-                await queue.done(file)
+                async with file:
+                    queue_metrics.books.stored(file.events, queue.place)
+                    file.settle()
                 done += 1
                 if first is None:
                     first = (time.perf_counter() - step_started) * 1e6
             if done:
                 means.append((time.perf_counter() - started) / done * 1e6)
         queue.close()
+        lane.abandon()
     return {"step_us": statistics.median(means), "rounds_us": means, "first_step_us": first}
 
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ingest.delivery import Attempts, Recovery
-from ingest.disk import Filesystem, Reader, Slot, StorageError, exists, slot_folders
+from ingest.disk import Filesystem, Lane, Reader, Slot, StorageError, slot_folders
 from ingest.disk.publish import publish
-from ingest.format import codec, dlq_key, dlq_path, parse_key, segment_path
-from ingest.spool import DeadLetterQueue, Walk, Whereabouts, hour_folders, look
+from ingest.format import codec, dlq_key, dlq_path, parse_key
+from ingest.spool import Copy, Places, Spool, Walk, Whereabouts, hour_folders, look
 from ingest.store import Head, create_store
 from ingest.telemetry import DropReason, Metrics
 
@@ -88,7 +88,8 @@ class _Hour:
 
 def _list(fs: Filesystem, settings: Settings) -> int:
     hours: dict[str, _Hour] = {}
-    for root, path in _files(fs, settings):
+    unread: list[StorageError] = []
+    for root, path in _files(fs, settings, unread):
         try:
             size, events = look(fs, path)
         except OSError as error:
@@ -113,7 +114,7 @@ def _list(fs: Filesystem, settings: Settings) -> int:
         total.events += hour.events
         total.size += hour.size
     sys.stdout.write(row("total", "", total.files, total.events, total.size, ""))
-    return 0
+    return 1 if _told(unread) else 0
 
 
 def _age(seconds: float) -> str:
@@ -128,7 +129,8 @@ def _age(seconds: float) -> str:
 
 def _verify(fs: Filesystem, settings: Settings) -> int:
     sound = corrupt = unread = 0
-    for root, path in _with_progress("verify", fs, settings):
+    folders: list[StorageError] = []
+    for root, path in _with_progress("verify", fs, settings, folders):
         try:
             with Reader(fs, path) as file:
                 found = codec.inspect_gzip(file, salvage=False)
@@ -145,7 +147,7 @@ def _verify(fs: Filesystem, settings: Settings) -> int:
         cut = ", cut off" if found.torn_tail else ""
         _say(f"{dlq_key(root, path)}: corrupt, {found.events} sound lines, {found.bad_lines} bad ones{cut}")
     sys.stdout.write(f"{sound} sound, {corrupt} corrupt, {unread} unreadable\n")
-    return 1 if corrupt or unread else 0
+    return 1 if _told(folders) or corrupt or unread else 0
 
 
 # ------------------------------------------------------------------------------------------------------- export
@@ -157,7 +159,8 @@ def _export(fs: Filesystem, settings: Settings, target: str) -> int:
         return 2
     folder = Path(target)
     files = events = unread = 0
-    for root, path in _with_progress("export", fs, settings):
+    folders: list[StorageError] = []
+    for root, path in _with_progress("export", fs, settings, folders):
         try:
             with Reader(fs, path) as file:
                 found = codec.inspect_gzip(file)
@@ -183,7 +186,7 @@ def _export(fs: Filesystem, settings: Settings, target: str) -> int:
         events += found.events
     sys.stdout.flush()
     _say(f"{files} files, {events} events exported")
-    return 1 if unread else 0
+    return 1 if _told(folders) or unread else 0
 
 
 # ------------------------------------------------------------------------------------------------------- replay
@@ -194,18 +197,15 @@ class _Segments:
 
     scanning = False
 
-    def __init__(self, fs: Filesystem, journal_dir: Path) -> None:
-        self._fs = fs
-        self._slots = slot_folders(fs, journal_dir)
-
-    def has(self, key: str) -> bool:
-        return any(exists(self._fs, segment_path(slot, key)) for slot in self._slots)
+    def __init__(self, places: Places) -> None:
+        self._places = places
 
     async def next(self) -> Letter | None:
         return None
 
     async def find(self, key: str) -> Letter | Whereabouts:
-        return Whereabouts.UNKNOWN if self.has(key) else Whereabouts.NOT_THERE
+        copy = await self._places.segment(key)
+        return Whereabouts.NOT_THERE if copy is Copy.NOT_THERE else Whereabouts.UNKNOWN
 
 
 async def _replay(fs: Filesystem, settings: Settings) -> int:
@@ -215,7 +215,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
     held = [
         slot.name
         for slot in slot_folders(fs, settings.dlq_dir)
-        if slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot))
+        if slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot, []))
     ]
     for name in held:
         _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
@@ -224,12 +224,11 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
             sys.stdout.write("nothing to replay\n")
         return 1 if held or unread else 0
     metrics = Metrics()
-    segments = _Segments(fs, settings.journal_dir)
+    lane = Lane("dlq")
+    places = Places(fs, (settings.journal_dir, lane), (settings.dlq_dir, lane))
     with ThreadPoolExecutor(2) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
-        dlq = DeadLetterQueue(
-            settings, fs, slots, metrics, executor, token=secrets.token_hex(8), has_segment=segments.has
-        )
+        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=secrets.token_hex(8))
         try:
             await store.start()
             await dlq.scan()
@@ -238,7 +237,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
                     settings,
                     store,
                     dlq,
-                    segments,
+                    _Segments(places),
                     Attempts(settings, store, metrics, clock=time.monotonic),
                     metrics,
                     batches_wait=lambda: False,
@@ -250,6 +249,7 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
                 await recovery.run()
         finally:
             dlq.close()
+            lane.abandon()
             await store.close()
     dropped = metrics.books.events_dropped
     sys.stdout.write(
@@ -257,33 +257,41 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
         f"{dropped[DropReason.CORRUPT]} events lost in them, {dropped[DropReason.EXPIRED]} expired; "
         f"{dlq.files} files with {dlq.events} events stay\n"
     )
-    return 1 if held or unread or dlq.files else 0
+    if dlq.unknown:
+        _say(f"{dlq.unknown} files or folders cannot be read: what is in them stays")
+    return 1 if held or unread or dlq.files or dlq.unknown else 0
 
 
 # -------------------------------------------------------------------------------------------------------- below
 
 
-def _files(fs: Filesystem, settings: Settings) -> Iterator[tuple[Path, Path]]:
-    """Slot and path of every dead-letter file, oldest hour first within a slot."""
+def _files(fs: Filesystem, settings: Settings, unread: list[StorageError]) -> Iterator[tuple[Path, Path]]:
+    """Slot and path of every dead-letter file, oldest hour first within a slot; add to `unread` what may hide more."""
     for root in slot_folders(fs, settings.dlq_dir):
-        for path in _files_of(fs, root):
+        for path in _files_of(fs, root, unread):
             yield root, path
 
 
-def _files_of(fs: Filesystem, root: Path) -> Iterator[Path]:
-    walk = Walk(fs, hour_folders(fs, [root]), lambda _: root)
+def _files_of(fs: Filesystem, root: Path, unread: list[StorageError]) -> Iterator[Path]:
+    listing = hour_folders(fs, [root])
+    unread += listing.unreadable.values()
+    walk = Walk(fs, listing.hours, lambda _: root)
     try:
         while (chunk := walk.step(CHUNK)) is not None:
             yield from chunk.paths
+            if chunk.error is not None:
+                unread.append(chunk.error)
     finally:
         walk.close()
 
 
-def _with_progress(what: str, fs: Filesystem, settings: Settings) -> Iterator[tuple[Path, Path]]:
+def _with_progress(
+    what: str, fs: Filesystem, settings: Settings, unread: list[StorageError]
+) -> Iterator[tuple[Path, Path]]:
     """Yield the files, with a bar on the terminal; only then is it worth counting them first."""
-    total = sum(1 for _ in _files(fs, settings)) if sys.stderr.isatty() else 0
+    total = sum(1 for _ in _files(fs, settings, [])) if sys.stderr.isatty() else 0
     with _bar(what, total) as show:
-        for number, found in enumerate(_files(fs, settings)):
+        for number, found in enumerate(_files(fs, settings, unread)):
             yield found
             show(total - number - 1)
 
@@ -304,6 +312,13 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
             progress.update(total - left - progress.n)
 
         yield show
+
+
+def _told(unread: list[StorageError]) -> bool:
+    """Name the folders that cannot be read, each of which may hide files; False if there are none."""
+    for error in unread:
+        _say(str(error))
+    return bool(unread)
 
 
 def _unreadable(root: Path, path: Path, error: OSError) -> None:

@@ -137,11 +137,28 @@ def inspect_lines(file: Stream) -> Inspection:
 
     A last line without its newline was never acknowledged: it is no bad line, and `torn_tail` tells of it.
     """
-    lines = _Lines(keep=True)
+    inspection = LinesInspection()
     while chunk := file.read(_INFLATED):
-        lines.feed(chunk)
-    torn_tail = lines.drop_tail()
-    return lines.result(sound=lines.bad == 0, torn_tail=torn_tail)
+        inspection.feed(chunk)
+    return inspection.end()
+
+
+class LinesInspection:
+    """`inspect_lines` for a stream that comes in pieces."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines = _Lines(keep=True)
+
+    def feed(self, data: bytes) -> None:
+        """Judge the lines that end in `data`."""
+        self._lines.feed(data)
+
+    def end(self) -> Inspection:
+        """Give the verdict; to be called once."""
+        torn_tail = self._lines.drop_tail()
+        return self._lines.result(sound=self._lines.bad == 0, torn_tail=torn_tail)
 
 
 class _Lines:

@@ -2,16 +2,20 @@
 
 from ingest.spool.backlog import Backlog
 from ingest.spool.hours import Walk, hour_folders, look
-from ingest.spool.letters import DeadLetterQueue, DlqFull
+from ingest.spool.letters import DlqFull
+from ingest.spool.places import Copy, Places
+from ingest.spool.spool import Spool
 from ingest.spool.waiting import Contents, KeyedFile, Letter, Waiting, Whereabouts
 
 __all__ = [
     "Backlog",
     "Contents",
-    "DeadLetterQueue",
+    "Copy",
     "DlqFull",
     "KeyedFile",
     "Letter",
+    "Places",
+    "Spool",
     "Waiting",
     "Walk",
     "Whereabouts",

@@ -1,12 +1,20 @@
 """The backlog: segments on disk whose batches wait for the store like dead-letter files.
 
 Owns the segments that nobody writes: those of processes that were killed, in our slot and in slots adopted from them,
-and our own whose batch could not be saved to the dead-letter queue. Promises that a segment's events enter the books
-in the loop step in which it is listed, and leave them in the step in which it is settled; that a segment of this
-process is never taken for one of a dead process; that a slot is let go once it is empty. Never appends to a segment,
-never judges its lines (`codec.inspect_lines` does, for `recovery`), never blocks the loop.
+and our own whose batch could not be saved to the dead-letter queue. Promises:
 
-A crash leaves these, and this becomes of them:
+    books     a segment's events enter the books in the loop step in which it is listed, and leave them in the step in
+              which it is settled, or found to be removed by something else
+    own       a segment of this process is never taken for one of a dead process
+    unread    a segment or a folder that cannot be read is told, `unknown`, and tried again in the next `adopt`; what
+              lies beside it is listed
+    copies    a segment whose key has a dead letter too counts for no event: the dead letter counts
+    slots     an adopted slot is let go once nothing is left in it
+
+Never appends to a segment, never judges its lines (`reading` does, for recovery), never blocks the loop: `Segments` has
+what touches the disk, plain and blocking, and runs in the lane of the journal's disk.
+
+A crash leaves, and here it ends:
 
     <name>.jsonl            lines; counted by their newlines here, parsed when they are put
     .<name>.jsonl.*.tmp     a rewrite that was not published: removed if the segment, or the dead-letter file of its
@@ -18,29 +26,106 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ingest.disk import Reader, StorageError, exists, files_below, prune, published_path
 from ingest.format import parse_key, segment_key
-from ingest.spool.reading import contents_of, original_of
+from ingest.spool.places import Copy
+from ingest.spool.reading import lines_contents, original
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
-from ingest.telemetry import Place
+from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from ingest.disk import Filesystem, Slot
+    from ingest.disk import Filesystem, Lane, Slot
+    from ingest.spool.places import Places
     from ingest.spool.waiting import Contents
     from ingest.telemetry import Metrics
 
 
 CHUNK_BYTES: Final = 1 << 20
+WAIT: Final = 10.0
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Names:
+    """The names below one slot: segments, temporaries by the key that they were to get, and what may hide more."""
+
+    segments: list[Path] = field(default_factory=list)
+    temporaries: list[tuple[str, Path]] = field(default_factory=list)
+    unread: list[StorageError] = field(default_factory=list)
+
+
+class Segments:
+    """The part of the backlog that touches the disk. Blocking, for one lane's thread."""
+
+    __slots__ = ("_fs", "_token")
+
+    def __init__(self, fs: Filesystem, token: str) -> None:
+        self._fs = fs
+        self._token = f"-{token}_"
+
+    def names(self, root: Path) -> Names:
+        """List what lies below a slot and is not this process's."""
+        found = Names()
+        for path in files_below(self._fs, root, found.unread):
+            if self._token in path.name:
+                continue  # ours, and being written right now, or in the books of those who write
+            if path.suffix == ".jsonl" and not path.name.startswith("."):
+                found.segments.append(path)
+            elif (target := published_path(path)) is not None:
+                found.temporaries.append((_key(root, target), path))
+        found.segments.sort()
+        return found
+
+    def settle_temporary(self, root: Path, temporary: Path, is_copy: bool) -> Path | None:
+        """Remove a temporary whose batch lies elsewhere too, or that is no batch's; else make it the segment."""
+        target = published_path(temporary)
+        assert target is not None  # noqa: S101 - `names` found it by its name
+        if not is_copy and _key(root, target) and not exists(self._fs, target):
+            # link, not rename: should the segment appear after all, it must not be replaced.
+            with suppress(FileExistsError):
+                self._fs.link(temporary, target)
+                self._fs.fsync_dir(target.parent)
+            self._fs.unlink(temporary)
+            return target
+        self._fs.unlink(temporary)
+        prune(self._fs, temporary.parent, root)
+        return None
+
+    def count(self, path: Path) -> tuple[int, int]:
+        """Return a segment's bytes and its whole lines."""
+        size = lines = 0
+        with Reader(self._fs, path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                size += len(chunk)
+                lines += chunk.count(b"\n")
+        return size, lines
+
+    def is_there(self, path: Path) -> bool:
+        """Tell whether a segment is still there; `StorageError` if the disk would not say."""
+        return exists(self._fs, path)
+
+    def remove(self, path: Path, root: Path) -> None:
+        """Remove a segment, and its folder with the last one."""
+        try:
+            self._fs.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # It is listed again at the next start, and found stored then.
+            failure = StorageError.of("unlink", path, error)
+            log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
+            return
+        prune(self._fs, path.parent, root)
 
 
 class Backlog:
@@ -51,12 +136,13 @@ class Backlog:
         fs: Filesystem,
         own: Slot,
         metrics: Metrics,
+        lane: Lane,
         executor: Executor,
+        places: Places,
         *,
         token: str,
-        has_dead_letter: Callable[[str], bool],
     ) -> None:
-        """`own` is the slot in which this process, of this `token`, writes; `has_dead_letter` may block."""
+        """`own` is the slot in which this process, of this `token`, writes; `lane` is that of its disk."""
         self.place: Final = Place.BACKLOG
         self.events = 0
         self.files = 0
@@ -64,18 +150,27 @@ class Backlog:
         self._fs = fs
         self._own = own
         self._metrics = metrics
+        self._lane = lane
         self._executor = executor
-        self._token = token
-        self._has_dead_letter = has_dead_letter
+        self._places = places
+        self._segments = Segments(fs, token)
         self._adopted: list[Slot] = []
         self._listing = 0
         self._known: dict[Path, KeyedFile] = {}
+        self._unread: dict[Path, Slot] = {}
+        """Segments, temporaries and folders that could not be read when they were listed. Until they are."""
+        self._told: set[Path] = set()
         self._pass: list[KeyedFile] | None = None
         self._lent: set[Path] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        waiting = f"{self.files} files, {self.events} events, {self.bytes} bytes"
+        return f"<Backlog {waiting}, {self.unknown} unknown, {len(self._adopted)} slots adopted>"
 
     @property
     def scanning(self) -> bool:
-        """There are segments that are not in the books yet."""
+        """There are segments that are not in the books yet, and it is being seen to."""
         return self._listing > 0
 
     @property
@@ -83,20 +178,32 @@ class Backlog:
         """How many slots of dead processes are held."""
         return len(self._adopted)
 
-    async def list_own(self) -> None:
+    @property
+    def unknown(self) -> int:
+        """How many segments and folders could not be read; a folder may hold many segments."""
+        return len(self._unread)
+
+    async def scan(self) -> None:
         """List what earlier processes left in our own slot."""
         await self._list(self._own)
 
     async def adopt(self, slots: Iterable[Slot]) -> None:
-        """List the segments of slots whose processes are gone; each slot is released when it is empty."""
-        for slot in slots:
-            self._adopted.append(slot)
+        """List the segments of slots whose processes are gone, and try again what could not be read.
+
+        Each slot is released when it is empty.
+        """
+        slots = list(slots)
+        self._adopted += slots
+        again = {slot.path: slot for slot in self._unread.values()}
+        for slot in [*again.values(), *slots]:
             await self._list(slot)
         self._release_emptied()
 
     def keep(self, key: str, path: Path, size: int, events: int) -> None:
         """Take over a segment of this process: its events come from the upload queue's book."""
         self._add(KeyedFile(key, path, size, events))
+
+    # ------------------------------------------------------------------------------------------------- lending
 
     async def next(self) -> Letter | None:
         """Lend the oldest segment not yet lent in this pass; None at the end of each pass."""
@@ -105,47 +212,55 @@ class Backlog:
             self._pass = sorted(waiting, key=lambda file: parse_key(file.key).unix, reverse=True)
         while self._pass:
             file = self._pass.pop()
-            if file.path in self._known and file.path not in self._lent:
-                return self._lend(file)
+            if file.path not in self._known or file.path in self._lent:
+                continue
+            letter = self._lend(file)
+            try:
+                there = await self._lane.run(self._segments.is_there, file.path, within=WAIT)
+            except StorageError as error:
+                self._lent.discard(file.path)
+                self._complain("segment_not_read", file.path, error)
+                continue
+            except BaseException:
+                self._lent.discard(file.path)
+                raise
+            self._told.discard(file.path)
+            if there:
+                return letter
+            self._miss(letter)
         self._pass = None
         return None
 
     async def find(self, key: str) -> Letter | Whereabouts:
-        """Lend the segment of this key; UNKNOWN while somebody has it."""
+        """Lend the segment of this key; UNKNOWN while it is lent, another process's, or cannot be read."""
         for path, file in self._known.items():
             if file.key == key:
                 return Whereabouts.UNKNOWN if path in self._lent else self._lend(file)
-        return Whereabouts.NOT_THERE
+        copy = await self._places.segment(key)
+        return Whereabouts.NOT_THERE if copy is Copy.NOT_THERE else Whereabouts.UNKNOWN
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent segment once, and judge it."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, contents_of, self._fs, letter)
+        return await lines_contents(self._fs, self._lane, self._executor, letter, within=WAIT)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent segment as it lies there."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, original_of, self._fs, letter)
+        return await original(self._fs, self._lane, letter, within=WAIT)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent segment, whose events are in another book now, out of ours."""
-        self._forget(letter)
+        self._forget(letter.path)
 
     async def take_back(self, letter: Letter) -> None:
-        """Have a lent segment off the disk if it was settled, else in the queue again."""
-        self._lent.discard(letter.path)
-        if letter.settled:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._remove, letter.path)
-            self._release_emptied()
-
-    def defer(self, file: KeyedFile) -> None:
-        """Take back a segment that could not be put: its turn comes in the next pass."""
-        self._lent.discard(file.path)
-
-    async def done(self, file: KeyedFile) -> None:
-        """Take a segment out of the books, before the first await, and off the disk."""
-        self._forget(file)
-        self._lent.discard(file.path)
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._remove, file.path)
-        self._release_emptied()
+        """Have a lent segment off the disk if it was settled, else in the queue again. It happens without us too."""
+        if not letter.settled:
+            self._lent.discard(letter.path)
+            return
+        root = next((slot.path for slot in (self._own, *self._adopted) if slot.path in letter.path.parents), None)
+        task = asyncio.ensure_future(self._remove(letter.path, root or letter.path.parent))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.wait({task}, timeout=WAIT)
 
     def close(self) -> None:
         """Let go of the adopted slots."""
@@ -153,12 +268,28 @@ class Backlog:
             slot.release()
         self._adopted.clear()
 
+    async def _remove(self, path: Path, root: Path) -> None:
+        try:
+            await self._lane.run(self._segments.remove, path, root)
+        except StorageError as error:
+            log.warning("segment_not_removed", path=str(path), error=str(error), hint=error.hint)
+        self._lent.discard(path)
+        self._release_emptied()
+
+    def _miss(self, letter: Letter) -> None:
+        """Take a segment that something else removed out of the books: its events are in no place we know."""
+        self._metrics.books.dropped(letter.events, DropReason.CORRUPT, self.place)
+        self._forget(letter.path)
+        self._lent.discard(letter.path)
+        log.error("segment_gone", key=letter.key, events=letter.events, hint="something else removed it")
+        self._release_emptied()
+
     def _lend(self, file: KeyedFile) -> Letter:
         self._lent.add(file.path)
         return Letter(file.key, file.path, file.size, file.events, self)
 
-    def _forget(self, file: KeyedFile) -> None:
-        known = self._known.pop(file.path, None)
+    def _forget(self, path: Path) -> None:
+        known = self._known.pop(path, None)
         if known is not None:
             self.events -= known.events
             self.bytes -= known.size
@@ -174,90 +305,84 @@ class Backlog:
         if self._listing:
             return
         for slot in list(self._adopted):
-            if not any(slot.path in path.parents for path in self._known):
+            here = [*self._known, *self._lent, *self._unread]
+            if not any(slot.path in (path, *path.parents) for path in here):
                 self._adopted.remove(slot)
                 slot.release()
 
+    # ------------------------------------------------------------------------------------------------- listing
+
     async def _list(self, slot: Slot) -> None:
-        loop = asyncio.get_running_loop()
         self._listing += 1
         try:
-            for path in await loop.run_in_executor(self._executor, self._settle_names, slot.path):
-                try:
-                    key = segment_key(slot.path, path)
-                except ValueError:
-                    log.warning("not_a_segment", path=str(path))
-                    continue
-                if parse_key(key).token == self._token or path in self._known:
-                    continue
-                try:
-                    size, events = await loop.run_in_executor(self._executor, _count, self._fs, path)
-                except OSError as error:
-                    failure = StorageError.of("read", path, error)
-                    log.error("segment_not_read", key=key, error=str(failure), hint=failure.hint)
-                    continue
-                self._metrics.books.recovered(events, self.place)
-                self._add(KeyedFile(key, path, size, events))
-                log.info("segment_found", key=key, events=events, size=size)
+            names = await self._lane.run(self._segments.names, slot.path)
+            for path in [path for path, of in self._unread.items() if of is slot]:
+                del self._unread[path]
+            for error in names.unread:
+                self._not_read(slot, slot.path / error.subject, error)
+            segments = set(names.segments)
+            for key, temporary in names.temporaries:
+                if (segment := await self._see_to(slot, key, temporary)) is not None:
+                    segments.add(segment)
+            for path in sorted(segments):
+                await self._list_one(slot, path)
+        except StorageError as error:
+            self._not_read(slot, slot.path, error)
         finally:
             self._listing -= 1
 
-    def _settle_names(self, root: Path) -> list[Path]:
-        """Return the segments below a slot, after its temporaries found their end. Blocks."""
-        segments = []
-        unread: list[StorageError] = []
-        for path in list(files_below(self._fs, root, unread)):
-            if path.suffix == ".jsonl" and not path.name.startswith("."):
-                segments.append(path)
-            elif (target := published_path(path)) is not None:
-                adopted = self._settle_temporary(root, path, target)
-                if adopted is not None:
-                    segments.append(adopted)
-        for error in unread:
-            log.error("journal_folder_unreadable", path=error.subject, hint=error.hint, errno=error.errno)
-        return sorted(set(segments))
-
-    def _settle_temporary(self, root: Path, temporary: Path, target: Path) -> Path | None:
+    async def _see_to(self, slot: Slot, key: str, temporary: Path) -> Path | None:
+        """Bring a temporary to its end; the segment that it became, if it became one."""
+        copy = await self._places.dead_letter(key) if key else Copy.NOT_THERE
+        if copy is Copy.UNKNOWN:
+            hint = "a folder of DLQ_DIR cannot be read: make it readable"
+            self._not_read(slot, temporary, StorageError("find", key, hint, transient=True))
+            return None
         try:
-            key = segment_key(root, target)
-        except ValueError:
-            key = ""
-        if key and parse_key(key).token == self._token:
-            return None  # ours, and being written right now
-        try:
-            if key and not exists(self._fs, target) and not self._has_dead_letter(key):
-                # link, not rename: should the segment appear after all, it must not be replaced.
-                with suppress(FileExistsError):
-                    self._fs.link(temporary, target)
-                    self._fs.fsync_dir(target.parent)
-                self._fs.unlink(temporary)
-                return target
-            self._fs.unlink(temporary)
-            prune(self._fs, temporary.parent, root)
+            return await self._lane.run(self._segments.settle_temporary, slot.path, temporary, copy is Copy.KNOWN)
         except (OSError, StorageError) as error:
             failure = error if isinstance(error, StorageError) else StorageError.of("unlink", temporary, error)
-            log.warning("temporary_not_removed", path=str(temporary), error=str(failure), hint=failure.hint)
-        return None
+            self._not_read(slot, temporary, failure)
+            return None
 
-    def _remove(self, path: Path) -> None:
-        root = next((slot.path for slot in (self._own, *self._adopted) if slot.path in path.parents), path.parent)
-        try:
-            self._fs.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            # It is listed again at the next start, and found stored then.
-            failure = StorageError.of("unlink", path, error)
-            log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
+    async def _list_one(self, slot: Slot, path: Path) -> None:
+        key = _key(slot.path, path)
+        if not key:
+            if path not in self._told:
+                self._told.add(path)
+                log.warning("not_a_segment", path=str(path))
             return
-        prune(self._fs, path.parent, root)
+        if path in self._known or path in self._lent:
+            return
+        try:
+            size, events = await self._lane.run(self._segments.count, path)
+        except FileNotFoundError:
+            return
+        except (OSError, StorageError) as error:
+            failure = error if isinstance(error, StorageError) else StorageError.of("read", path, error)
+            self._not_read(slot, path, failure)
+            return
+        copy = await self._places.dead_letter(key) is Copy.KNOWN
+        self._told.discard(path)
+        if copy:
+            events = 0
+        self._metrics.books.recovered(events, self.place)
+        self._add(KeyedFile(key, path, size, events))
+        log.info("segment_found", key=key, events=events, size=size, copy=copy)
+
+    def _not_read(self, slot: Slot, path: Path, error: StorageError) -> None:
+        self._unread[path] = slot
+        self._complain("segment_not_read", path, error)
+
+    def _complain(self, event: str, path: Path, error: StorageError) -> None:
+        """Log the trouble with a path once, not every time it is met."""
+        if path not in self._told:
+            self._told.add(path)
+            log.error(event, path=str(path), error=str(error), hint=error.hint)
 
 
-def _count(fs: Filesystem, path: Path) -> tuple[int, int]:
-    """Return a segment's bytes and its whole lines."""
-    size = lines = 0
-    with Reader(fs, path) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            size += len(chunk)
-            lines += chunk.count(b"\n")
-    return size, lines
+def _key(root: Path, path: Path) -> str:
+    try:
+        return segment_key(root, path)
+    except ValueError:
+        return ""

@@ -4,10 +4,10 @@ Owns how files are found on a disk where there may be a million: `hour_folders` 
 reads no file's name, `Walk` reads the names of one folder after the other, at most so many a step.
 
 Promises that a step costs the same however many files there are, and also where most of them were deleted: a folder is
-read through one open handle, never twice from its start. That a folder is gone, or cannot be read, is an answer and no
-error: one bad folder does not hide the others.
+read through one open handle, never twice from its start. A folder that is gone is empty. A folder that cannot be read,
+from its start or from some entry on, is a value beside the others and hides none of them.
 
-Never: reads more of a file than its header, changes anything. Blocking: run it in an executor.
+Never: reads more of a file than its header, changes anything, logs. Blocking: run it in a lane.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import structlog
 
 from ingest import disk
 from ingest.disk import StorageError
@@ -32,12 +29,18 @@ if TYPE_CHECKING:
 _DAY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
 _HOUR = re.compile(r"hr=\d{2}")
 
-log = structlog.get_logger()
+
+@dataclass(slots=True)
+class Listing:
+    """Hour folders, oldest hour first, and the folders above them that cannot be read: each may hold more."""
+
+    hours: list[Path] = field(default_factory=list)
+    unreadable: dict[Path, StorageError] = field(default_factory=dict)
 
 
-def hour_folders(fs: disk.Filesystem, roots: Iterable[Path]) -> list[Path]:
-    """Return every hour's folder below these roots, under whatever prefix, oldest hour first; no hour is read."""
-    hours: list[Path] = []
+def hour_folders(fs: disk.Filesystem, roots: Iterable[Path]) -> Listing:
+    """List every hour's folder below these roots, under whatever prefix; no hour is read."""
+    found = Listing()
     pending = list(roots)
     while pending:
         folder = pending.pop()
@@ -47,30 +50,34 @@ def hour_folders(fs: disk.Filesystem, roots: Iterable[Path]) -> list[Path]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            reason = StorageError.of("scandir", folder, error)
-            log.error("dlq_folder_unreadable", path=str(folder), hint=reason.hint, errno=reason.errno)
+            found.unreadable[folder] = StorageError.of("scandir", folder, error)
             continue
         if _DAY.fullmatch(folder.name):
-            hours += [path for path in below if _HOUR.fullmatch(path.name)]
+            found.hours += [path for path in below if _HOUR.fullmatch(path.name)]
         else:
             pending += below
-    hours.sort(key=lambda path: (path.parent.name, path.name, path))
-    return hours
+    found.hours.sort(key=by_hour)
+    return found
+
+
+def by_hour(folder: Path) -> tuple[str, str, Path]:
+    """Order hour folders by their hour, whatever their slot and prefix."""
+    return folder.parent.name, folder.name, folder
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Some names of one folder, sorted. `last`: the folder has been read to its end. `failed`: it cannot be opened."""
+    """Some names of one folder, sorted. `last`: no more of it is read. `error`: because it cannot be."""
 
     folder: Path
     paths: list[Path] = field(default_factory=list)
     temporaries: list[Path] = field(default_factory=list)
     last: bool = True
-    failed: bool = False
+    error: StorageError | None = None
 
 
 class Walk:
-    """Reads hour folders in the order given, some names a step. Blocking; for one caller at a time."""
+    """Reads hour folders in the order given, some names a step. For one caller at a time."""
 
     __slots__ = ("_entries", "_folder", "_folders", "_fs", "_root_of")
 
@@ -89,19 +96,12 @@ class Walk:
             self._folder = self._folders.popleft()
             try:
                 self._entries = self._fs.scandir(self._folder)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return Chunk(self._folder)
             except OSError as error:
-                reason = StorageError.of("scandir", self._folder, error)
-                log.error("dlq_folder_unreadable", path=str(self._folder), hint=reason.hint, errno=reason.errno)
-                return Chunk(self._folder, failed=True)
-        try:
-            names = [entry.name for entry in islice(self._entries, limit)]
-        except OSError as error:
-            reason = StorageError.of("readdir", self._folder, error)
-            log.error("dlq_folder_unreadable", path=str(self._folder), hint=reason.hint, errno=reason.errno)
-            names = []
-        chunk = Chunk(self._folder, last=len(names) < limit)
+                return Chunk(self._folder, error=StorageError.of("scandir", self._folder, error))
+        chunk = Chunk(self._folder)
+        names = self._read(self._entries, limit, chunk)
         hour = self._folder.relative_to(self._root_of(self._folder)).as_posix()
         for name in sorted(names):
             path = self._folder / name
@@ -118,6 +118,19 @@ class Walk:
         entries, self._entries = self._entries, None
         if entries is not None:
             entries.close()
+
+    def _read(self, entries: disk.Entries, limit: int, chunk: Chunk) -> list[str]:
+        names: list[str] = []
+        try:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) == limit:
+                    chunk.last = False
+                    break
+        except OSError as error:
+            # Not the folder's end: what it still holds is not known.
+            chunk.error = StorageError.of("readdir", self._folder, error)
+        return names
 
 
 def look(fs: disk.Filesystem, path: Path) -> tuple[int, int | None]:

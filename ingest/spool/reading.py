@@ -1,32 +1,80 @@
 """One reading of a lent file: the verdict upon it, and what is to be put.
 
-Owns the choice of how a file is read: gzip or lines. Promises that the memory it takes is that of what is put, whatever
-the size of a segment. Never changes a file. All of it blocks.
+Owns how a file is read: its bytes in the lane of its disk, and the judging in an executor, so that neither a slow disk
+nor a large file holds up the other. Promises that the memory it takes is that of what is put, whatever the size of a
+segment, which is read piece by piece. Never changes a file, never keeps one open, never waits longer than `within` for
+one piece.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from ingest.disk import Reader, read_file
 from ingest.format import codec
 from ingest.spool.waiting import Contents
 
 if TYPE_CHECKING:
-    from ingest.disk import Filesystem
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from ingest.disk import Filesystem, Lane
     from ingest.spool.waiting import Letter
 
 
-def contents_of(fs: Filesystem, letter: Letter) -> Contents:
-    """Judge a file; `OSError` is no verdict."""
-    with Reader(fs, letter.path) as file:
-        found = codec.inspect_lines(file) if letter.is_segment else codec.inspect_gzip(file)
-        if found.events and found.body is None:
-            file.seek(0)
-            return Contents(found, file.read_all())
+PIECE_BYTES: Final = 1 << 20
+
+
+async def gzip_contents(fs: Filesystem, lane: Lane, executor: Executor, letter: Letter, *, within: float) -> Contents:
+    """Judge a dead letter. Its bytes are what is put, so they are read whole; `OSError` is no verdict."""
+    data = await original(fs, lane, letter, within=within)
+    found = await asyncio.get_running_loop().run_in_executor(executor, codec.inspect_gzip, _Held(data))
+    return Contents(found, data if found.sound and found.events else found.body)
+
+
+async def lines_contents(fs: Filesystem, lane: Lane, executor: Executor, letter: Letter, *, within: float) -> Contents:
+    """Judge a segment, piece by piece; `OSError` is no verdict."""
+    loop = asyncio.get_running_loop()
+    inspection = codec.LinesInspection()
+    offset = 0
+    while piece := await lane.run(_piece, fs, letter.path, offset, within=within):
+        await loop.run_in_executor(executor, inspection.feed, piece)
+        offset += len(piece)
+    found = await loop.run_in_executor(executor, inspection.end)
     return Contents(found, found.body)
 
 
-def original_of(fs: Filesystem, letter: Letter) -> bytes:
+async def original(fs: Filesystem, lane: Lane, letter: Letter, *, within: float) -> bytes:
     """Return a file's bytes."""
-    return read_file(fs, letter.path)
+    return await lane.run(read_file, fs, letter.path, within=within)
+
+
+class _Held:
+    """Bytes in memory, as the stream that an inspection reads."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes; nothing at the end."""
+        piece = self._data[self._at : self._at + size]
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int) -> None:
+        """Read on from `offset`."""
+        self._at = offset
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+        return self._at
+
+
+def _piece(fs: Filesystem, path: Path, offset: int) -> bytes:
+    with Reader(fs, path) as file:
+        file.seek(offset)
+        return file.read(PIECE_BYTES)

@@ -80,6 +80,8 @@ class Letter(KeyedFile):
     lender: Lender = field(repr=False)
     settled: bool = False
     """From `settle` on: its events are in another book."""
+    refused: bool = False
+    """Set by whoever found that the store refuses it. It is the first to be evicted, until it is lent again."""
 
     @property
     def is_segment(self) -> bool:

@@ -817,7 +817,7 @@ def test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segm
     assert any(name.endswith(".tmp") for name in world.files())
     world.store.down = False
     world.late_puts = 1  # the one that has the segment is slow
-    while not other.backlog.files:
+    while "1 slots adopted" not in repr(other.backlog):
         if not world.run_job():
             world.advance(0.5, threads=False)
     fresh = world.start()
@@ -902,7 +902,9 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
         from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
         from ingest.spool.backlog import Backlog
-        from ingest.spool.letters import DeadLetterQueue
+        from ingest.disk.lane import Lane
+        from ingest.spool.places import Places
+        from ingest.spool.spool import Spool
         from ingest.disk.filesystem import Filesystem
         from ingest.disk.slots import Slot
         from ingest.intake.journal import NoJournal
@@ -918,12 +920,14 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
             root, fs, metrics, executor = Path(sys.argv[1]), Filesystem(), Metrics(), ThreadPoolExecutor(4)
             chosen, store, token = settings(root, s3_timeout="60s"), MemoryStore(), "0123456789abcdef"
             slots = [Slot.take_first_free(fs, base) for base in (chosen.dlq_dir, chosen.journal_dir)]
-            backlog = Backlog(fs, slots[1], metrics, executor, token=token, has_dead_letter=lambda key: False)
-            dlq = DeadLetterQueue(chosen, fs, slots[:1], metrics, executor, token=token)
+            lane = Lane("disk")
+            places = Places(fs, (chosen.journal_dir, lane), (chosen.dlq_dir, lane))
+            backlog = Backlog(fs, slots[1], metrics, lane, executor, places, token=token)
+            dlq = Spool(chosen, fs, slots[:1], metrics, lane, executor, places, token=token)
             uploader = Uploader(chosen, store, dlq, backlog, NoJournal(metrics, print), metrics, executor)
             before = peak()
             running = asyncio.create_task(uploader.run())
-            await backlog.list_own()
+            await backlog.scan()
             while backlog.files:
                 await asyncio.sleep(0.05)
             await uploader.drain(time.monotonic() + 5, asyncio.Event())

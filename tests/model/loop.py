@@ -12,6 +12,8 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ingest.disk.lane import Lane
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -92,3 +94,24 @@ class StepExecutor(Executor):
             future.set_exception(error)
         else:
             future.set_result(result)
+
+
+class StepLane(Lane):
+    """A lane whose thread is a `StepExecutor` of one."""
+
+    def __init__(self, name: str, time: Time, executor: StepExecutor) -> None:
+        super().__init__(name, lambda: time.monotonic)
+        self._executor = executor
+
+    def _add(self, call: Any) -> None:
+        if self._abandoned:
+            raise self._does_not_answer()
+        self._calls.append(call)
+        self._executor.submit(self._make_next)
+
+    def _make_next(self) -> None:
+        if self._calls:  # or its caller left, and there is one less than there are jobs
+            call = self._next()
+            assert call is not None
+            call.make()
+            self._busy_since = None

@@ -14,7 +14,7 @@ from ingest.intake.journal import NoJournal
 from ingest.telemetry import Place, SealReason
 from ingest.wire.turn import Turn
 from tests.model.ledger import line, numbers_in, numbers_on_disk, parsed
-from tests.model.loop import Died, StepExecutor, StepLoop
+from tests.model.loop import Died, StepExecutor, StepLane, StepLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.disk.errors import StorageError
     from ingest.intake.batch import Batch
+    from ingest.spool.letters import Lent
     from ingest.spool.waiting import KeyedFile
     from ingest.store.object_store import ObjectMetadata
     from tests.model.world import World
@@ -58,6 +59,7 @@ class Process:
         self.link = Link(world, self)
         self.executor = StepExecutor(THREADS)
         self.sync_executor = StepExecutor(1)
+        self.lane_executor = StepExecutor(1)
         self.loop = StepLoop(world.time)
         self.loop.set_exception_handler(self._unhandled)
         self.unhandled: list[Any] = []
@@ -82,6 +84,7 @@ class Process:
                 fs=self.disk,
                 storage=self.executor,
                 sync=self.sync_executor,
+                lane=lambda name: StepLane(name, world.time, self.lane_executor),
                 store=self.link,
                 clock=self.loop.time,
                 now=world.time.wall,
@@ -194,19 +197,20 @@ class Process:
 
     @property
     def jobs(self) -> int:
-        return len(self.executor.jobs) + len(self.sync_executor.jobs)
+        return sum(len(executor.jobs) for executor in (self.executor, self.sync_executor, self.lane_executor))
 
     @property
     def choices(self) -> int:
-        return min(len(self.executor.jobs), THREADS) + min(len(self.sync_executor.jobs), 1)
+        singles = sum(bool(executor.jobs) for executor in (self.sync_executor, self.lane_executor))
+        return min(len(self.executor.jobs), THREADS) + singles
 
     def run_job(self, which: int = 0) -> None:
-        """Run one job: of the sync's thread, or of the storage's."""
-        syncs = min(len(self.sync_executor.jobs), 1)
-        if which < syncs:
-            self.sync_executor.run_one()
+        """Run one job: of the sync's thread, of the lane's, or of the storage's."""
+        singles = [executor for executor in (self.sync_executor, self.lane_executor) if executor.jobs]
+        if which < len(singles):
+            singles[which].run_one()
         elif self.executor.jobs:
-            self.executor.run_one(which - syncs)
+            self.executor.run_one(which - len(singles))
 
     def not_rewritten(self) -> set[int]:
         """Refused events whose lines may be on the disk until their batch is stored: cut and rewrite have failed."""
@@ -214,7 +218,7 @@ class Process:
 
     def discard(self) -> None:
         """Let nothing of a dead process remain."""
-        for executor in (self.executor, self.sync_executor):
+        for executor in (self.executor, self.sync_executor, self.lane_executor):
             executor.jobs.clear()
         for _ in range(10):
             tasks = asyncio.all_tasks(self.loop)
@@ -245,7 +249,7 @@ class Process:
     def _watch(self) -> None:
         """Tell the ledger what leaves by other ways than the store."""
         ledger, dlq, recovery = self.world.ledger, self.dlq, self.uploader.recovery
-        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._evict, recovery._expire
+        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._letters._evict, recovery._expire
 
         def submitted(batch: Batch) -> None:
             self._batches[batch.key] = {event["body"] for event in parsed(bytes(batch.view()))}
@@ -255,9 +259,9 @@ class Process:
             await save(key, body, events, force=force)
             ledger.safe |= set(numbers_in(body))
 
-        async def evicted(file: KeyedFile) -> bool:
-            numbers = numbers_on_disk(file.path)
-            gone = await evict(file)
+        def evicted(lent: Lent) -> bool:
+            numbers = numbers_on_disk(lent.path)
+            gone = evict(lent)
             if gone:
                 ledger.drop(numbers)
             return gone
@@ -267,7 +271,7 @@ class Process:
             await expire(file)
 
         self.uploader.submit = submitted
-        dlq.save, dlq._evict, recovery._expire = saved, evicted, expired
+        dlq.save, dlq._letters._evict, recovery._expire = saved, evicted, expired
         if isinstance(self.journal, NoJournal):
             return
         not_rewritten = self.journal._not_rewritten

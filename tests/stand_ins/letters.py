@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 from ingest.config import settings as config
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
+from ingest.disk.lane import Lane
 from ingest.disk.slots import Slot
 from ingest.format import codec
-from ingest.spool.letters import DeadLetterQueue
+from ingest.spool.places import Copy
+from ingest.spool.spool import Spool
 from ingest.telemetry import Place
 from ingest.telemetry.metrics import Metrics
 
@@ -206,16 +208,33 @@ class Books:
             await asyncio.sleep(0)
 
 
+class Elsewhere:
+    """Places in which there is what a test says; by default nothing."""
+
+    def __init__(self, segment=Copy.NOT_THERE, dead_letter=Copy.NOT_THERE):
+        self.answers = {"segment": segment, "dead_letter": dead_letter}
+        self.asked = []
+
+    async def segment(self, key):
+        self.asked.append(key)
+        return self.answers["segment"]
+
+    async def dead_letter(self, key, but=()):
+        self.asked.append((key, but))
+        return self.answers["dead_letter"]
+
+
 class Bench:
     """A dead-letter queue over a slot in a temporary directory."""
 
     def __init__(self, tmp_path, fs=None, **variables):
         self.backlog_bytes = variables.pop("backlog_bytes", lambda: 0)
-        self.has_segment = variables.pop("has_segment", lambda _: False)
+        self.places = variables.pop("places", None) or Elsewhere()
         self.settings = settings(tmp_path, **variables)
         self.fs = fs or FaultyFilesystem()
         self.metrics = Metrics()
-        self.executor = ThreadPoolExecutor(4)
+        self.executor = ThreadPoolExecutor(2)
+        self.lane = Lane("dlq")
         self.slot = Slot.take_first_free(self.fs, self.settings.dlq_dir)
         self.root = self.slot.path
         self.slots = [self.slot]
@@ -231,15 +250,16 @@ class Bench:
 
     @asynccontextmanager
     async def open(self, *, scan=True):
-        self.dlq = DeadLetterQueue(
+        self.dlq = Spool(
             self.settings,
             self.fs,
             self.slots,
             self.metrics,
+            self.lane,
             self.executor,
+            self.places,
             token=OWN,
             backlog_bytes=self.backlog_bytes,
-            has_segment=self.has_segment,
             sleep=self._sleep,
         )
         books = self.metrics.books
@@ -252,6 +272,7 @@ class Bench:
                 yield self.dlq
         finally:
             self.dlq.close()
+            self.lane.abandon()
             self.executor.shutdown()
 
     async def save(self, sequence, events=3, **how):
@@ -266,15 +287,16 @@ class Bench:
 
     async def store(self, file):
         """What recovery does when all goes well."""
-        self.metrics.books.stored(file.events, Place.DLQ)
-        await self.dlq.done(file)
+        async with file:
+            self.metrics.books.stored(file.events, Place.DLQ)
+            file.settle()
 
     async def all_keys(self):
         """One whole pass, after the one that is under way; every file is deferred."""
         while (file := await self.dlq.next()) is not None:
-            self.dlq.defer(file)
+            await self.dlq.take_back(file)
         found = []
         while (file := await self.dlq.next()) is not None:
             found.append(file.key)
-            self.dlq.defer(file)
+            await self.dlq.take_back(file)
         return found
