@@ -225,7 +225,10 @@ def pack_forwarded(element: Raw) -> bytes | None:
             if found is not None:
                 return None
             found = node
-    return None if found is None else pack_element(found)
+    if found is None:
+        return None
+    host, _, _ = found.partition(b":_")  # a port may be a made-up name, which begins so
+    return pack_element(host)
 
 
 def _is_port(text: str) -> bool:
