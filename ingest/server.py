@@ -26,7 +26,6 @@ import os
 import resource
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from enum import Enum
@@ -36,10 +35,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import structlog
 import uvloop
 
+from ingest import signals
 from ingest.collector import Collector, World
 from ingest.disk import Filesystem, StorageError
 from ingest.event import EventEncoder, Pages
-from ingest.signals import Watch
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
 from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Tick
@@ -59,8 +58,6 @@ SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
 CLOSE_SECONDS: Final = 0.5
 """The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
-LOG_SECONDS: Final = 0.2
-"""How long the end waits for whoever reads the log."""
 ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 """A host name stands for an address that this machine does not have: `::1` without IPv6."""
 
@@ -73,12 +70,15 @@ def serve(settings: Settings, *, fs: Filesystem | None = None) -> NoReturn:
     The process ends here, by `os._exit`: no thread that hangs in a system call is waited for, and the kernel releases
     the slots when nothing of us can write any more.
     """
+    signals.hold()  # before any thread begins: one that does not hold them would be handed them
     logs.configure(settings)
+    logs.start()
     uvloop.run(Server(settings, fs or Filesystem()).run())
     raise AssertionError("a server ends its process")
 
 
 def _leave(code: int) -> NoReturn:
+    logs.finish()
     os._exit(code)
 
 
@@ -120,7 +120,7 @@ class Server:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
         # Before anything that may be slow, so that a signal in the first moments is heard.
-        self._watch = Watch(
+        self._watch = signals.Watch(
             self._settings.drain_delay + self._settings.drain_timeout + CLOSE_SECONDS,
             lambda number, when: loop.call_soon_threadsafe(self._signalled, number, when),
             self._cut_short,
@@ -287,10 +287,10 @@ class Server:
 
     def _cut_short(self) -> None:
         """End as we are: something hangs, and what was acknowledged is on disk. Runs in the thread of the signals."""
-        telling = threading.Thread(target=self._tell_stopped, kwargs={"at": self._step.value}, daemon=True)
-        telling.start()
-        telling.join(LOG_SECONDS)
-        _leave(self._code())
+        try:
+            self._tell_stopped(at=self._step.value)
+        finally:
+            _leave(self._code())
 
     def _tell_stopped(self, *, at: str | None = None) -> None:
         """Say what stays, and, where the time was up, `at` which step."""
