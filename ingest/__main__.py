@@ -1,4 +1,4 @@
-"""The command line: `estat-ingest`, or `python -m ingest`, `[serve | check [--store] | dlq …]`; without a word, serve.
+"""The command line: `estat-ingest`, or `python -m ingest`, and a word: serve (also without one), check, health, dlq.
 
 Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong, 130 interrupted.
 Promises that each wrong setting ends in one line on standard error, and none in a traceback;
@@ -60,7 +60,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "check":
         from ingest.commands import check
 
-        return check.run(os.environ, store=arguments.store)
+        return check.run(os.environ, store=arguments.store, strict=arguments.strict)
+    if arguments.command == "health":
+        from ingest.commands import health
+
+        return health.run(os.environ)
     from ingest.config import load, warnings
     from ingest.telemetry import log
 
@@ -74,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ingest.server import serve
 
     log.start()
-    log.tell_warnings(warnings(settings))
+    log.tell_warnings(warnings(settings, os.environ))
     try:
         return serve(settings)
     finally:
@@ -96,6 +100,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     commands.add_parser("serve", help="take events until SIGTERM; the default")
     check = commands.add_parser("check", help="show the settings in force and all that is wrong with them")
     check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
+    check.add_argument("--strict", action="store_true", help="take every warning for a problem: exit 2")
+    commands.add_parser("health", help="ask the server of these settings whether it is well: 0 yes, 1 no")
     dlq = commands.add_parser("dlq", help="look at and work on the dead-letter queue")
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli

@@ -3,7 +3,8 @@
 Owns what `estat-ingest check` prints: the settings in force as lines of an env file on standard output; warnings and
 problems, one line each, on standard error. Exit 2 if there is a problem.
 Promises that a secret is never printed, and that `--store` leaves no more behind than a process may that is not allowed
-to delete: each canary is an object of no events, gzip of nothing, under a key of its own, which readers take in stride.
+to delete: each canary is an object of no events below `_canary/` of its prefix, which is no hour and which no reader
+of hours sees.
 Never listens, takes a slot, or touches the dead-letter queue; without `--store` it changes nothing at all.
 """
 
@@ -22,20 +23,25 @@ from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
 
 
-def run(environ: Mapping[str, str], *, store: bool) -> int:
-    """Print what `environ` comes to, with `store` try the object store too, and return the exit code."""
+def run(environ: Mapping[str, str], *, store: bool, strict: bool = False) -> int:
+    """Print what `environ` comes to, with `store` try the object store too, and return the exit code.
+
+    With `strict` a warning is a problem.
+    """
     try:
         settings = load(environ)
     except ConfigErrors as found:
         return _verdict([str(problem) for problem in found.problems])
     for line in _effective(settings):
         _print(line)
-    for warning in warnings(settings):
+    questionable = warnings(settings, environ)
+    for warning in questionable:
         _warn(warning)
     problems = [str(problem) for problem in _unusable_directories(settings)]
     if store:
         problems += asyncio.run(_try_store(settings))
-    return _verdict(problems)
+    code = _verdict(problems)
+    return 2 if strict and questionable else code
 
 
 def _verdict(problems: list[str]) -> int:
@@ -97,7 +103,8 @@ async def _try_store(settings: Settings) -> list[str]:
 async def _try_prefix(store: ObjectStore, settings: Settings, prefix: str) -> list[str]:
     unix = int(time.time())
     keys = KeyFactory(prefix, settings.partition_tz, host="canary")
-    key = keys.new_key(unix, keys.partition_of(unix))
+    # Never in an hour: an object without events stays there when the role may not delete, and breaks some readers.
+    key = f"{prefix}/_canary/{unix}_{keys.instance}.jsonl.gz"
     metadata = ObjectMetadata(events=0, first_ts=unix, last_ts=unix, instance=keys.instance)
     try:
         await store.put(key, _FIRST, metadata)
@@ -113,8 +120,9 @@ async def _try_prefix(store: ObjectStore, settings: Settings, prefix: str) -> li
     else:
         if replaced or body == _SECOND:
             accepted = "false with this store, which replaces an object despite If-None-Match: *"
+            got = str(settings.s3_conditional_puts).lower()
             problems.append(
-                str(ConfigError("S3_CONDITIONAL_PUTS", accepted, str(settings.s3_conditional_puts).lower()))
+                str(ConfigError("S3_CONDITIONAL_PUTS", accepted, got, do="write S3_CONDITIONAL_PUTS=false"))
             )
         elif body not in {_FIRST, None}:
             problems.append(

@@ -8,13 +8,16 @@ Never knows a variable's name or its default: that is `config`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from zoneinfo import ZoneInfo
+
+from ingest.config import slips
 
 _Number = TypeVar("_Number", int, float)
 
@@ -71,6 +74,18 @@ class Form:
     """The value of a text; a ValueError when it has another form."""
     show: Callable[[Any], str] = str
     """A text of the value."""
+    guesses: Callable[[str], Iterable[str]] = lambda _: ()
+    """Texts that may have been meant by one that is not taken."""
+
+    def meant(self, text: str) -> str | None:
+        """Return what was probably meant by a text that is not taken, if that would be taken."""
+        for guess in self.guesses(text):
+            try:
+                self.parse(guess)
+            except ValueError:
+                continue
+            return guess
+        return None
 
 
 def count(minimum: int, maximum: int) -> Form:
@@ -79,7 +94,7 @@ def count(minimum: int, maximum: int) -> Form:
     def parse(text: str) -> int:
         return _within(int(_matching(r"[0-9]{1,18}", text)), minimum, maximum)
 
-    return Form(f"a whole number from {minimum} to {maximum}", parse)
+    return Form(f"a whole number from {minimum} to {maximum}", parse, guesses=slips.counts)
 
 
 def size(minimum: int, maximum: int) -> Form:
@@ -89,7 +104,7 @@ def size(minimum: int, maximum: int) -> Form:
         return _within(parse_size(text), minimum, maximum)
 
     accepted = f"bytes or a size such as 16KiB or 8MiB, from {format_size(minimum)} to {format_size(maximum)}"
-    return Form(accepted, parse, format_size)
+    return Form(accepted, parse, format_size, slips.sizes)
 
 
 def duration(minimum: str) -> Form:
@@ -98,7 +113,8 @@ def duration(minimum: str) -> Form:
     def parse(text: str) -> float:
         return _within(parse_duration(text), parse_duration(minimum), parse_duration(_LONGEST))
 
-    return Form(f"a duration such as 250ms, 3s, 2m or 24h, from {minimum} to {_LONGEST}", parse, format_duration)
+    accepted = f"a duration such as 250ms, 3s, 2m or 24h, from {minimum} to {_LONGEST}"
+    return Form(accepted, parse, format_duration, slips.durations)
 
 
 def choice(*words: str, aliases: Mapping[str, str] | None = None) -> Form:
@@ -108,12 +124,19 @@ def choice(*words: str, aliases: Mapping[str, str] | None = None) -> Form:
     def parse(text: str) -> str:
         return spelled[_matching("|".join(map(re.escape, spelled)), text.lower())]
 
-    return Form(" or ".join(filter(None, (", ".join(words[:-1]), words[-1]))), parse)
+    accepted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return Form(accepted, parse, guesses=partial(slips.one_of, words))
 
 
-def pattern(accepted: str, regex: str) -> Form:
+def pattern(accepted: str, regex: str, guesses: Callable[[str], Iterable[str]] = lambda _: ()) -> Form:
     """Take what the whole of `regex` matches."""
-    return Form(accepted, lambda text: _matching(regex, text))
+    return Form(accepted, lambda text: _matching(regex, text), guesses=guesses)
+
+
+def bucket() -> Form:
+    """Take the name of a bucket, or what stands for one."""
+    regex = r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[A-Za-z0-9:/._-]{1,255}"
+    return pattern("a bucket name or an access point ARN", regex, slips.buckets)
 
 
 def flag() -> Form:
@@ -131,7 +154,7 @@ def flag() -> Form:
             "off": False,
         }[_matching("true|1|yes|on|false|0|no|off", text.lower())]
 
-    return Form("true or false", parse, lambda value: str(value).lower())
+    return Form("true or false", parse, lambda value: str(value).lower(), slips.flags)
 
 
 def address() -> Form:
@@ -148,7 +171,7 @@ def address() -> Form:
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    return Form("host:port, :port or [IPv6]:port, the port from 0 to 65535", parse, show)
+    return Form("host:port, :port or [IPv6]:port, the port from 0 to 65535", parse, show, slips.addresses)
 
 
 def directory() -> Form:
@@ -159,16 +182,20 @@ def directory() -> Form:
 def prefix() -> Form:
     """Take the head of a key, which is a path below a slot on disk too.
 
-    So no part may hide itself or climb, and the first may not be the name of the slot's lock file.
+    So no part may hide itself or climb, and the first may not be the name of the slot's lock file. A part shaped like
+    a partition's would make every file below it one of that partition.
     """
     part = r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,127}"
 
     def parse(text: str) -> str:
         taken = _matching(rf"(?!lock(?:/|$)){part}(?:/{part})*", text.strip("/"))
         _within(len(taken), 1, _LONGEST_PREFIX)
+        if re.search(r"(?:^|/)(?:dt|hr)=", taken):
+            raise ValueError(text)
         return taken
 
-    return Form("path segments of letters, digits and any of `_.=-`, the first of them not `lock`", parse)
+    accepted = "path segments of letters, digits and any of `_.=-`, the first of them not `lock`, none `dt=…` or `hr=…`"
+    return Form(accepted, parse, guesses=slips.prefixes)
 
 
 def zone() -> Form:
@@ -192,7 +219,7 @@ def endpoint() -> Form:
             raise ValueError(text)
         return text.rstrip("/")
 
-    return Form("an http:// or https:// URL without credentials, query or fragment", parse)
+    return Form("an http:// or https:// URL without credentials, query or fragment", parse, guesses=slips.endpoints)
 
 
 def tags() -> Form:
@@ -208,7 +235,7 @@ def tags() -> Form:
             _matching(r"[\w .:/=+@-]{0,256}", value)
         return urlencode(pairs)
 
-    return Form("at most 10 tags as key=value&key=value, URL-encoded", parse)
+    return Form("at most 10 tags as key=value&key=value, URL-encoded", parse, guesses=slips.tags)
 
 
 def origins() -> Form:
@@ -220,7 +247,7 @@ def origins() -> Form:
         return tuple(_matching(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+|null", part.lower()) for part in _parts(text))
 
     accepted = "`*`, or origins such as https://www.example.com separated by commas, or none"
-    return Form(accepted, parse, _show_parts)
+    return Form(accepted, parse, _show_parts, slips.origins)
 
 
 def networks() -> Form:
@@ -229,7 +256,8 @@ def networks() -> Form:
     def parse(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
         return tuple(map(ip_network, _parts(text)))
 
-    return Form("addresses and networks such as 10.0.0.0/8 separated by commas, or none", parse, _show_parts)
+    accepted = "addresses and networks such as 10.0.0.0/8 separated by commas, or none"
+    return Form(accepted, parse, _show_parts, slips.lists)
 
 
 def headers() -> Form:
@@ -238,7 +266,7 @@ def headers() -> Form:
     def parse(text: str) -> tuple[str, ...]:
         return tuple(_matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", part) for part in _parts(text))
 
-    return Form("header names separated by commas, or none", parse, _show_parts)
+    return Form("header names separated by commas, or none", parse, _show_parts, slips.lists)
 
 
 def _parts(text: str) -> list[str]:

@@ -17,13 +17,16 @@ from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 from ingest.config.forms import format_duration, format_size
+from ingest.config.slips import meant_name
 from ingest.config.variables import VARIABLES, Variable
 
 
 class ConfigError(ValueError):
     """One variable whose value cannot be used; `str()` of it is one line, fit for an operator's terminal."""
 
-    def __init__(self, variable: str, accepted: str, got: str | None, *, secret: bool = False) -> None:
+    def __init__(
+        self, variable: str, accepted: str, got: str | None, *, secret: bool = False, do: str | None = None
+    ) -> None:
         if got is not None:
             got = "***" if secret else _one_line(_without_credentials(got))
         super().__init__(variable, accepted, got)
@@ -31,10 +34,13 @@ class ConfigError(ValueError):
         self.accepted = accepted
         self.got = got
         """The text that was found, fit to be shown; None: nothing."""
+        self.do = None if secret or do is None else _one_line(_without_credentials(do))
+        """The next step, where it is known."""
 
     def __str__(self) -> str:
         got = "nothing" if self.got is None else f"'{self.got}'"
-        return f"{self.variable}: accepted {self.accepted}, got {got}"
+        do = "" if self.do is None else f"; {self.do}"
+        return f"{self.variable}: accepted {self.accepted}, got {got}{do}"
 
 
 class ConfigErrors(Exception):  # noqa: N818 -- it is not one more error: it is all of them
@@ -123,7 +129,10 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             values[variable.field] = variable.form.parse(text) if text else None
         except ValueError:
-            problems.append(ConfigError(name, variable.accepted, text, secret=variable.secret))
+            # A guess repeats the text, and with it what may be a secret.
+            meant = variable.form.meant(text) if text == _without_credentials(text) else None
+            do = None if meant is None else f"write {name}={meant}"
+            problems.append(ConfigError(name, variable.accepted, text, secret=variable.secret, do=do))
     if values.get("dlq_dir") and values.get("journal_dir", ...) is None:
         values["journal_dir"] = values["dlq_dir"] / "journal"
     problems.extend(_contradictions(values))
@@ -133,9 +142,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def warnings(settings: Settings) -> list[str]:
+def warnings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return what will run but is probably not what was meant, one line each."""
-    return list(_warnings(settings))
+    return [*_unread(environ), *_warnings(settings)]
 
 
 def shown(variable: Variable, settings: Settings) -> str:
@@ -148,7 +157,7 @@ def shown(variable: Variable, settings: Settings) -> str:
 
 def _found(variable: Variable, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return the name that gave the value, and its text; no text when an optional one is unset."""
-    for name in filter(None, (variable.name, variable.fallback)):
+    for name in (variable.name, *variable.fallbacks):
         if text := environ.get(name, "").strip():
             return name, text
     return variable.name, "" if variable.optional else variable.default
@@ -171,7 +180,7 @@ def _without_credentials(text: str) -> str:
 def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     """Between the values that could be read; one that could not is missing here and is a problem already."""
     if values.get("raw_bucket") and values.get("aws_region", ...) is None:
-        yield ConfigError("AWS_REGION", _accepted("AWS_REGION"), None)
+        yield ConfigError("AWS_REGION", _accepted("AWS_REGION"), None, do="set it to the region of RAW_BUCKET")
     key, sse = values.get("s3_sse_kms_key_id"), values.get("s3_sse", ...)
     if key and sse in {None, "AES256"}:
         yield ConfigError("S3_SSE_KMS_KEY_ID", _accepted("S3_SSE_KMS_KEY_ID"), key, secret=True)
@@ -205,6 +214,17 @@ def _accepted(name: str) -> str:
 
 
 # --- what is probably not meant --------------------------------------------------------------------------------------
+
+
+def _unread(environ: Mapping[str, str]) -> Iterator[str]:
+    """Name variables that nobody reads and somebody may think we do."""
+    known = [variable.name for variable in VARIABLES]
+    read = {*known, *(name for variable in VARIABLES for name in variable.fallbacks)}
+    for name in sorted(environ.keys() - read):
+        meant = meant_name(name, known, _PREFIXES)
+        if meant is not None:
+            do = f"{meant} was probably meant" if meant else "docs/configuration.md lists what is"
+            yield f"{_one_line(name)}: it is not read; {do}"
 
 
 def _warnings(settings: Settings) -> Iterator[str]:
@@ -255,6 +275,7 @@ def _disk_warnings(settings: Settings) -> Iterator[str]:
         yield f"DISK_RESERVE: {reserve} is more than a tenth of the disk; {size // 10} bytes are kept free"
 
 
+_PREFIXES: Final = tuple({f"{variable.name.split('_')[0]}_" for variable in VARIABLES} - {"AWS_"})
 _STOP_GRACE: Final = 30
 _LOAD_BALANCER_IDLE: Final = 60
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")

@@ -25,8 +25,8 @@ class Variable:
     optional: bool = False
     """Unset is a state of its own, and `default` only describes it."""
     secret: bool = False
-    fallback: str = ""
-    """Another name that is read when this one is unset."""
+    fallbacks: tuple[str, ...] = ()
+    """Other names, the first that is set is read when this one is unset."""
 
     @property
     def field(self) -> str:
@@ -110,10 +110,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
         Variable(
             "RAW_BUCKET",
             "unset",
-            forms.pattern(
-                "a bucket name or an access point ARN",
-                r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[A-Za-z0-9:/._-]{1,255}",
-            ),
+            forms.bucket(),
             "The bucket; unset, objects go to `STORE_DIR`",
             optional=True,
         ),
@@ -124,8 +121,9 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
                 "a region such as eu-west-1 (required with RAW_BUCKET)",
                 r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?",
             ),
-            "The bucket's region",
+            "The bucket's region; unset, `AWS_DEFAULT_REGION` is read",
             optional=True,
+            fallbacks=("AWS_DEFAULT_REGION",),
         ),
         Variable(
             "STORE_DIR",
@@ -155,9 +153,9 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "S3_ENDPOINT_URL",
             "unset",
             forms.endpoint(),
-            "A store that speaks S3, instead of AWS; `AWS_ENDPOINT_URL` is read when this one is unset",
+            "A store that speaks S3, instead of AWS; unset, `AWS_ENDPOINT_URL_S3` is read, then `AWS_ENDPOINT_URL`",
             optional=True,
-            fallback="AWS_ENDPOINT_URL",
+            fallbacks=("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
         ),
         Variable(
             "S3_TIMEOUT",

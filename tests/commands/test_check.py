@@ -77,6 +77,16 @@ def test_check_prints_warnings_and_still_succeeds(environment, capsys):
     assert line.startswith("warning: DRAIN_DELAY and DRAIN_TIMEOUT: ")
 
 
+def test_f2_a_misspelt_name_is_a_warning_and_with_strict_a_problem(environment, capsys):
+    environment.setenv("BATCH_SZIE", "100")
+    for words, code in ((["check"], 0), (["check", "--strict"], 2)):
+        assert main(words) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == "warning: BATCH_SZIE: it is not read; BATCH_SIZE was probably meant"
+    environment.delenv("BATCH_SZIE")
+    assert main(["check", "--strict"]) == 0
+
+
 @pytest.mark.parametrize("words", [["check"], ["check", "--store"], ["serve"], []])
 def test_every_problem_is_one_line_and_the_exit_code_is_2(words, tmp_path):
     ended = run(*words, cwd=tmp_path, HTTP_ADDR="8080", BATCH_SIZE="many\nmore", RAW_BUCKET="events")
@@ -145,7 +155,8 @@ def test_check_store_tries_a_directory_and_leaves_no_file(tmp_path, capsys):
     assert err == ""
     for prefix in ("raw", "raw_dlq"):
         for step in ("put", "read", "removed"):
-            assert f"\n# {step} {prefix}/dt=" in out
+            assert f"\n# {step} {prefix}/_canary/" in out
+    assert "dt=" not in out
     assert out.count("# create-only puts are honoured\n") == 2
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
@@ -239,7 +250,7 @@ def test_a_store_that_replaces_despite_the_condition_is_a_problem_that_names_the
     shelf = Shelf(honours=False)
     (problem,) = tried(shelf)
     assert problem.startswith("S3_CONDITIONAL_PUTS: accepted false ")
-    assert problem.endswith("got 'true'")
+    assert problem.endswith("got 'true'; write S3_CONDITIONAL_PUTS=false")
     assert shelf.objects == {}
 
 

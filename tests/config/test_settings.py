@@ -172,11 +172,14 @@ def test_all_problems_are_reported_at_once_one_line_each():
             }
         )
     assert str(caught.value).split("\n") == [
-        "HTTP_ADDR: accepted host:port, :port or [IPv6]:port, the port from 0 to 65535, got '8080'",
-        "READ_TIMEOUT: accepted a duration such as 250ms, 3s, 2m or 24h, from 1ms to 87600h, got '8'",
+        "HTTP_ADDR: accepted host:port, :port or [IPv6]:port, the port from 0 to 65535, got '8080'; "
+        "write HTTP_ADDR=:8080",
+        "READ_TIMEOUT: accepted a duration such as 250ms, 3s, 2m or 24h, from 1ms to 87600h, got '8'; "
+        "write READ_TIMEOUT=8s",
         "MAX_BODY_SIZE: accepted bytes or a size such as 16KiB or 8MiB, from 1 to 8MiB, got '16 KB\\nX'",
         "DURABILITY: accepted memory, journal or fsync, got 'yes'",
-        "AWS_REGION: accepted a region such as eu-west-1 (required with RAW_BUCKET), got nothing",
+        "AWS_REGION: accepted a region such as eu-west-1 (required with RAW_BUCKET), got nothing; "
+        "set it to the region of RAW_BUCKET",
         "DLQ_PREFIX: accepted a prefix that is neither RAW_PREFIX ('raw') nor above or below it, got 'raw/dlq'",
         "JOURNAL_DIR: accepted a directory that is neither DLQ_DIR nor above or below it, got 'data/dlq/own'",
     ]
@@ -243,7 +246,7 @@ def test_a_value_of_another_form_is_refused_by_name(name, bad):
 @example({"DLQ_DIR": "\0", "PARTITION_TZ": "\ud800", "JOURNAL_DIR": "x" * 5000})
 def test_whatever_the_environment_says_the_answer_is_settings_or_one_line_a_problem(environ):
     try:
-        for line in warnings(load(environ)):
+        for line in warnings(load(environ), environ):
             assert line.isprintable()
     except ConfigErrors as error:
         found = error
@@ -370,9 +373,8 @@ def test_a_secret_is_neither_shown_nor_part_of_a_problem():
 
 
 def warned(environ, tmp_path):
-    return [
-        line.split(":")[0] for line in warnings(load({"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), **environ}))
-    ]
+    settings = load({"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), **environ})
+    return [line.split(":")[0] for line in warnings(settings, {})]
 
 
 def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
@@ -403,3 +405,136 @@ def test_the_disk_is_measured_where_the_directory_will_be(tmp_path):
 
 def test_c4_a_directory_that_cannot_be_looked_at_is_no_warning_and_no_crash(tmp_path):
     assert warned({"DLQ_DIR": str(tmp_path / ("x" * 300)), "DISK_RESERVE": "900000TiB"}, tmp_path) == []
+
+
+# --- slips -----------------------------------------------------------------------------------------------------------
+
+
+def meant(environ):
+    return [line for line in warnings(load({}), environ) if "it is not read;" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "real"),
+    [
+        ("DURABILTY", "DURABILITY"),
+        ("BATCH_SZIE", "BATCH_SIZE"),
+        ("S3_BUCKET", "RAW_BUCKET"),
+        ("RAWBUCKET", "RAW_BUCKET"),
+        ("batch_size", "BATCH_SIZE"),
+        ("S3-TIMEOUT", "S3_TIMEOUT"),
+        ("FLUSH_INTERVALL", "FLUSH_INTERVAL"),
+        ("DLQ_MAX_BYTES", "DLQ_MAX_SIZE_BYTES"),
+        ("HTTP_PORT", "HTTP_ADDR"),
+        ("S3_ENDPOINT", "S3_ENDPOINT_URL"),
+        ("UPLOAD_CONCURENCY", "UPLOAD_CONCURRENCY"),
+        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
+        ("CORS_ORIGIN", "CORS_ORIGINS"),
+        ("LOG_FORMAT", "LOG_PRETTY"),
+    ],
+)
+def test_f2_a_name_that_nobody_reads_is_told_with_the_one_that_was_meant(name, real):
+    assert meant({name: "x"}) == [f"{name}: it is not read; {real} was probably meant"]
+
+
+def test_f2_a_name_that_only_begins_like_ours_is_told_too():
+    (line,) = meant({"S3_ACCELERATE_ALWAYS_ON": "x"})
+    assert line == "S3_ACCELERATE_ALWAYS_ON: it is not read; docs/configuration.md lists what is"
+
+
+def test_f2_the_names_of_others_are_none_of_our_business():
+    foreign = {
+        "PATH": "",
+        "HOME": "",
+        "TERM": "",
+        "PYTHONPATH": "",
+        "HTTP_PROXY": "",
+        "AWS_REGION": "",
+        "AWS_DEFAULT_REGION": "",
+        "AWS_ENDPOINT_URL": "",
+        "AWS_ENDPOINT_URL_S3": "",
+        "AWS_PROFILE": "",
+        "S3_SERVICE_HOST": "",
+        "S3_PORT_443_TCP_ADDR": "",
+        "ECS_CONTAINER_METADATA_URI_V4": "",
+        "KUBERNETES_PORT": "",
+        "WORKDIR": "",
+        "TMPDIR": "",
+        "PS1": "",
+        "SHLVL": "",
+        "LOGNAME": "",
+        "MAIL": "",
+    }
+    assert meant(foreign) == []
+    assert meant({variable.name: "" for variable in VARIABLES}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "written"),
+    [
+        ("S3_TIMEOUT", "5sec", "5s"),
+        ("S3_TIMEOUT", "5", "5s"),
+        ("S3_TIMEOUT", "1500 ms", "1500ms"),
+        ("DLQ_MAX_AGE", "7d", "168h"),
+        ("DLQ_MAX_AGE", "2 weeks", "336h"),
+        ("FLUSH_INTERVAL", "2min", "2m"),
+        ("BATCH_BYTES", "1MB", "1MiB"),
+        ("BATCH_BYTES", "512k", "512KiB"),
+        ("BATCH_BYTES", "1.5MiB", "1536KiB"),
+        ("BATCH_BYTES", "64_000", "64000"),
+        ("BATCH_SIZE", "5,000", "5000"),
+        ("BATCH_SIZE", "5k", "5000"),
+        ("RAW_BUCKET", "s3://events/raw", "events"),
+        ("RAW_PREFIX", "s3://events/raw/web/", "raw/web"),
+        ("RAW_PREFIX", "raw//web", "raw/web"),
+        ("RAW_PREFIX", "import/dt=2026-11-23", "import"),
+        ("HTTP_ADDR", "8080", ":8080"),
+        ("HTTP_ADDR", "http://0.0.0.0:8080/", "0.0.0.0:8080"),
+        ("HTTP_ADDR", "*:8080", ":8080"),
+        ("HTTP_ADDR", "localhost", "localhost:8080"),
+        ("HTTP_ADDR", "::1", "[::1]:8080"),
+        ("HTTP_ADDR", "::1:9000", "[::1]:9000"),
+        ("S3_ENDPOINT_URL", "minio:9000", "http://minio:9000"),
+        ("S3_CONDITIONAL_PUTS", "enabled", "true"),
+        ("DURABILITY", "jurnal", "journal"),
+        ("LOG_LEVEL", "warnings", "warning"),
+        ("CORS_ORIGINS", "https://a.example/ b.example", "https://a.example,https://b.example"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8 192.168.0.0/16", "10.0.0.0/8,192.168.0.0/16"),
+        ("S3_TAGS", "team:data,env:prod", "team=data&env=prod"),
+    ],
+)
+def test_a_likely_slip_is_told_with_what_to_write(name, text, written):
+    problem = problems_of({**(BUCKET if name.startswith("S3_") else {}), name: text})[name]
+    assert problem.endswith(f"got '{text}'; write {name}={written}")
+    load({**BUCKET, name: written})
+
+
+def test_no_guess_is_made_where_none_would_be_taken():
+    assert problems_of({"S3_TIMEOUT": "soon"})["S3_TIMEOUT"].endswith("got 'soon'")
+    assert problems_of({"MAX_CONNECTIONS": "5000k"})["MAX_CONNECTIONS"].endswith("got '5000k'")
+    assert "write" not in problems_of({"S3_ENDPOINT_URL": "u:hunter2@minio:9000"})["S3_ENDPOINT_URL"]
+
+
+@pytest.mark.parametrize("name", ["RAW_PREFIX", "DLQ_PREFIX"])
+@pytest.mark.parametrize("prefix", ["import/dt=2026-11-23", "hr=07", "a/hr=x/b", "dt="])
+def test_c10_a_prefix_with_a_part_of_a_partition_is_refused(name, prefix):
+    """Dead letters below it would never be found again."""
+    assert "none `dt=…` or `hr=…`" in problems_of({name: prefix})[name]
+    load({name: prefix.replace("dt=", "xdt=").replace("hr=", "xhr=")})
+
+
+def test_f7_the_services_own_endpoint_comes_before_that_of_all():
+    both = {"AWS_ENDPOINT_URL": "http://all:1", "AWS_ENDPOINT_URL_S3": "http://s3:2"}
+    assert load({**BUCKET, **both}).s3_endpoint_url == "http://s3:2"
+    assert load({**BUCKET, "AWS_ENDPOINT_URL": "http://all:1"}).s3_endpoint_url == "http://all:1"
+    assert load({**BUCKET, **both, "S3_ENDPOINT_URL": "http://ours:3"}).s3_endpoint_url == "http://ours:3"
+    assert "AWS_ENDPOINT_URL_S3" in problems_of({**BUCKET, "AWS_ENDPOINT_URL_S3": "x"})
+
+
+def test_f7_the_region_may_stand_where_the_sdk_reads_it_too():
+    assert load({"RAW_BUCKET": "events", "AWS_DEFAULT_REGION": "eu-west-3"}).aws_region == "eu-west-3"
+    assert load({**BUCKET, "AWS_DEFAULT_REGION": "eu-west-3"}).aws_region == BUCKET["AWS_REGION"]
+
+
+def test_f7_an_empty_address_is_an_unset_one():
+    assert load({"HTTP_ADDR": ""}).http_addr == load({"HTTP_ADDR": " "}).http_addr == ("", 8080)

@@ -1,0 +1,85 @@
+"""The health check asks where the settings listen, and ends whatever answers."""
+
+import socket
+import threading
+
+import pytest
+
+from ingest.__main__ import main
+from ingest.commands import health
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """`answering(bytes)` listens and answers everybody so; None: it never does."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked = []
+    ended = threading.Event()
+
+    def start(answer):
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(1000))
+                if answer is None:
+                    ended.wait(30)
+                else:
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("HTTP_ADDR", f":{listener.getsockname()[1]}")
+        return asked
+
+    yield start
+    ended.set()
+    listener.close()
+
+
+def test_a_server_that_answers_200_is_well(answering, capsys):
+    asked = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n")
+    assert main(["health"]) == 0
+    assert asked[0].startswith(b"GET /health HTTP/1.1\r\n")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "HTTP/1.1 503 Service Unavailable"),
+        (b"", "closed without an answer"),
+        (b"SSH-2.0-OpenSSH \xff 200 \r\n", "SSH-2.0-OpenSSH \\xff 200 "),
+    ],
+)
+def test_any_other_answer_is_told_in_one_line(answering, capsys, answer, told):
+    answering(answer)
+    assert main(["health"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f" is not healthy: {told}")
+
+
+def test_a_server_that_hangs_is_not_waited_for(answering, capsys, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
+    answering(None)
+    assert main(["health"]) == 1
+    assert "timed out" in capsys.readouterr().err
+
+
+def test_nobody_who_listens_is_told(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("HTTP_ADDR", f"0.0.0.0:{port}")
+    assert main(["health"]) == 1
+    assert capsys.readouterr().err == f"127.0.0.1:{port} is not healthy: Connection refused\n"
+
+
+def test_f7_an_empty_address_is_the_default_one(monkeypatch, capsys):
+    monkeypatch.setattr(health, "PATIENCE", 0.5)
+    monkeypatch.setenv("HTTP_ADDR", "")
+    main(["health"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_settings_that_are_wrong_are_told_as_ever(monkeypatch, capsys):
+    monkeypatch.setenv("HTTP_ADDR", "nowhere")
+    assert main(["health"]) == 2
+    assert capsys.readouterr().err.startswith("HTTP_ADDR: accepted ")
