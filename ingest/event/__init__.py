@@ -6,6 +6,7 @@ from ingest.event.pages import EMPTY, PIXEL, Page, Pages
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
+    BAD_VERSION,
     BODY_TOO_LARGE,
     HEAD_TOO_LARGE,
     MALFORMED,
@@ -13,6 +14,8 @@ from ingest.event.refusals import (
     RETRY_AFTER,
     UNAVAILABLE,
     UNAVAILABLE_CLOSE,
+    UNKNOWN_CODING,
+    UNKNOWN_TRANSFER_CODING,
     ClientError,
 )
 from ingest.event.routes import COLLECT, ROUTES, Event, Handler, Preflight, Router, Show, Takes
@@ -20,6 +23,7 @@ from ingest.event.routes import COLLECT, ROUTES, Event, Handler, Preflight, Rout
 __all__ = [
     "BAD_FRAMING",
     "BAD_HOST",
+    "BAD_VERSION",
     "BODY_TOO_LARGE",
     "COLLECT",
     "COOKIE",
@@ -32,6 +36,8 @@ __all__ = [
     "ROUTES",
     "UNAVAILABLE",
     "UNAVAILABLE_CLOSE",
+    "UNKNOWN_CODING",
+    "UNKNOWN_TRANSFER_CODING",
     "ClientError",
     "Event",
     "EventEncoder",

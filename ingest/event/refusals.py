@@ -23,7 +23,8 @@ class ClientError(NamedTuple):
 
 
 MALFORMED: Final = ClientError(400, "malformed HTTP request", Reason.MALFORMED)
-BAD_HOST: Final = ClientError(400, "HTTP/1.1 needs exactly one Host", Reason.MALFORMED)
+BAD_HOST: Final = ClientError(400, "HTTP/1.1 needs exactly one Host, and a sound one", Reason.MALFORMED)
+BAD_VERSION: Final = ClientError(400, "HTTP/1.1 and HTTP/1.0 are spoken here", Reason.MALFORMED)
 BAD_FRAMING: Final = ClientError(400, "HTTP/1.0 has no Transfer-Encoding", Reason.MALFORMED)
 BAD_JSON: Final = ClientError(400, "the body is not JSON", Reason.NOT_JSON, close=False)
 JSON_TOO_DEEP: Final = ClientError(400, "the JSON is nested deeper than 64 levels", Reason.NOT_JSON, close=False)
@@ -31,6 +32,14 @@ NUMBER_TOO_LONG: Final = ClientError(400, "the JSON has a number of more than 10
 NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", Reason.OTHER, close=False)
 BODY_TOO_LARGE: Final = ClientError(413, "body larger than MAX_BODY_SIZE", Reason.BODY_TOO_LARGE)
 HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
+UNKNOWN_CODING: Final = ClientError(
+    415,
+    "bodies are taken without a Content-Encoding",
+    Reason.OTHER,
+    close=False,
+    headers=(("Accept-Encoding", "identity"),),
+)
+UNKNOWN_TRANSFER_CODING: Final = ClientError(501, "the only Transfer-Encoding here is chunked", Reason.OTHER)
 UNAVAILABLE: Final = ClientError(
     503,
     "cannot take events now; try again",

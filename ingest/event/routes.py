@@ -135,8 +135,9 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     if target.startswith(b"/"):
         path, _, query = target.partition(b"#")[0].partition(b"?")
         return path, query
+    before, _, query = target.partition(b"#")[0].partition(b"?")
     try:
-        url = parse_url(target)
+        url = parse_url(before)
     except HttpParserInvalidURLError:
         return target, b""
-    return url.path or b"/", url.query or b""
+    return url.path or b"/", query

@@ -61,6 +61,11 @@ _REFUSED_CLOSE: Final = tuple(
 """The frames of the answers to an event; refusals without and with the list of headers that a script may read."""
 
 
+def said_kept(answer: bytes) -> bytes:
+    """Return an answer that says to a client of HTTP/1.0 that its connection is kept (RFC 9112 §9.3)."""
+    return answer.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n", 1)
+
+
 class Answers:
     """The answers to requests of one origin (or of none), for one second.
 

@@ -7,6 +7,10 @@ as if it had none. Never knows what a request means (that is `request`).
 
 The parser reports no offsets. A slice that begins inside a request is therefore fed line by line. One that begins
 between two requests is fed at once; if it ends inside a later one than it began with, `Meter` reads it once more.
+
+Two things about a request line the parser does not do. It takes `RTSP/1.0` for a version of HTTP, and it refuses bytes
+above ASCII in a target, which browsers do send in a query. A slice in which one of these may stand is fed line by line
+too: then the protocol is looked at here, and the parser is shown `~` in place of such a byte.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
+from httptools.parser.errors import HttpParserInvalidURLError
 
-from ingest.wire.headers import CONTENT_LENGTH, TRANSFER_ENCODING
-from ingest.wire.parser import new_parser
+from ingest.event import BAD_VERSION
+from ingest.wire.headers import CONTENT_LENGTH, DIGITS, TRANSFER_ENCODING
+from ingest.wire.parser import ASCII_ONLY, new_parser
 from ingest.wire.states import State
 
 if TYPE_CHECKING:
@@ -29,6 +35,8 @@ EMPTY_LINES: Final = b"\r\n"
 _IDLE: Final = State.IDLE
 _BODY: Final = State.BODY
 _FAULTY: Final = -1
+_ODD_TARGET: Final = -2
+_OTHER_PROTOCOL: Final = b"RTSP/"
 
 
 class Fed(Enum):
@@ -45,7 +53,7 @@ _ALL: Final = Fed.ALL
 class Framing:
     """Feeds the parser of one connection."""
 
-    __slots__ = ("_limit", "_reader", "_tick", "used")
+    __slots__ = ("_limit", "_line", "_reader", "_tick", "used")
 
     def __init__(self, reader: RequestReader, tick: Tick) -> None:
         self._reader = reader
@@ -53,18 +61,22 @@ class Framing:
         self._limit = tick.limits.head
         self.used = 0
         """Framing bytes of the request under way."""
+        self._line = b""
+        """What has come of its first line, until that has an end."""
         reader.parser = new_parser(reader)
 
     def feed(self, data: bytes) -> Fed:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader
-        if reader.state is not _IDLE:
+        if reader.state is not _IDLE or _OTHER_PROTOCOL in data:
             return self._feed_by_lines(data)
         turn = self._tick.turn
         answers = turn.answers
         taken = self._parse(data)
         if reader.over:
             return _ALL
+        if taken == _ODD_TARGET:
+            return self._feed_again(data)
         if taken == _FAULTY:
             return Fed.MALFORMED
         if reader.state is _IDLE:
@@ -77,11 +89,24 @@ class Framing:
             self.used = Meter().measure(head)
         if reader.held_up:
             fed = self._go_on_without_upgrade()
+            if reader.state is _IDLE:
+                self.used = 0
             if fed is _ALL and taken < len(data):
                 fed = self._feed_by_lines(data[taken:])
             if fed is not _ALL or reader.over or reader.state is _IDLE:
                 return fed
+        elif reader.state is State.HEADERS:
+            begun = head[len(head) - self.used :]
+            self._line = b"" if b"\n" in begun else begun
         return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
+
+    def _feed_again(self, data: bytes) -> Fed:
+        """Feed by lines what begins with the request whose target the parser did not take."""
+        reader = self._reader
+        reader.begin_anew()
+        self.used = 0
+        reader.parser = new_parser(reader)
+        return self._feed_by_lines(data[Meter().start_of_last(data) :])
 
     def _feed_by_lines(self, data: bytes) -> Fed:
         """Feed so that every byte is known to be framing or body, and the limit is met to the byte."""
@@ -97,11 +122,14 @@ class Framing:
             piece = data[at:stop]
             size = len(piece.lstrip(EMPTY_LINES)) if reader.state is _IDLE else len(piece)
             body = request.size
-            taken = self._parse(piece)
+            first = self._line + piece if self._line else piece.lstrip(EMPTY_LINES) if reader.state is _IDLE else b""
+            taken = self._parse(piece.translate(ASCII_ONLY) if first else piece)
             if reader.over:
                 break
-            if taken == _FAULTY:
+            if taken < 0:
                 return Fed.MALFORMED
+            if first:
+                self._first_line(first)
             if reader.held_up:
                 self.used += taken
                 fed = self._go_on_without_upgrade()
@@ -119,6 +147,18 @@ class Framing:
             at = stop
         return _ALL
 
+    def _first_line(self, line: bytes) -> None:
+        """Look at the first line of a request, when it is whole."""
+        if not line.endswith(b"\n"):
+            self._line = line
+            return
+        self._line = b""
+        parts = line.split()
+        if len(parts) == 3 and not parts[2].startswith(b"HTTP/"):
+            self._reader.refuse(BAD_VERSION)
+        elif not line.isascii():
+            self._reader.request.url = parts[1]
+
     def _parse(self, data: bytes) -> int:
         """Feed the parser; return how many bytes it took: all, or those before what an Upgrade holds up."""
         try:
@@ -127,6 +167,8 @@ class Framing:
             return int(upgrade.args[0])
         except HttpParserCallbackError:
             raise
+        except HttpParserInvalidURLError:
+            return _FAULTY if data.isascii() else _ODD_TARGET
         except HttpParserError:
             return _FAULTY
         return len(data)
@@ -159,7 +201,7 @@ class Framing:
 
 
 class Meter:
-    """Reads a slice that begins between requests once more, to tell how many framing bytes its last request has."""
+    """Reads a slice that begins between requests once more, to tell where its last request begins."""
 
     __slots__ = ("_body_size", "_declared", "_idle", "_in_body", "_length")
 
@@ -180,7 +222,7 @@ class Meter:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note how long the body will be."""
         if not self._in_body and name.lower() == CONTENT_LENGTH:
-            self._length = int(value)
+            self._length = int(value.strip()[:DIGITS])
 
     def on_headers_complete(self) -> None:
         """Count body apart from here."""
@@ -197,16 +239,33 @@ class Meter:
         self._in_body = False
         self._body_size = 0
 
+    def start_of_last(self, data: bytes) -> int:
+        """Return where the request begins that is unfinished at the end of `data`, or that the parser does not take."""
+        parser = new_parser(self)
+        at = start = 0
+        while at < len(data):
+            if self._idle:
+                start = at
+            stop = self._piece_end(data, at)
+            try:
+                parser.feed_data(data[at:stop])
+            except HttpParserError:
+                break
+            at = stop
+        return start
+
+    def _piece_end(self, data: bytes, at: int) -> int:
+        """Return where the line, or the declared body, ends that begins there."""
+        if self._in_body and self._declared:
+            return min(len(data), at + self._declared - self._body_size)
+        return data.find(b"\n", at) + 1 or len(data)
+
     def measure(self, data: bytes) -> int:
         """Return the bytes of the unfinished request at the end of `data` that are not body; 0 when there is none."""
         parser = new_parser(self)
         framing = at = 0
-        end = len(data)
-        while at < end:
-            if self._in_body and self._declared:
-                stop = min(end, at + self._declared - self._body_size)
-            else:
-                stop = data.find(b"\n", at) + 1 or end
+        while at < len(data):
+            stop = self._piece_end(data, at)
             body = self._body_size
             piece = data[at:stop]
             size = len(piece.lstrip(EMPTY_LINES)) if self._idle else len(piece)

@@ -1,10 +1,11 @@
 """Header names: those that the wire itself reads, and which spellings of a name anybody wants.
 
-Owns the names that frame a message, and `HeaderNames`. Never looks at a value.
+Owns the names that frame a message, `HeaderNames`, and the form of a Host. Never decides what follows from one.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,15 +16,40 @@ ORIGIN: Final = b"origin"
 EXPECT: Final = b"expect"
 UPGRADE: Final = b"upgrade"
 CONNECTION: Final = b"connection"
+CONTENT_ENCODING: Final = b"content-encoding"
 CONTENT_LENGTH: Final = b"content-length"
 TRANSFER_ENCODING: Final = b"transfer-encoding"
 REQUESTED_HEADERS: Final = b"access-control-request-headers"
 
 _READ_BY_THE_WIRE: Final = frozenset(
-    {HOST, ORIGIN, EXPECT, UPGRADE, CONTENT_LENGTH, TRANSFER_ENCODING, REQUESTED_HEADERS}
+    {
+        HOST,
+        ORIGIN,
+        EXPECT,
+        UPGRADE,
+        CONNECTION,
+        CONTENT_ENCODING,
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        REQUESTED_HEADERS,
+    }
 )
 _SPELLINGS_LEARNED: Final = 1024
 _SPELLING_BYTES: Final = 64
+
+PLAIN_HOST: Final = rb"[-.0-9A-Z_a-z~!$&'()*+,;=]*+(?::[0-9]*+)?"
+"""A name or an IPv4 address, with or without a port, and no `%XX` in it: nearly every Host there is."""
+_SOUND_HOST: Final = re.compile(
+    rb"(?:\[(?:[0-9A-Fa-f:.]+(?:%25[-.0-9A-Z_a-z~]+)?|v[0-9A-Fa-f]+\.[-.0-9A-Z_a-z~!$&'()*+,;=:]+)\]"
+    rb"|(?:[-.0-9A-Z_a-z~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
+)
+DIGITS: Final = 18
+"""The most digits that are read as a number; more bytes than that can say are sent by nobody."""
+
+
+def is_host(value: bytes) -> bool:
+    """Tell whether a Host has the form that RFC 9110 §7.2 and RFC 3986 §3.2.2 give it; an empty one has."""
+    return _SOUND_HOST.fullmatch(value) is not None
 
 
 class HeaderNames:

@@ -18,7 +18,17 @@ from __future__ import annotations
 import re
 from typing import Final, TypeAlias
 
-from ingest.wire.headers import CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, TRANSFER_ENCODING, UPGRADE
+from ingest.wire.headers import (
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    EXPECT,
+    HOST,
+    ORIGIN,
+    PLAIN_HOST,
+    TRANSFER_ENCODING,
+    UPGRADE,
+)
 
 LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
@@ -36,8 +46,9 @@ _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
 
+_VALUE: Final = re.compile(rb" [^ \t\r\n].*[^ \t\r\n]")
 _QUERY: Final = b"?"
-_UNFIT: Final = frozenset({TRANSFER_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
+_UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
 
 
 Layout: TypeAlias = "tuple[bool, int, tuple[int, ...]]"
@@ -122,14 +133,14 @@ class Layouts:
             return None
         if name == CONNECTION:
             # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
-            return (start + re.escape(value) + rb"\r\n", b"") if value.strip().lower() == b"keep-alive" else None
+            return (start + re.escape(value) + rb"\r\n", b"") if value.lower() == b" keep-alive" else None
         if name == CONTENT_LENGTH:
             return start + rb" ([0-9]{1,9})\r\n", name
         if name == HOST:
-            return start + rb".*+\n", b""
+            return (start + b" " + PLAIN_HOST + rb"\r\n", b"") if re.fullmatch(b" " + PLAIN_HOST, value) else None
         if name in self._heeded:
-            # One space: the parser leaves out all there is before a value, and none of what is behind it.
-            return (start + rb" ([^ \t\r\n].*)\r\n", name) if re.match(rb" [^ \t]", value) else None
+            # White space around a value is no part of it (RFC 9110 §5.5): one space before it, none behind it.
+            return (start + rb" ([^ \t\r\n].*[^ \t\r\n])\r\n", name) if _VALUE.fullmatch(value) else None
         return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b""
 
     def _shortest(self, start: bytes) -> bytes:

@@ -5,7 +5,12 @@ Owns how a parser is made. Never knows what its callbacks do.
 
 from __future__ import annotations
 
+from typing import Final
+
 from httptools import HttpRequestParser
+
+ASCII_ONLY: Final = bytes(range(128)) + b"~" * 128
+"""Translates a request line to one that the parser takes, of the same length: it refuses other bytes in a target."""
 
 
 def new_parser(callbacks: object) -> HttpRequestParser:

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ingest.event import (
     BAD_FRAMING,
     BAD_HOST,
+    BAD_VERSION,
     BODY_TOO_LARGE,
     COLLECT,
     COOKIE,
     MALFORMED,
     NOT_FOUND,
     UNAVAILABLE_CLOSE,
+    UNKNOWN_CODING,
+    UNKNOWN_TRANSFER_CODING,
     ClientError,
     Event,
     Preflight,
@@ -28,8 +31,12 @@ from ingest.event import (
     Show,
     Takes,
 )
+from ingest.wire.answers import said_kept
 from ingest.wire.headers import (
+    CONNECTION,
+    CONTENT_ENCODING,
     CONTENT_LENGTH,
+    DIGITS,
     EXPECT,
     HOST,
     ORIGIN,
@@ -37,6 +44,7 @@ from ingest.wire.headers import (
     TRANSFER_ENCODING,
     UPGRADE,
     HeaderNames,
+    is_host,
 )
 from ingest.wire.states import State
 from ingest.wire.turn import Answerer
@@ -58,6 +66,8 @@ _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 _ROUTER: Final = Router()
 _COLLECT: Final = COLLECT.path
 _IN_BODY: Final = Takes.BODY
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+_IDENTITY: Final = frozenset({b"", b"identity"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
 
 
@@ -87,6 +97,8 @@ class Request:
     query = b""
     head_only = False
     keep_alive = True
+    is_old = False
+    """It came with HTTP/1.0."""
     expects = False
     """From the end of a head with `Expect: 100-continue` until the client has been told to go on."""
     two_hosts = False
@@ -165,6 +177,7 @@ class RequestReader:
         except KeyError:
             name = self._names.learn(name)
         if name:
+            value = value.rstrip(b" \t")  # RFC 9110 §5.5; the parser leaves out what stands before a value only
             fields = self._fields
             if name in fields:
                 self._repeated(name, value)
@@ -182,23 +195,32 @@ class RequestReader:
         parser = self.parser
         book = self._tick.book
         request.answers = book.of(head[ORIGIN]) if ORIGIN in head else book.plain
-        if HOST not in head and parser.get_http_version() != "1.0":
+        method = parser.get_method()
+        if method == b"HEAD":
+            request.head_only = True
+        keep_alive = parser.should_keep_alive()
+        if not keep_alive or CONNECTION in head:  # else it is HTTP/1.1; to ask the parser costs more than all of this
+            version = parser.get_http_version()
+            request.is_old = version == "1.0"
+            if version not in _VERSIONS:
+                self.refuse(BAD_VERSION)
+                return
+        if request.two_hosts or not (is_host(head[HOST]) if HOST in head else request.is_old):
             self.refuse(BAD_HOST)
             return
-        request.keep_alive = parser.should_keep_alive() and not self._tick.draining
-        if (
-            CONTENT_LENGTH in head
-            and len(head[CONTENT_LENGTH]) >= self._body_limit_digits
-            and int(head[CONTENT_LENGTH]) > self._body_limit
-        ):
-            self.refuse(BODY_TOO_LARGE)
-            return
-        method = parser.get_method()
-        if request.url == _COLLECT and method == b"POST" and not request.two_hosts:
+        request.keep_alive = keep_alive and not self._tick.draining
+        if CONTENT_LENGTH in head and len(head[CONTENT_LENGTH]) >= self._body_limit_digits:
+            if len(head[CONTENT_LENGTH]) > DIGITS:
+                self.refuse(MALFORMED)
+                return
+            if int(head[CONTENT_LENGTH]) > self._body_limit:
+                self.refuse(BODY_TOO_LARGE)
+                return
+        if request.url == _COLLECT and method == b"POST":
             request.takes = _IN_BODY
         else:
             self._route(method)
-        if TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head:
+        if TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head or CONTENT_ENCODING in head:
             self._heed_rare_headers(head)
 
     def on_body(self, body: bytes) -> None:
@@ -249,7 +271,10 @@ class RequestReader:
             tick.count_rejected(line)
             self._reply(request, answers.refuse(line, close=not keep_alive))
             return
-        tick.turn.event(owner, line, answer, answers.refused if keep_alive else answers.refused_close)
+        refusal = answers.refused if keep_alive else answers.refused_close
+        if request.is_old and keep_alive:
+            answer, refusal = said_kept(answer), said_kept(refusal)
+        tick.turn.event(owner, line, answer, refusal)
         if not keep_alive:
             owner.end(linger=False)
 
@@ -265,13 +290,15 @@ class RequestReader:
             return
         tick = self._tick
         tick.count_rejected(error)
+        head_only = self.request.head_only
         if self.state is _BODY:
             answers = self.request.answers
-        elif error is MALFORMED or ORIGIN not in self._fields:
+        elif error is MALFORMED:
             answers = tick.book.plain
         else:
-            answers = tick.book.of(self._fields[ORIGIN])
-        answer = answers.refuse(error, close=True)
+            answers = tick.book.of(self._fields[ORIGIN]) if ORIGIN in self._fields else tick.book.plain
+            head_only = self.state is _HEADERS and self.parser.get_method() == b"HEAD"
+        answer = answers.refuse(error, close=True, head_only=head_only)
         tick.count_answer(answer)
         tick.turn.reply(self._owner, answer)
         self._owner.end(linger=True)
@@ -280,6 +307,12 @@ class RequestReader:
         """Hear nothing any more, and keep nothing."""
         self.over = True
         self.request = Request()
+        self._fields = {}
+
+    def begin_anew(self) -> None:
+        """Forget the request under way, of which the parser has reported no more than its start."""
+        self.state = _IDLE
+        self.request = NO_REQUEST
         self._fields = {}
 
     def make_last(self) -> None:
@@ -296,12 +329,8 @@ class RequestReader:
     def _route(self, method: bytes) -> None:
         """Have the router say what is done with the request; a refusal that closes is told now."""
         request = self.request
-        if request.two_hosts:
-            self.refuse(BAD_HOST)
-            return
         handler, query = _ROUTER.find(method, request.url)
         request.handler = handler
-        request.head_only = method == b"HEAD"
         request.takes = handler.takes if isinstance(handler, Event) else None
         request.query = query
         if request.takes is not None and len(query) > self._body_limit:
@@ -327,6 +356,8 @@ class RequestReader:
             self._reply(request, answers.show(handler.page(tick.pages), close=close, head_only=request.head_only))
 
     def _reply(self, request: Request, answer: bytes) -> None:
+        if request.is_old and request.keep_alive:
+            answer = said_kept(answer)
         self._tick.count_answer(answer)
         self._tick.turn.reply(self._owner, answer)
         if not request.keep_alive:
@@ -342,17 +373,27 @@ class RequestReader:
             self._fields[name] += (b"; " if name == COOKIE else b", ") + value
 
     def _heed_rare_headers(self, head: dict[bytes, bytes]) -> None:
-        parser = self.parser
-        if TRANSFER_ENCODING in head and parser.get_http_version() == "1.0":
-            # RFC 9112 §6.1: a server must treat the framing of such a message as faulty.
-            self.refuse(BAD_FRAMING)
-            return
-        if head.get(EXPECT, b"").lower() == b"100-continue" and parser.get_http_version() != "1.0":
-            self.request.expects = True
-            if self.request.takes is _IN_BODY and self._tick.refuses_events():
+        request = self.request
+        if TRANSFER_ENCODING in head:
+            if request.is_old:
+                # RFC 9112 §6.1: a server must treat the framing of such a message as faulty.
+                self.refuse(BAD_FRAMING)
+                return
+            if head[TRANSFER_ENCODING].lower() != b"chunked":
+                self.refuse(UNKNOWN_TRANSFER_CODING)
+                return
+        if head.get(CONTENT_ENCODING, b"").lower() not in _IDENTITY and request.takes is _IN_BODY:
+            request.takes = None
+            request.handler = UNKNOWN_CODING
+        if head.get(EXPECT, b"").lower() == b"100-continue" and not request.is_old:
+            request.expects = True
+            if request.handler is UNKNOWN_CODING:
+                self.refuse(UNKNOWN_CODING)
+                return
+            if request.takes is _IN_BODY and self._tick.refuses_events():
                 self.refuse(UNAVAILABLE_CLOSE)
                 return
-        if UPGRADE in head and parser.should_upgrade():
+        if UPGRADE in head and self.parser.should_upgrade():
             # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
             # then stops. The request goes on in `framing`.
             self.held_up = True

@@ -18,7 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 
 from ingest.event import ClientError
 from ingest.wire.layouts import EMPTY
-from ingest.wire.parser import new_parser
+from ingest.wire.parser import ASCII_ONLY, new_parser
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class ShortWay:
         if size > self._body_limit or (post and size != int(fields[-1])):
             return False
         try:
-            self._check(data)
+            if post or fields[0].isascii():
+                self._check(data)
+            else:
+                end = match.end(where[0])
+                self._check(data[:end].translate(ASCII_ONLY) + data[end:])
         except (HttpParserError, HttpParserUpgrade):
             self._check = new_parser(None).feed_data
             return False

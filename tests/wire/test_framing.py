@@ -181,7 +181,20 @@ MALFORMED = {
     "space before the colon": b"GET /collect HTTP/1.1\r\nHost : x\r\n\r\n",
     "empty name": b"GET /collect HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
     "folded line": request("GET", "/collect", "X: a\r\n b"),
-    "bytes beyond ASCII in the target": b"GET /coll\xc3\xa9ct HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a Content-Length of 4,400 digits (E4)": request("POST", "/collect", "Content-Length: " + "0" * 4400),
+    "a Content-Length of 19 digits (E4)": request("POST", "/collect", "Content-Length: " + "0" * 18 + "1") + b"1",
+    "no version (E8)": b"GET /collect\r\nHost: x\r\n\r\n",
+    "HTTP/0.9 (E8)": request("GET", "/collect", version="0.9"),
+    "HTTP/2.0 (E8)": request("GET", "/collect", version="2.0"),
+    "RTSP/1.0 (E8)": request("GET", "/collect").replace(b"HTTP", b"RTSP"),
+    "RTSP/1.1 (E8)": post(b"1").replace(b"HTTP", b"RTSP"),
+    "a Host of two words (E8)": request("GET", "/collect", host="a b"),
+    "a Host with a user (E8)": request("GET", "/collect", host="a@b"),
+    "a Host with a port that is none (E8)": request("GET", "/collect", host="x:abc"),
+    "a Host with a path (E8)": request("GET", "/collect", host="x/y", version="1.0"),
+    "a Host beyond ASCII (E8)": request("GET", "/collect", host="\xe9"),
+    "a byte beyond ASCII in the method": b"G\xc9T /collect HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a byte beyond ASCII in a header's name": request("GET", "/collect", "N\xe9: 1"),
     "Content-Length and Transfer-Encoding": request("POST", "/collect", LENGTH, CHUNKED) + chunked(b"{}"),
     "Transfer-Encoding and Content-Length": request("POST", "/collect", CHUNKED, LENGTH) + chunked(b"{}"),
     "two lengths": request("POST", "/collect", LENGTH, "Content-Length: 3") + b"{}",
@@ -192,8 +205,6 @@ MALFORMED = {
     "length in hexadecimal": request("POST", "/collect", "Content-Length: 0x2") + b"{}",
     "empty length": request("POST", "/collect", "Content-Length:"),
     "length beyond 64 bits": request("POST", "/collect", "Content-Length: 18446744073709551617"),
-    "coding that is not chunked": request("POST", "/collect", "Transfer-Encoding: gzip"),
-    "identity": request("POST", "/collect", "Transfer-Encoding: identity"),
     "chunked twice": request("POST", "/collect", CHUNKED, CHUNKED) + chunked(b"{}"),
     "chunked not last": request("POST", "/collect", "Transfer-Encoding: chunked, gzip") + chunked(b"{}"),
     "chunk size": request("POST", "/collect", CHUNKED) + b"xyz\r\n",
@@ -213,9 +224,6 @@ MALFORMED = {
     "three hosts": request("POST", "/collect", "host: c.example", LENGTH, "HOST: c.example") + b"{}",
     "two hosts, then a bad header": request("POST", "/collect", "Host: d.example", "Bad Name: x"),
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "upgrade with a coding that is not chunked": request(
-        "POST", "/collect", "Connection: upgrade", "Upgrade: h2c", "Transfer-Encoding: gzip"
-    ),
     "upgrade with both framings": request("POST", "/collect", "Connection: upgrade", "Upgrade: h2c", LENGTH, CHUNKED)
     + b"{}",
     "upgrade with a bad chunk": request("POST", "/collect", "Connection: upgrade", "Upgrade: h2c", CHUNKED) + b"zz\r\n",
@@ -415,11 +423,128 @@ def test_an_upgrade_to_a_page_is_ignored_too(feed):
     assert client.statuses == [200, 405, 200]
 
 
+@pytest.mark.parametrize(
+    "coding", ["gzip", "identity", "gzip, chunked", "gzip\r\nTransfer-Encoding: chunked", "xchunked"]
+)
+@pytest.mark.parametrize("headers", [(), UPGRADE], ids=["plain", "upgrade"])
+def test_a_transfer_coding_other_than_chunked_is_501_E10(coding, headers, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1") + request("POST", "/collect", *headers, f"Transfer-Encoding: {coding}") + chunked(b"{}"))
+    _, answer = client.answers()
+    assert (answer.status, answer.headers["Connection"]) == (501, "close")
+    assert wire.events == ["1"]
+
+
+@pytest.mark.parametrize("coding", ["Chunked", "chunked  ", "  chunked"])
+def test_chunked_is_known_however_it_is_written(coding, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("POST", "/collect", f"Transfer-Encoding: {coding}") + chunked(b"{}"))
+    assert client.statuses == [200]
+
+
+def test_an_unknown_content_coding_is_415_and_names_what_is_known_E10(feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1", "Content-Encoding: br") + post(b"2", "content-encoding: Identity"))
+    refused, taken = client.answers()
+    assert refused.status == 415
+    assert refused.headers["Accept-Encoding"]
+    assert taken.status == 200
+    assert wire.events == ["2"]
+
+
+@pytest.mark.parametrize(
+    "host", ["", "x", "x:", "x:80", "[::1]:8080", "[fe80::1%25eth0]", "a_b.example", "1.2.3.4:5", "x%41", "[v1.a:b]"]
+)
+def test_a_host_of_sound_form_is_taken_E8(host, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1").replace(b"c.example", host.encode()) * 2)
+    assert client.statuses == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        (b"/collect?\xc3\xa9=\xea\xb0\x80", "\u00e9=\uac00"),
+        (b"/collect?a=\xff", "a=%FF"),
+        (b"http://c.example/collect?\xc3\xa9", "\u00e9"),
+    ],
+)
+def test_bytes_beyond_ascii_in_a_query_are_kept_E15(target, body, feed):
+    wire = Wire()
+    client = wire.connect()
+    get = request("GET", "/T").replace(b"/T", target)
+    feed(client, post(b"1") + get + post(b"2") + get + request("GET", "/T").replace(b"/T", b"/coll\xc3\xa9ct"))
+    assert client.statuses == [200, 200, 200, 200, 404]
+    assert wire.events == ["1", body, "2", body]
+
+
+def test_white_space_behind_a_value_is_no_part_of_it_E9(feed):
+    wire = Wire()
+    client = wire.connect()
+    agent, origin = "User-Agent: a b \t", "Origin: https://a.example  "
+    feed(client, post(b"1", agent, origin) + request("POST", "/collect", "Content-Length: 1 \t") + b"2")
+    first, _ = client.answers()
+    assert first.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert [record["user_agent"] for record in wire.records] == ["a b", ""]
+    waiting = wire.connect().send(request("POST", "/collect", "Content-Length: 1", "Expect: 100-continue "))
+    assert waiting.statuses == [100]
+
+
+def test_a_kept_connection_of_http_1_0_is_told_so_E6(feed):
+    wire = Wire()
+    client = wire.connect()
+    kept = "Connection: Keep-Alive"
+    feed(
+        client,
+        post(b"1", kept, version="1.0")
+        + request("GET", "/collect?2", kept, version="1.0")
+        + request("GET", "/health", kept, version="1.0")
+        + request("GET", "/nowhere", kept, version="1.0")
+        + post(b"3", version="1.0"),
+    )
+    answers = client.answers()
+    assert [answer.status for answer in answers] == [200, 200, 200, 404, 200]
+    assert [answer.headers["Connection"] for answer in answers] == ["keep-alive"] * 4 + ["close"]
+    assert client.sees_end
+    wire.refuse = True
+    (refused,) = wire.connect().send(post(b"1", kept, version="1.0")).answers()
+    assert (refused.status, refused.headers["Connection"]) == (503, "keep-alive")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (request("HEAD", "/collect", "Content-Length: 99999999"), 413),
+        (request("HEAD", "/collect", host="a b"), 400),
+        (request("HEAD", "/collect", "X: " + "x" * 20_000), 431),
+        (request("HEAD", "/collect", "Transfer-Encoding: gzip"), 501),
+        (request("HEAD", "/nowhere"), 404),
+        (request("HEAD", "/collect"), 200),
+    ],
+)
+def test_an_answer_to_head_has_no_content_but_the_fields_of_get_E7(request_, status, feed):
+    client = Wire().connect()
+    feed(client, request_)
+    head, _, content = bytes(client.transport.sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert content == b""
+    client = Wire().connect()
+    feed(client, request_.replace(b"HEAD", b"GET", 1) if status != 431 else request_.replace(b"HEAD", b"GETT", 1))
+    if status != 431:
+        get, _, content = bytes(client.transport.sent).partition(b"\r\n\r\n")
+        assert get == head
+        assert content
+
+
 def test_an_upgrade_whose_body_cannot_be_read_is_refused_with_its_head(feed):
     client = Wire().connect()
     feed(client, request("POST", "/collect", *UPGRADE, "Transfer-Encoding: gzip", "Origin: https://a.example"))
     (answer,) = client.answers()
-    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (400, "https://a.example")
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (501, "https://a.example")
 
 
 @pytest.mark.parametrize("target", ["c.example:443", "/collect"])

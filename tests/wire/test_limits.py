@@ -40,7 +40,7 @@ def test_a_body_of_the_largest_size_is_taken(feed):
     [
         request("POST", "/collect", "Content-Length: 1001"),
         request("POST", "/collect", "Content-Length: 1001", "Connection: upgrade", "Upgrade: h2c"),
-        request("POST", "/collect", "Content-Length: 18446744073709551615"),
+        request("POST", "/collect", "Content-Length: 999999999999999999"),
         request("POST", "/collect", CHUNKED) + chunked(b"b" * 400, b"c" * 601),
         request("POST", "/collect", CHUNKED) + b"3e9\r\n" + b"c" * 1001,
         request("POST", "/collect", CHUNKED, "Connection: upgrade", "Upgrade: h2c") + chunked(b"b" * 400, b"c" * 601),

@@ -22,6 +22,7 @@ targets = st.sampled_from(
         "/collect",
         "/collect",
         "/collect?a=b",
+        "/collect?\xc3\xa9",
         "/health",
         "/",
         "*",
@@ -49,6 +50,8 @@ header_lines = st.sampled_from(
         "Upgrade: h2c",
         "Connection: Upgrade",
         "Connection: Upgrade, HTTP2-Settings",
+        "Content-Encoding: gzip",
+        "User-Agent: a \t",
     ]
 )
 bodies = st.one_of(
@@ -198,6 +201,9 @@ def final_answers(client: Client) -> list[bytes]:
     limits=LIMITS,
 )
 @example(data=request("POST", "/collect", "Host: b", "Bad Name: x"), sizes=[1], same_turn=False, limits=LIMITS)
+@example(data=post(b"", "Connection: upgrade", "Upgrade: a") + b"P", sizes=[1], same_turn=False, limits=LIMITS)
+@example(data=post(b"1") + b"GET /collect?\xff HTTP/1.1\r\nHost: x\r\n\r\n", sizes=[7], same_turn=False, limits=LIMITS)
+@example(data=post(b"1") + b"GET /collect RTSP/1.0\r\nHost: x\r\n\r\n", sizes=[9], same_turn=False, limits=LIMITS)
 @example(data=request("GET", "/", "Origin: https://a", "Bad Name: x"), sizes=[1], same_turn=False, limits=LIMITS)
 def test_how_bytes_are_cut_into_reads_changes_nothing(data, sizes, same_turn, limits):
     whole = outcome([data] if data else [], limits, same_turn=True)
