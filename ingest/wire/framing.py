@@ -62,7 +62,7 @@ class Framing:
         self.used = 0
         """Framing bytes of the request under way."""
         self._line = b""
-        """What has come of its first line, until that has an end."""
+        """The start of its first line, until that has an end."""
         reader.parser = new_parser(reader)
 
     def feed(self, data: bytes) -> Fed:
