@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ingest import collector as pipeline
 from ingest.collector import Collector
 from ingest.disk.filesystem import FILE_MODE, Filesystem
-from ingest.format.keys import parse_key
 from ingest.intake.journal import NoJournal
 from ingest.telemetry import Place, SealReason
 from ingest.wire.turn import Turn
 from tests.model.ledger import line, numbers_in, numbers_on_disk, parsed
 from tests.model.loop import Died, StepExecutor, StepLane, StepLoop
+from tests.model.store import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ingest.intake.batch import Batch
     from ingest.spool.letters import Lent
     from ingest.spool.waiting import KeyedFile
-    from ingest.store.object_store import ObjectMetadata
     from tests.model.world import World
 
 THREADS = 4
@@ -126,6 +125,11 @@ class Process:
         if run:
             self.world.run()
         return numbers
+
+    def takes_an_event(self) -> bool:
+        """Send one event; tell whether it was acknowledged."""
+        (number,) = self.commit(1)
+        return (number, True) in self.answers[-1:]
 
     def seal(self, reason: SealReason = SealReason.INTERVAL, *, run: bool = True) -> None:
         self._in_loop(lambda: self.intake.seal(reason))
@@ -362,52 +366,3 @@ class Disk(Filesystem):
             with suppress(OSError):
                 self._fs.close(fd)
         self._open.clear()
-
-
-class Link:
-    """A process's way to the store; what it puts from memory bears its own token, and what from disk is created."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self._world = world
-        self._process = process
-        self._calls = 0
-        self.under_way: dict[int, Callable[[], None]] = {}
-
-    async def start(self) -> None:
-        """Nothing to do."""
-
-    async def prepare(self) -> None:
-        """Nothing to do."""
-
-    async def close(self) -> None:
-        """Nothing to do."""
-
-    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:
-        assert parse_key(key).token == self._process.token, "a plain put of what came from a disk"
-        await self._send("put", key, body, metadata)
-
-    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
-        return await self._send("create", key, body, metadata)
-
-    async def _send(self, operation: str, key: str, body: bytes, metadata: ObjectMetadata) -> Any:
-        store = self._world.store
-
-        def land() -> None:
-            if operation == "put" or key not in store.objects:
-                store._store(key, body, metadata)
-
-        self._calls += 1
-        call = self._calls
-        self.under_way[call] = land
-        try:
-            if self._world.late_puts:
-                self._world.late_puts -= 1
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    if not self._process.disk.dead:
-                        self._world.landing.append(land)
-            return await getattr(store, operation)(key, body, metadata)
-        finally:
-            if not self._process.disk.dead:
-                del self.under_way[call]

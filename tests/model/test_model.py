@@ -32,6 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.model.store import PutFate
 from tests.model.time import START
 from tests.model.world import World
 
@@ -63,6 +64,7 @@ class Collectors(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if self.world is not None and sys.exc_info()[0] is None:
+                self.world.take_events()
                 self.world.recover()
         finally:
             if self.world is not None:
@@ -143,9 +145,11 @@ class Collectors(RuleBasedStateMachine):
 
     # The store.
 
-    @rule(fate=st.sampled_from(["fail", "lose the answer", "hang, and land late"]), calls=st.integers(1, 4))
+    @rule(fate=st.sampled_from(["fail", "lose the answer", "hang, and land late", *PutFate]), calls=st.integers(1, 4))
     def puts_will(self, fate, calls):
-        if fate == "fail":
+        if isinstance(fate, PutFate):
+            self.world.put_fates.extend([fate] * calls)
+        elif fate == "fail":
             self.world.store.fail_next(calls)
         elif fate == "lose the answer":
             self.world.store.lose_next_answers(calls)

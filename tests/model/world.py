@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingest.config.settings import Settings
+    from tests.model.store import PutFate
     from tests.stand_ins.fakes import Choice
 
 
@@ -73,6 +74,9 @@ class World:
         self.late_puts = 0
         """How many of the next puts hang until they are given up, and land whenever `land` says."""
         self.landing: list[Callable[[], None]] = []
+        self.put_fates: deque[PutFate] = deque()
+        """What the next puts meet."""
+        self.refused_keys: set[str] = set()
         self.fuse: Fuse | None = None
         self.struck: Process | None = None
         self.folder_sync_failed = False
@@ -258,20 +262,35 @@ class World:
             assert set(numbers_in(old)) <= set(numbers_in(new)), f"{key} was replaced by less"
         self._seen_replaced = len(self.store.replaced)
 
-    def recover(self) -> None:
-        """Let all be well again, and let what is on the disk be recovered; then hold the store against the ledger."""
+    def heal(self) -> None:
+        """Let disk and store be well from now on."""
         self.fs.heal()
         self.fs.capacity = None
         self.store.down = False
         self.fuse = None
         self.late_puts = 0
+        self.put_fates.clear()
+        self.refused_keys.clear()
         store_fates(self.store).clear()
-        # The processes at work come to an end with their work, and a fresh one takes what they left.
+
+    def take_events(self) -> None:
+        """See that every process takes events again, and that nothing stays in it or on its disk once they are stored.
+
+        Files that were set aside are due when another of their prefix is stored.
+        """
+        self.heal()
+        for process in list(self.processes):
+            assert self.wait_for(process.takes_an_event, seconds=120, step=5), (process.number, process.figures())
+            process.seal()
+        self._see_nothing_stays()
+
+    def recover(self) -> None:
+        """Let all be well again, and let what is on the disk be recovered; then hold the store against the ledger."""
+        self.heal()
         for process in list(self.processes):
             process.seal()
-        assert self.wait_for(lambda: not any(process.pending for process in self.processes), seconds=600, step=5), [
-            process.figures() for process in self.processes
-        ]
+        # The processes at work come to an end with their work, and a fresh one takes what they left.
+        self._see_nothing_stays()
         self.check()
         for process in list(self.processes):
             process.stop()
@@ -286,6 +305,11 @@ class World:
         self.check()
         last.stop()
         self.hold()
+
+    def _see_nothing_stays(self) -> None:
+        assert self.wait_for(lambda: not any(process.pending for process in self.processes), seconds=4000, step=5), [
+            process.figures() for process in self.processes
+        ]
 
     def hold(self) -> None:
         """Hold the store against the ledger, when there is nothing left to recover."""
