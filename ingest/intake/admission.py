@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from ingest.config import DEBUG_CHECKS
 from ingest.intake.batch import Batch, BufferPool
 from ingest.telemetry import Reason, SealReason
 
@@ -126,6 +127,11 @@ class Intake:
 
     def commit(self, turn: Turn) -> None:
         """Take a turn's lines, and settle it, now or later."""
+        self._commit(turn)
+        if DEBUG_CHECKS:
+            self._check()
+
+    def _commit(self, turn: Turn) -> None:
         if not turn.events:
             self._journal.refuse(turn)  # answers to no event, which follow events of their connections
             return
@@ -225,6 +231,23 @@ class Intake:
     def _seal_broken(self, batch: Batch) -> None:
         if self._open is not None and self._open.batch is batch:
             self.seal(SealReason.STORAGE)
+
+    def _check(self) -> None:
+        """Fail if one of the facts does not hold on which the next commit relies. Called under DEBUG_CHECKS."""
+        into = self._open
+        if into is None:
+            return
+        batch = into.batch
+        holds = (
+            not self._closed,
+            batch.reason is None,
+            into.room >= 0,
+            # A batch that is full or old is gone, or due, and only what is due may grow.
+            into.due is not None or (into.limit == self._batch_size and into.room > 0),
+            all(batch.partition.start <= ts < batch.partition.end for ts in (batch.first_ts, batch.last_ts)),
+        )
+        if not all(holds):
+            raise AssertionError(f"{holds}: {self!r}")
 
     def _refuse(self, turn: Turn) -> None:
         if self._journal.latched:

@@ -104,3 +104,25 @@ class GroupCommit:
         while groups and groups[0].fate in (Fate.COMMITTED, Fate.REFUSED):
             group = groups.popleft()
             group.turn.settle(committed=group.fate is Fate.COMMITTED)
+
+    # What must be true.
+
+    def undecided(self, batch: Batch) -> tuple[int, int]:
+        """Return the events and the bytes of a batch's undecided groups: its tail."""
+        turns = [
+            group.turn for group in self._groups if group.batch is batch and group.fate in (Fate.WAITING, Fate.SYNCING)
+        ]
+        return sum(turn.events for turn in turns), sum(turn.size for turn in turns)
+
+    def check(self) -> None:
+        """Fail if a group waits for nothing, or what is synced is not what groups wait for."""
+        fates = [group.fate for group in self._groups]
+        syncing = {group.segment for group in self._groups if group.fate is Fate.SYNCING}
+        holds = (
+            # Groups of a segment that failed meanwhile are refused already; the thread has its descriptor still.
+            syncing <= self._syncing,
+            bool(self._syncing) or Fate.WAITING not in fates,
+            Fate.WAITING not in fates or Fate.SYNCING not in fates[fates.index(Fate.WAITING) :],
+        )
+        if not all(holds):
+            raise AssertionError(f"{holds}: {self!r}")

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from ingest.config import DEBUG_CHECKS
 from ingest.disk import TEMPORARY_SUFFIX, Filesystem, StorageError, TornTail, create, make_dirs, prune
 from ingest.disk.append import append
 from ingest.disk.publish import publish
@@ -138,6 +139,9 @@ class Journal:
         self._folder = slot.path
         """Where segments are created now: the folder of the open batch's hour."""
 
+        self._batches: set[Batch] = set()
+        """Batches with a segment, from `begin` until that is removed or somebody else's."""
+
         # Group commit.
         self._commits = GroupCommit()
         self._sealing: list[Batch] = []
@@ -186,6 +190,7 @@ class Journal:
             self._latch.trip(error)
             return False
         batch.segment = Segment(path, fd)
+        self._batches.add(batch)
         return True
 
     def write(self, batch: Batch, data: bytes) -> bool:
@@ -218,6 +223,8 @@ class Journal:
             batch.acknowledge(turn.size, turn.events, turn.seconds)
             self._metrics.books.accepted(turn.events)
             turn.settle(committed=True)
+        if DEBUG_CHECKS:
+            self._check()
 
     def refuse(self, turn: Turn) -> None:
         """Settle a turn as refused, but not before earlier ones: answers keep their order."""
@@ -233,12 +240,14 @@ class Journal:
             self._sealing.append(batch)
         else:
             self._pass_on(batch)
+        if DEBUG_CHECKS:
+            self._check()
 
     def _pass_on(self, batch: Batch) -> None:
         segment = _segment_of(batch)
         self._close(segment)
         if segment.state in OPEN:
-            segment.state = SegmentState.SEALED
+            segment.enter(SegmentState.SEALED)
         if batch.events:
             self._submit(batch)
         else:
@@ -282,7 +291,7 @@ class Journal:
             error = outcome[segment]
             if error is None:
                 if segment.state is SegmentState.CREATED:
-                    segment.state = SegmentState.NAMED
+                    segment.enter(SegmentState.NAMED)
                 batch.acknowledge(group.turn.size, group.turn.events, group.turn.seconds)
                 self._metrics.books.accepted(group.turn.events)
                 group.fate = Fate.COMMITTED
@@ -291,6 +300,8 @@ class Journal:
         self._answer()
         self._begin_sync()
         self._pass_on_sealed()
+        if DEBUG_CHECKS:
+            self._check()
 
     def _answer(self) -> None:
         """Answer, in order, what is decided; while a segment is broken, nothing.
@@ -312,7 +323,7 @@ class Journal:
 
     def _fail(self, batch: Batch, segment: Segment, error: StorageError) -> None:
         """Give up a descriptor: refuse what waits for it, cut the batch, and have it rewritten."""
-        segment.state = SegmentState.BROKEN
+        segment.enter(SegmentState.BROKEN)
         batch.cut()
         if segment.fd is not None:
             # Before anybody is told: until the rewrite is published, a crash would hand the refused lines to recovery.
@@ -332,6 +343,8 @@ class Journal:
             self._broken.remove(batch)
             self._pass_on_sealed()
         self._answer()
+        if DEBUG_CHECKS:
+            self._check()
 
     async def _rewrite(self, batch: Batch, segment: Segment) -> None:
         """Publish the acknowledged lines over the segment's name; failing that, seal the batch where it is."""
@@ -365,7 +378,7 @@ class Journal:
     def _rewritten(self, batch: Batch, segment: Segment, fd: int) -> None:
         segment.fd = fd
         segment.size = batch.size
-        segment.state = SegmentState.NAMED
+        segment.enter(SegmentState.NAMED)
         log.info("segment_rewritten", key=batch.key, events=batch.events)
 
     def _not_rewritten(self, batch: Batch, error: StorageError) -> None:
@@ -402,7 +415,8 @@ class Journal:
         segment = batch.segment
         if segment is None or segment.state is SegmentState.REMOVED:
             return
-        segment.state = SegmentState.REMOVED
+        segment.enter(SegmentState.REMOVED)
+        self._batches.discard(batch)
         self._close(segment)
         self._in_background(self._remove, segment.path)
         log.debug("segment_released", key=batch.key)
@@ -412,7 +426,8 @@ class Journal:
         segment = batch.segment
         if segment is None or segment.state in (SegmentState.BROKEN, SegmentState.REMOVED):
             return False
-        segment.state = SegmentState.KEPT
+        segment.enter(SegmentState.KEPT)
+        self._batches.discard(batch)
         self._close(segment)
         self._keep(batch.key, segment.path, segment.size, batch.events)
         return True
@@ -444,6 +459,28 @@ class Journal:
         future = asyncio.get_running_loop().run_in_executor(self._executor, work, path)
         self._removals.add(future)
         future.add_done_callback(self._removals.discard)
+
+    def _check(self) -> None:
+        """Fail if one of the facts does not hold on which the next step relies. Called under DEBUG_CHECKS.
+
+        They are those of each segment's state, those of the line of groups, and those between the two.
+        """
+        self._commits.check()
+        for batch in self._batches:
+            segment = _segment_of(batch)
+            segment.check(syncing=self._commits.is_syncing(segment))
+            tail = self._commits.undecided(batch)
+            holds = (
+                (batch.tail_events, batch.tail_size) == tail,
+                segment.state not in OPEN or segment.size == batch.size + batch.tail_size,
+                batch not in self._broken or (segment.state is SegmentState.BROKEN and self._latch.on),
+                batch not in self._sealing or batch.tail_events or batch in self._broken,
+                (segment.state is SegmentState.SEALED) <= (batch.reason is not None),
+            )
+            if not all(holds):
+                raise AssertionError(f"{holds}: {batch!r}, {tail} in groups, {self!r}")
+        if not self._batches.issuperset((*self._sealing, *self._broken)):
+            raise AssertionError(f"a batch without a segment is still to be synced or rewritten: {self!r}")
 
     def _close(self, segment: Segment) -> None:
         fd, segment.fd = segment.fd, None

@@ -1,7 +1,8 @@
 """A segment: the file of one batch in the journal.
 
-Owns the states of a segment and the facts that hold in each. Promises that a state is entered only by the function that
-the table names. Never touches a disk.
+Owns the states of a segment, which may follow which, and the facts that hold in each. Promises that a state is entered
+only by the function that the table names, and, with DEBUG_CHECKS, that no other change goes unnoticed. Never touches a
+disk.
 
 | state   | entered by                         | holds                                                                 |
 | ------- | ---------------------------------- | --------------------------------------------------------------------- |
@@ -12,7 +13,8 @@ the table names. Never touches a disk.
 | kept    | `Journal.retain`                   | the backlog has it; the journal does not touch it again               |
 | removed | `Journal.release`                  | its batch is safe elsewhere; the file goes                            |
 
-A broken segment becomes named when it is rewritten. If it cannot be rewritten it stays broken until it is removed.
+`FOLLOWS` has the changes. A broken segment becomes named when it is rewritten. If it cannot be rewritten it stays
+broken until it is removed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from ingest.config import DEBUG_CHECKS
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -38,17 +43,48 @@ class SegmentState(Enum):
 OPEN: Final = frozenset({SegmentState.CREATED, SegmentState.NAMED})
 """The states in which a segment takes lines, and has a descriptor."""
 
+FOLLOWS: Final[Mapping[SegmentState, frozenset[SegmentState]]] = {
+    SegmentState.CREATED: frozenset({SegmentState.NAMED, SegmentState.BROKEN, SegmentState.SEALED}),
+    SegmentState.NAMED: frozenset({SegmentState.BROKEN, SegmentState.SEALED}),
+    SegmentState.BROKEN: frozenset({SegmentState.NAMED, SegmentState.REMOVED}),
+    SegmentState.SEALED: frozenset({SegmentState.KEPT, SegmentState.REMOVED}),
+    SegmentState.KEPT: frozenset(),
+    SegmentState.REMOVED: frozenset(),
+}
+"""The states that may come after each."""
+
 
 class Segment:
     """A file of the journal. `fd` is None once it is closed; `size` counts the bytes that are written to it."""
 
-    __slots__ = ("fd", "path", "size", "state")
+    __slots__ = ("_state", "fd", "path", "size")
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self.fd: int | None = fd
         self.size = 0
-        self.state = SegmentState.CREATED
+        self._state = SegmentState.CREATED
 
     def __repr__(self) -> str:
         return f"<Segment {self.path.name} {self.state.value} size={self.size} fd={self.fd}>"
+
+    @property
+    def state(self) -> SegmentState:
+        """Where it stands."""
+        return self._state
+
+    def enter(self, state: SegmentState) -> None:
+        """Change the state."""
+        if DEBUG_CHECKS and state not in FOLLOWS[self._state]:
+            raise AssertionError(f"{state.value} does not follow upon {self!r}")
+        self._state = state
+
+    def check(self, *, syncing: bool) -> None:
+        """Fail if a fact of its state does not hold. `syncing`: a thread has its descriptor in hand."""
+        if self._state in OPEN:
+            holds = self.fd is not None
+        else:
+            # Only a sync under way may keep the descriptor of what is given up.
+            holds = self.fd is None or (self._state is SegmentState.BROKEN and syncing)
+        if not holds:
+            raise AssertionError(f"that cannot be: {self!r}{' in a sync' if syncing else ''}")
