@@ -11,7 +11,7 @@ import errno
 import random
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,16 +19,14 @@ from structlog.testing import capture_logs
 from ingest.delivery import recovery, upload
 from ingest.delivery.breaker import State
 from ingest.delivery.upload import Uploader
-from ingest.disk.filesystem import FILE_MODE, Filesystem
+from ingest.disk.filesystem import Filesystem
 from ingest.disk.lane import Lane
 from ingest.format import codec
 from ingest.spool.reading import lines_contents
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 from ingest.telemetry import BreakerState, DropReason, Place
-from tests.stand_ins.letters import OWN, Bench, FaultyFilesystem, Store, bodies, body, files, key, leave, lines
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.stand_ins.disk import Disk
+from tests.stand_ins.letters import OWN, Bench, Store, bodies, body, files, key, leave, lines
 
 
 @pytest.fixture(autouse=True)
@@ -398,7 +396,7 @@ def test_without_a_store_and_a_dlq_nothing_spins(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_disk_that_fails_leaves_the_batch_to_its_segment(tmp_path, number):
     rig = rig_of(tmp_path, "fail", "fail")
-    rig.fs.fail = {"write": number}
+    rig.fs.on("write").fail(number)
 
     async def main():
         async with rig.running() as uploader:
@@ -417,7 +415,7 @@ def test_a_disk_that_fails_leaves_the_batch_to_its_segment(tmp_path, number):
 
 def test_a_disk_that_fails_and_no_segment_keeps_the_batch_in_its_place(tmp_path):
     rig = rig_of(tmp_path, "fail", "fail", has_segments=False, upload_queue=1, upload_concurrency=1)
-    rig.fs.fail = {"write": errno.EIO}
+    rig.fs.on("write").fail(errno.EIO)
 
     async def main():
         async with rig.running() as uploader:
@@ -434,13 +432,13 @@ def test_a_disk_that_fails_and_no_segment_keeps_the_batch_in_its_place(tmp_path)
 
 def test_a_disk_that_takes_again_is_noticed(tmp_path):
     rig = rig_of(tmp_path, then="fail", has_segments=False, upload_queue=1, upload_concurrency=1)
-    rig.fs.fail = {"write": errno.EIO}
+    rig.fs.on("write").fail(errno.EIO)
 
     async def main():
         async with rig.running() as uploader:
             rig.submit(*(Batch(n) for n in range(4)))
             await rig.until(lambda: uploader._disk_refuses)
-            rig.fs.fail = {}
+            rig.fs.heal()
             await rig.until(lambda: rig.dlq.files == 4)
             assert uploader.has_room
 
@@ -701,9 +699,9 @@ def test_a_file_that_cannot_be_read_is_skipped_and_tried_later(tmp_path):
 
     def pread(fd, size, offset):
         # Its head can be read, so that it is lent; the rest cannot.
-        if broken and size > codec.HEAD_BYTES and rig.fs.opened[fd].endswith("1.jsonl.gz"):
+        if broken and size > codec.HEAD_BYTES and rig.fs.path_of(fd).name.endswith("1.jsonl.gz"):
             raise OSError(errno.EIO, "as told")
-        return FaultyFilesystem.pread(rig.fs, fd, size, offset)
+        return Disk.pread(rig.fs, fd, size, offset)
 
     rig.fs.pread = pread
 
@@ -756,14 +754,8 @@ def test_a_file_that_vanishes_on_its_way_is_no_failure(tmp_path):
     rig = rig_of(tmp_path)
     gone = leave(rig.root, key(1), body(2))
     leave(rig.root, key(2), body(3))
-
-    def opened(path, flags, mode=FILE_MODE):
-        # It is opened to be counted, to be lent, and to be put.
-        if rig.fs.calls.count(("open", str(gone))) == 2:
-            gone.unlink(missing_ok=True)
-        return FaultyFilesystem.open(rig.fs, path, flags, mode)
-
-    rig.fs.open = opened
+    # It is opened to be counted, to be lent, and to be put.
+    rig.fs.on("open_read", under=gone, nth=3, times=1).call(Path.unlink)
 
     async def main():
         async with rig.running():
@@ -932,7 +924,7 @@ def test_files_nothing_can_be_done_about_are_looked_at_ever_more_seldom(tmp_path
 
     def pread(fd, size, offset):
         if size == codec.HEAD_BYTES:
-            return FaultyFilesystem.pread(rig.fs, fd, size, offset)
+            return Disk.pread(rig.fs, fd, size, offset)
         looked.append(time.monotonic())
         raise OSError(errno.EIO, "as told")
 
@@ -1065,7 +1057,7 @@ def test_without_segments_the_end_of_the_process_saves_beyond_the_limit(tmp_path
 
 def test_what_no_disk_takes_is_told(tmp_path):
     rig = rig_of(tmp_path, then="fail", has_segments=False)
-    rig.fs.fail = {"write": errno.ENOSPC}
+    rig.fs.on("write").fail(errno.ENOSPC)
 
     async def main():
         async with rig.running() as uploader:
@@ -1169,9 +1161,12 @@ def test_whatever_fails_every_event_is_stored_once_and_the_books_balance_at_ever
             for n in range(60):
                 rig.submit(Batch(n, 3, 10 * n))
                 number = chance.choice([None, None, errno.EIO, errno.ENOSPC])
-                rig.fs.fail = {chance.choice(["write", "rename", "fsync_dir"]): number} if number else {}
+                operation = chance.choice(["write", "rename", "fsync_dir"])
+                rig.fs.heal()
+                if number:
+                    rig.fs.on(operation).fail(number)
                 await asyncio.sleep(chance.choice([0, 0.001, 0.005]))
-            rig.fs.fail = {}
+            rig.fs.heal()
             await scanning
             await rig.done(20)
             stored = rig.store_.stored()

@@ -19,19 +19,19 @@ from hypothesis import strategies as st
 from ingest.disk import errors, folders
 from ingest.disk.append import append, create
 from ingest.disk.errors import StorageError, TornTail
-from ingest.disk.filesystem import Entries, Filesystem
+from ingest.disk.filesystem import Filesystem
 from ingest.disk.folders import make_dirs, prune
 from ingest.disk.publish import publish, publish_new, published_path
 from ingest.disk.slots import LOCK_NAME, Slot
-from tests.stand_ins.fakes import CrashableFilesystem, PowerCut, power_cuts
+from tests.stand_ins.disk import CrashableDisk, Disk, PowerCut, power_cuts
 
 OLD = b"old line\n" * 20
 NEW = b"the new line\n" * 30
 
 
 @pytest.fixture
-def fs(tmp_path) -> CrashableFilesystem:
-    return CrashableFilesystem(tmp_path)
+def fs(tmp_path) -> CrashableDisk:
+    return CrashableDisk(tmp_path)
 
 
 def lost(_n: int) -> int:
@@ -46,7 +46,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def old_file(_fs: CrashableFilesystem, root: Path) -> None:
+def old_file(_fs: CrashableDisk, root: Path) -> None:
     (root / "file").write_bytes(OLD)
 
 
@@ -70,8 +70,8 @@ def test_append_returns_the_new_size(fs, kind):
 
 def test_append_writes_all_when_the_kernel_takes_it_in_pieces(fs):
     fd = opened(fs, fs.root / "a")
-    fs.short_write(2)
-    fs.short_write(3)
+    fs.on("write", times=1).shorten(2)
+    fs.on("write", times=1).shorten(3)
     assert append(fs, fd, b"123456789", 0) == 9
     assert (fs.root / "a").read_bytes() == b"123456789"
     assert [operation for operation, _ in fs.calls].count("write") == 3
@@ -80,7 +80,7 @@ def test_append_writes_all_when_the_kernel_takes_it_in_pieces(fs):
 def test_append_frees_the_buffer_it_was_given(fs):
     fd = opened(fs, fs.root / "a")
     buffer = bytearray(b"12345")
-    fs.short_write(2)
+    fs.on("write", times=1).shorten(2)
     append(fs, fd, buffer, 0)
     buffer.extend(b"6")  # a view that is still held would make this a BufferError
 
@@ -111,8 +111,8 @@ def test_what_is_appended_after_a_roll_back_leaves_no_hole(fs):
 
 def test_a_write_that_takes_nothing_is_an_error_and_no_endless_loop(fs):
     fd = opened(fs, fs.root / "a")
-    fs.short_write(0)
-    fs.short_write(0)
+    fs.on("write", times=1).shorten(0)
+    fs.on("write", times=1).shorten(0)
     with pytest.raises(StorageError) as caught:
         append(fs, fd, NEW, 0)
     assert caught.value.errno == errno.EIO
@@ -134,7 +134,7 @@ def test_a_synced_roll_back_is_not_undone_by_a_power_cut(tmp_path):
     for seed in range(20):
         root = tmp_path / str(seed)
         root.mkdir()
-        fs = CrashableFilesystem(root)
+        fs = CrashableDisk(root)
         fd = opened(fs, root / "a", OLD)
         fs.sync_all()
         fs.capacity = len(OLD) + len(NEW) - 1  # all lines but the last are written before the disk is full
@@ -266,8 +266,8 @@ def test_a_publish_whose_name_cannot_be_synced_fails_and_leaves_the_new_file_sta
 
 
 def test_publish_writes_all_when_the_kernel_takes_it_in_pieces(fs):
-    fs.short_write(1)
-    fs.short_write(7)
+    fs.on("write", times=1).shorten(1)
+    fs.on("write", times=1).shorten(7)
     publish(fs, fs.root / "file", NEW)
     assert files(fs.root) == {"file": NEW}
 
@@ -282,30 +282,27 @@ def test_publish_of_nothing_is_an_empty_file(fs):
     assert files(fs.root) == {"file": b""}
 
 
-class PruningFilesystem(Filesystem):
-    """Another thread prunes each folder as soon as it was made, so many times."""
+def pruned_by_another(root: Path, times: int) -> Disk:
+    """A disk on which another thread prunes each folder as soon as it was made, so many times."""
+    disk = Disk()
 
-    def __init__(self, root: Path, times: int) -> None:
-        self.root = root
-        self.times = times
+    def prunes(path: Path) -> None:
+        for folder in [folder for folder in path.iterdir() if folder.is_dir()]:
+            prune(disk, folder, root)
 
-    def fsync_dir(self, path: str | Path) -> None:
-        super().fsync_dir(path)
-        if self.times:
-            self.times -= 1
-            for folder in [folder for folder in Path(path).iterdir() if folder.is_dir()]:
-                prune(self, folder, self.root)
+    disk.on("fsync_dir", times=times, after=True).call(prunes)
+    return disk
 
 
 @pytest.mark.parametrize("times", range(1, folders.PUBLISH_ATTEMPTS))
 def test_publish_makes_a_folder_again_that_was_pruned_under_its_hands(tmp_path, times):
-    publish(PruningFilesystem(tmp_path, times), tmp_path / "d/e/file", NEW, root=tmp_path)
+    publish(pruned_by_another(tmp_path, times), tmp_path / "d/e/file", NEW, root=tmp_path)
     assert files(tmp_path) == {"d/e/file": NEW}
 
 
 def test_publish_gives_up_on_a_folder_that_never_stays(tmp_path):
     with pytest.raises(StorageError) as caught:
-        publish(PruningFilesystem(tmp_path, 1000), tmp_path / "d/e/file", NEW, root=tmp_path)
+        publish(pruned_by_another(tmp_path, 1000), tmp_path / "d/e/file", NEW, root=tmp_path)
     assert caught.value.errno == errno.ENOENT
 
 
@@ -325,7 +322,7 @@ def test_every_temporary_knows_its_name(tmp_path_factory, name):
     path = tmp_path_factory.mktemp("names") / name
     if name in (".", ".."):
         return
-    fs = CrashableFilesystem(path.parent)
+    fs = CrashableDisk(path.parent)
     fs.cut_power_before(3)
     with pytest.raises(PowerCut):
         publish(fs, path, NEW)
@@ -613,22 +610,12 @@ def test_a_file_named_lock_deeper_down_is_a_file(tmp_path):
     adopted.release()
 
 
-class EmptiedAtTheLock(Filesystem):
-    """Its holder empties a slot and goes just before it is locked."""
-
-    def __init__(self, left: Path) -> None:
-        self.left = left
-
-    def flock(self, fd: int, operation: int) -> None:
-        self.left.unlink(missing_ok=True)
-        super().flock(fd, operation)
-
-
 def test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone(tmp_path):
-    fs = EmptiedAtTheLock(tmp_path / "0/file")
+    fs = Disk()
     slot = Slot.take_first_free(fs, tmp_path)
     (slot.path / "file").write_bytes(b"x")
     slot.release()
+    fs.on("flock").call(lambda _: (tmp_path / "0/file").unlink(missing_ok=True))
     assert Slot.adopt_free(fs, tmp_path) == ([], [])
     again = Slot.take_first_free(fs, tmp_path)
     assert again.number == 0
@@ -655,44 +642,19 @@ def test_a_slot_that_is_held_costs_no_descriptor(tmp_path):
 
 
 def test_a_file_system_without_locks_is_an_error_and_not_a_free_slot(tmp_path):
-    class Lockless(Filesystem):
-        def flock(self, *_: object) -> None:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
+    fs = Disk()
+    fs.on("flock").fail(errno.ENOLCK)
     with pytest.raises(StorageError) as caught:
-        Slot.take_first_free(Lockless(), tmp_path)
+        Slot.take_first_free(fs, tmp_path)
     assert caught.value.operation == "flock"
     assert "locking" in caught.value.hint
 
 
-class BadSlot(Filesystem):
+def bad_slot(operation: str, error: int, folder: Path) -> Disk:
     """The real disk, but for one call about what lies below one folder."""
-
-    def __init__(self, operation: str, error: int, folder: Path) -> None:
-        self.operation, self.error, self.folder = operation, error, folder
-        self.opened: dict[int, Path] = {}
-
-    def _meet(self, operation: str, path: str | Path) -> None:
-        if operation == self.operation and Path(path).is_relative_to(self.folder):
-            raise OSError(self.error, os.strerror(self.error))
-
-    def open(self, path: str | Path, flags: int, mode: int = 0o640) -> int:
-        self._meet("open", path)
-        fd = super().open(path, flags, mode)
-        self.opened[fd] = Path(path)
-        return fd
-
-    def flock(self, fd: int, operation: int) -> None:
-        self._meet("flock", self.opened[fd])
-        super().flock(fd, operation)
-
-    def scandir(self, path: str | Path) -> Entries:
-        self._meet("scandir", path)
-        return super().scandir(path)
-
-    def listdir(self, path: str | Path) -> list[str]:
-        self._meet("listdir", path)
-        return super().listdir(path)
+    disk = Disk()
+    disk.on(operation, under=folder).fail(error)
+    return disk
 
 
 def left_by_the_dead(base: Path, count: int) -> None:
@@ -712,7 +674,7 @@ def descriptors() -> int:
 def test_c3_a_bad_slot_is_passed_over_and_the_others_are_adopted(tmp_path, operation, error, bad):
     left_by_the_dead(tmp_path, 4)
     before = descriptors()
-    fs = BadSlot(operation, error, tmp_path / str(bad))
+    fs = bad_slot(operation, error, tmp_path / str(bad))
     found = Slot.adopt_free(fs, tmp_path)
     assert [slot.number for slot in found.slots] == [number for number in range(4) if number != bad]
     if (operation, error) == ("flock", errno.EACCES):  # so a lock that another holds may be told
@@ -732,7 +694,7 @@ def test_c3_a_bad_slot_is_passed_over_and_the_others_are_adopted(tmp_path, opera
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_c3_a_folder_of_slots_that_cannot_be_read_is_a_value(tmp_path, error):
-    found = Slot.adopt_free(BadSlot("listdir", error, tmp_path), tmp_path)
+    found = Slot.adopt_free(bad_slot("listdir", error, tmp_path), tmp_path)
     assert found.slots == []
     assert [failure.errno for failure in found.unread] == [error]
 
@@ -740,7 +702,7 @@ def test_c3_a_folder_of_slots_that_cannot_be_read_is_a_value(tmp_path, error):
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
 def test_c7_without_descriptors_the_scan_ends_and_keeps_what_it_has(tmp_path, error):
     left_by_the_dead(tmp_path, 5)
-    found = Slot.adopt_free(BadSlot("open", error, tmp_path / "2"), tmp_path)
+    found = Slot.adopt_free(bad_slot("open", error, tmp_path / "2"), tmp_path)
     assert [slot.number for slot in found.slots] == [0, 1]
     assert [failure.errno for failure in found.unread] == [error]
     for slot in found.slots:
@@ -763,7 +725,7 @@ def test_c7_a_few_slots_are_adopted_at_a_time_lowest_first(tmp_path):
 def test_c8_a_slot_in_use_is_not_looked_into(tmp_path):
     left_by_the_dead(tmp_path, 2)
     held = Slot.take_first_free(Filesystem(), tmp_path)
-    found = Slot.adopt_free(BadSlot("scandir", errno.EIO, tmp_path / "0"), tmp_path)
+    found = Slot.adopt_free(bad_slot("scandir", errno.EIO, tmp_path / "0"), tmp_path)
     assert [slot.number for slot in found.slots] == [1]
     assert found.unread == []
     for slot in (held, *found.slots):

@@ -6,25 +6,14 @@ import os
 import pytest
 
 from ingest.disk import Filesystem, Reader, StorageError, exists, files_below, is_folder, read_file
+from tests.stand_ins.disk import Disk
 
 
-class Refusing(Filesystem):
-    """A disk whose `stat` and `scandir` fail below one name."""
-
-    def __init__(self, error, name="bad"):
-        self.error, self.name = error, name
-
-    def stat(self, path):
-        self._meet(path)
-        return super().stat(path)
-
-    def scandir(self, path):
-        self._meet(path)
-        return super().scandir(path)
-
-    def _meet(self, path):
-        if self.name in str(path):
-            raise OSError(self.error, os.strerror(self.error))
+def refusing(error):
+    """A disk that will not look at what is below one name."""
+    disk = Disk()
+    disk.on("stat", "scandir", under="bad").fail(error)
+    return disk
 
 
 def test_a_name_that_leads_nowhere_is_an_answer(tmp_path):
@@ -44,7 +33,7 @@ def test_a_name_that_leads_nowhere_is_an_answer(tmp_path):
 @pytest.mark.parametrize("look", [exists, is_folder])
 def test_c4_a_disk_that_would_not_say_is_a_storage_error(tmp_path, look, error):
     with pytest.raises(StorageError) as caught:
-        look(Refusing(error), tmp_path / "bad")
+        look(refusing(error), tmp_path / "bad")
     assert (caught.value.operation, caught.value.subject) == ("stat", str(tmp_path / "bad"))
     assert caught.value.errno == error
 
@@ -54,7 +43,7 @@ def test_a_folder_that_cannot_be_read_is_told_and_hides_nothing_beside_it(tmp_pa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     unread = []
-    found = {path.name for path in files_below(Refusing(errno.EACCES), tmp_path, unread)}
+    found = {path.name for path in files_below(refusing(errno.EACCES), tmp_path, unread)}
     assert found == {"1", "2", "4", "5"}
     assert [(error.operation, error.subject) for error in unread] == [("scandir", str(tmp_path / "bad"))]
     unread.clear()
@@ -66,31 +55,10 @@ def test_c13_an_error_in_the_middle_of_a_folder_is_told_and_what_was_read_counts
     for number in range(5):
         (tmp_path / str(number)).touch()
 
-    class Breaking(Filesystem):
-        def scandir(self, path):
-            return BreaksOff(super().scandir(path), 2)
-
-    class BreaksOff:
-        def __init__(self, entries, left):
-            self.entries, self.left = entries, left
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if not self.left:
-                raise OSError(errno.EIO, "as told")
-            self.left -= 1
-            return next(self.entries)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.entries.close()
-
+    disk = Disk()
+    disk.on("readdir", nth=3).fail(errno.EIO)
     unread = []
-    assert len(list(files_below(Breaking(), tmp_path, unread))) == 2
+    assert len(list(files_below(disk, tmp_path, unread))) == 2
     assert [error.errno for error in unread] == [errno.EIO]
 
 

@@ -289,7 +289,7 @@ def test_a_write_that_fails_is_rolled_back_and_refused(journal, error, taken):
     process = world.start()
     kept = process.commit(2)
     before = (world.root / segments(world)[0]).read_bytes()
-    world.fs.short_write(taken)
+    world.fs.on("write", times=1).shorten(taken)
     world.fs.fail("write", error, nth=1)
     lost = process.commit(3)
     assert process.answers == committed(kept) + refused(lost)
@@ -307,7 +307,7 @@ def test_what_was_rolled_back_does_not_come_back_with_a_power_cut(world, seed):
     world = world("fsync")
     process = world.start()
     kept = process.commit(2)
-    world.fs.short_write(60)  # two whole lines and a part
+    world.fs.on("write", times=1).shorten(60)  # two whole lines and a part
     world.fs.fail("write", errno.ENOSPC)
     lost = process.commit(3)
     assert process.answers == committed(kept) + refused(lost)
@@ -462,7 +462,7 @@ def test_a_torn_tail_is_rewritten_from_memory(journal, taken):
     world = journal()
     process = world.start()
     kept = process.commit(2)
-    world.fs.short_write(taken)
+    world.fs.on("write", times=1).shorten(taken)
     world.fs.fail("write", errno.EIO)
     world.fs.fail("truncate", errno.EIO, times=2)
     lost = process.commit(4)
@@ -483,7 +483,7 @@ def test_a_torn_tail_is_rewritten_before_anybody_is_refused(journal):
         world = journal()
         process = world.start()
         process.commit(2)
-        world.fs.short_write(60)
+        world.fs.on("write", times=1).shorten(60)
         world.fs.fail("write", errno.EIO)
         world.fs.fail("truncate", errno.EIO, times=2)
         world.burn(calls)
@@ -496,7 +496,7 @@ def test_a_segment_that_cannot_be_rewritten_is_uploaded_from_memory_and_stays_un
     process = world.start()
     kept = process.commit(3)
     world.late_puts = 1
-    world.fs.short_write(10)
+    world.fs.on("write", times=1).shorten(10)
     world.fs.fail("write", errno.EIO)
     world.fs.fail("truncate", errno.EIO, times=2)
     world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
@@ -532,7 +532,7 @@ def test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place(journal):
     process = world.start()
     kept = process.commit(3)
     world.store.down = True
-    world.fs.short_write(30)
+    world.fs.on("write", times=1).shorten(30)
     world.fs.fail("write", errno.EIO)
     world.fs.fail("truncate", errno.EIO, times=2)
     world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
@@ -809,7 +809,7 @@ def test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segm
     def is_letter(path):
         return path.name.endswith(".tmp") and not in_journal(path)
 
-    world.fs.short_write(100, when=is_letter)
+    world.fs.on("write", times=1, when=is_letter).shorten(100)
     world.burn(1, "write", when=is_letter)
     numbers = dying.commit(40)
     world.advance(5)

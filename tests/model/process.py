@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest import collector as pipeline
 from ingest.collector import Collector
-from ingest.disk.filesystem import FILE_MODE, Filesystem
 from ingest.intake.journal import NoJournal
 from ingest.telemetry import Place, SealReason
 from ingest.wire.turn import Turn
 from tests.model.ledger import line, numbers_in, numbers_on_disk, parsed
 from tests.model.loop import Died, StepExecutor, StepLane, StepLoop
 from tests.model.store import Link
+from tests.stand_ins.disk import CHANGES, Disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from pathlib import Path
 
     from ingest.config.settings import Settings
     from ingest.disk.errors import StorageError
@@ -54,7 +53,7 @@ class Process:
         self.world = world
         self.number = number
         self.settings = chosen
-        self.disk = Disk(world, self)
+        self.disk = ProcessDisk(world, self)
         self.link = Link(world, self)
         self.executor = StepExecutor(THREADS)
         self.sync_executor = StepExecutor(1)
@@ -292,77 +291,30 @@ class Process:
             self.unhandled.append(context)
 
 
-class Disk(Filesystem):
-    """A process's view of the disk: its descriptors, and its death."""
+class ProcessDisk(Disk):
+    """A process's view of the disk that it shares with others: its descriptors, and its death."""
 
-    __slots__ = ("_fs", "_open", "_process", "_world", "dead")
+    death = Died
 
     def __init__(self, world: World, process: Process) -> None:
+        super().__init__(world.fs)
         self._world = world
         self._process = process
-        self._fs = world.fs
-        self._open: dict[int, Path] = {}
-        self.dead = False
 
-    def _meet(self, operation, path):
-        if not self.dead:
+    def _begin(self, operation, path):
+        if operation in CHANGES and not self.dead:
             self._world.meet(self._process, operation, path)
-        if self.dead:
-            raise Died
-
-    def open(self, path, flags, mode=FILE_MODE):
-        self._meet("open", path)
-        fd = self._fs.open(path, flags, mode)
-        self._open[fd] = path
-        return fd
-
-    def write(self, fd, data):
-        self._meet("write", self._open[fd])
-        return self._fs.write(fd, data)
-
-    def fdatasync(self, fd):
-        self._meet("fdatasync", self._open[fd])
-        self._fs.fdatasync(fd)
-
-    def truncate(self, fd, size):
-        self._meet("truncate", self._open[fd])
-        self._fs.truncate(fd, size)
-
-    def close(self, fd):
-        self._meet("close", self._open[fd])
-        del self._open[fd]
-        self._fs.close(fd)
-
-    def rename(self, src, dst):
-        self._meet("rename", dst)
-        self._fs.rename(src, dst)
-
-    def link(self, src, dst):
-        self._meet("link", dst)
-        self._fs.link(src, dst)
-
-    def unlink(self, path):
-        self._meet("unlink", path)
-        self._fs.unlink(path)
-
-    def mkdir(self, path):
-        self._meet("mkdir", path)
-        self._fs.mkdir(path)
-
-    def rmdir(self, path):
-        self._meet("rmdir", path)
-        self._fs.rmdir(path)
+        super()._begin(operation, path)
 
     def fsync_dir(self, path):
-        self._meet("fsync_dir", path)
         try:
-            self._fs.fsync_dir(path)
+            super().fsync_dir(path)
         except OSError:
             self._world.folder_sync_failed = True
             raise
 
     def close_all(self) -> None:
-        for fd in self._open:
+        for fd in self._paths:
             with suppress(OSError):
-                self._fs.close(fd)
-        self._open.clear()
+                self._below.close(fd)
+        self._paths.clear()

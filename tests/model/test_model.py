@@ -197,7 +197,7 @@ class Collectors(RuleBasedStateMachine):
         self.disturbed = True
         if (process := self.process(which)) is None:
             return
-        self.world.fs.short_write(takes)
+        self.world.fs.on("write", times=1).shorten(takes)
         if error is not None:
             self.world.fs.fail("write", error)
         if not truncate:

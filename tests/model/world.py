@@ -1,6 +1,6 @@
 """A small world in which collectors live and die, every step of it chosen by the test.
 
-`World` has one disk (`CrashableFilesystem`), one store (`MemoryStore`), one clock, and the processes that share them.
+`World` has one disk (`CrashableDisk`), one store (`MemoryStore`), one clock, and the processes that share them.
 `Process` is the `Collector` that the server builds, less the wire: a tick of events goes in through `commit`, answers
 come out in `answers`. `Ledger` is the model: what a client may rely on, in sets of event numbers.
 
@@ -37,7 +37,8 @@ from tests.model.ledger import Ledger, events_in, numbers_in
 from tests.model.loop import Died
 from tests.model.process import Process
 from tests.model.time import START, Time
-from tests.stand_ins.fakes import CrashableFilesystem, MemoryStore
+from tests.stand_ins.disk import CrashableDisk
+from tests.stand_ins.fakes import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from ingest.config.settings import Settings
     from tests.model.store import PutFate
-    from tests.stand_ins.fakes import Choice
+    from tests.stand_ins.disk import Choice
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class World:
 
     def __init__(self, folder: Path, *, wall: float = START, **variables: object) -> None:
         self.root = folder
-        self.fs = CrashableFilesystem(folder)
+        self.fs = CrashableDisk(folder)
         self.store = MemoryStore()
         self.time = Time(wall)
         self.ledger = Ledger()

@@ -53,7 +53,7 @@ def test_a_save_is_published_temporary_synced_renamed_folder_synced(bench):
         async with bench.open():
             bench.fs.calls.clear()
             name = await bench.save(1)
-            path, folder = str(bench.root / name), str((bench.root / name).parent)
+            path, folder = bench.root / name, (bench.root / name).parent
             steps = [call for call in bench.fs.calls if call[0] in {"fdatasync", "rename", "fsync_dir"}]
             assert steps[-3][0] == "fdatasync"
             assert steps[-2:] == [("rename", path), ("fsync_dir", folder)]
@@ -68,13 +68,13 @@ def test_a_save_is_published_temporary_synced_renamed_folder_synced(bench):
 def test_a_save_that_fails_leaves_nothing_behind_and_the_next_one_works(bench, operation, number):
     async def main():
         async with bench.open() as dlq:
-            bench.fs.fail = {operation: number}
+            bench.fs.on(operation).fail(number)
             with pytest.raises(StorageError) as failure:
                 await bench.save(1)
             assert failure.value.errno == number
             assert not isinstance(failure.value, DlqFull)
             assert (files(bench.root), dlq.files, dlq.events, dlq.bytes) == ([], 0, 0, 0)
-            bench.fs.fail = {}
+            bench.fs.heal()
             await bench.save(1)
             assert await bench.all_keys() == [key(1, token=OWN)]
 
@@ -85,12 +85,12 @@ def test_a_save_whose_folder_cannot_be_synced_is_not_lent_even_if_it_cannot_be_r
     async def main():
         async with bench.open() as dlq:
             await bench.save(1)
-            bench.fs.fail = {"fsync_dir": errno.EIO, "unlink": errno.EIO}
+            bench.fs.on("fsync_dir", "unlink").fail(errno.EIO)
             with pytest.raises(StorageError):
                 await bench.save(2)
             assert len(files(bench.root)) == 2
             assert await bench.all_keys() == [key(1, token=OWN)]
-            bench.fs.fail = {}
+            bench.fs.heal()
             assert await bench.all_keys() == [key(1, token=OWN)]
             assert files(bench.root) == [key(1, token=OWN)], "the stray was not removed when the disk let it"
             await bench.save(2)
@@ -180,12 +180,12 @@ def test_a_done_file_that_cannot_be_removed_leaves_the_books_once_and_the_disk_l
     async def main():
         async with bench.open() as dlq:
             await bench.save(1)
-            bench.fs.fail = {"unlink": errno.EROFS}
+            bench.fs.on("unlink").fail(errno.EROFS)
             await bench.store(await dlq.next())
             assert dlq.events == 0
             assert await bench.all_keys() == []
             assert files(bench.root)
-            bench.fs.fail = {}
+            bench.fs.heal()
             assert await bench.all_keys() == []
             assert files(bench.root) == []
 
@@ -286,43 +286,12 @@ def test_saves_and_removals_in_one_hour_never_lose_a_file(bench):
                 for work in (save, save_more, recover):
                     tasks.create_task(work())
             assert (dlq.files, dlq.events, bench.metrics.books.events_stored) == (0, 0, 300)
-            assert ("rmdir", str(bench.root / "raw/dt=2025-12-02/hr=14")) in bench.fs.calls
+            assert ("rmdir", bench.root / "raw/dt=2025-12-02/hr=14") in bench.fs.calls
 
     asyncio.run(main())
 
 
 # ------------------------------------------------------------------------------------------------------ cost
-
-
-class CountingScan:
-    """A disk's `scandir` that counts the entries that are read."""
-
-    def __init__(self, fs):
-        self.entries = 0
-        counter = self
-
-        class Entries:
-            def __init__(self, path):
-                self._real = Filesystem.scandir(fs, path)
-
-            def __iter__(self):
-                return self
-
-            def __next__(self):
-                entry = next(self._real)
-                counter.entries += 1
-                return entry
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *error):
-                self._real.close()
-
-            def close(self):
-                self._real.close()
-
-        fs.scandir = Entries
 
 
 @pytest.mark.parametrize("count", [10, 4 * SCAN_LIMIT])
@@ -334,17 +303,17 @@ def test_a_step_reads_at_most_k_entries_and_most_steps_none(bench, count):
 
     async def main():
         async with bench.open() as dlq:
-            scan = CountingScan(bench.fs)
+            scan = bench.fs.on("readdir")
             steps = []
             for _ in range(count):
-                before = scan.entries
+                before = scan.count
                 file = await dlq.next()
-                steps.append(scan.entries - before)
+                steps.append(scan.count - before)
                 if random.Random(count).random() < 0.99:
                     await bench.store(file)
                 else:
                     await dlq.take_back(file)
-            listing = 5  # lock, raw, dt=, hr=, and one more for the day of another prefix
+            listing = 9  # lock, raw, dt=, hr=, one more for the day of another prefix, and the ends of four folders
             assert max(steps) <= min(count, SCAN_LIMIT) + listing
             assert sum(steps) <= count + listing
             assert sum(1 for step in steps if step) <= count // SCAN_LIMIT + 1
@@ -624,7 +593,7 @@ def test_a_temporary_of_this_run_is_left_alone(bench):
 
 def test_a_temporary_that_cannot_be_published_stays_for_the_next_start(bench):
     leave(bench.root, temporary(key(1)), body(5))
-    bench.fs.fail = {"rename": errno.EIO}
+    bench.fs.on("rename").fail(errno.EIO)
 
     async def main():
         async with bench.open() as dlq:
@@ -855,7 +824,7 @@ def test_evict_refuses_when_the_oldest_cannot_be_removed(tmp_path):
     async def main():
         async with bench.open() as dlq:
             await bench.save(1)
-            bench.fs.fail = {"unlink": errno.EIO}
+            bench.fs.on("unlink").fail(errno.EIO)
             with pytest.raises(DlqFull):
                 await bench.save(2)
             assert (dlq.events, bench.metrics.books.events_dropped[DropReason.EVICTED]) == (3, 0)
@@ -892,16 +861,7 @@ def test_an_adopted_slot_is_recovered_and_then_released(tmp_path):
 
 def test_c1_a_folder_that_cannot_be_read_when_it_is_counted_is_unknown_until_a_later_count_reads_it(bench):
     leave(bench.root, key(1), body(4))
-    failures = 2
-
-    def scandir(path):
-        nonlocal failures
-        if str(path).endswith("hr=14") and failures:
-            failures -= 1
-            raise OSError(errno.EIO, "as told")
-        return Filesystem.scandir(bench.fs, path)
-
-    bench.fs.scandir = scandir
+    failing = bench.fs.on("scandir", under="hr=14", times=2).fail(errno.EIO)
 
     async def main():
         async with bench.open() as dlq:
@@ -909,7 +869,7 @@ def test_c1_a_folder_that_cannot_be_read_when_it_is_counted_is_unknown_until_a_l
             await dlq.adopt([])
             assert (dlq.events, dlq.unknown, dlq.scanning) == (0, 1, False)
             await dlq.adopt([])
-            assert (failures, dlq.unknown) == (0, 0)
+            assert (failing.reached.is_set(), dlq.unknown) == (True, 0)
             assert bench.metrics.books.events_recovered == dlq.events == 4
             assert len(await bench.all_keys()) == 1
 
@@ -921,9 +881,8 @@ def test_the_loop_is_never_blocked_by_a_disk_that_hangs(bench):
 
     async def main():
         async with bench.open() as dlq:
-            gate = threading.Event()
             letter = await dlq.next()
-            bench.fs.gate = {"fdatasync": gate, "unlink": gate}
+            hang = bench.fs.on("fdatasync", "unlink").hang()
             saving = asyncio.ensure_future(bench.save(2))
             removing = asyncio.ensure_future(bench.store(letter))
             began = time.monotonic()
@@ -932,7 +891,7 @@ def test_the_loop_is_never_blocked_by_a_disk_that_hangs(bench):
             assert time.monotonic() - began < 1.0
             assert not saving.done()
             assert not removing.done()
-            gate.set()
+            hang.release()
             await asyncio.gather(saving, removing)
 
     asyncio.run(main())

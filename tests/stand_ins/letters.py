@@ -1,6 +1,6 @@
 """What tests of dead-letter queue, recovery and upload share: files of an earlier run, a disk and a store that fail.
 
-`FaultyFilesystem` is the real one until it is told that a call fails. `Store` does what its script says and counts.
+`Bench` has a `Disk` that fails as it is told. `Store` does what its script says and counts.
 `Books` looks at every turn of the event loop whether the books balance.
 """
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from ingest.config import settings as config
 from ingest.disk.errors import StorageError
-from ingest.disk.filesystem import Filesystem
 from ingest.disk.lane import Lane
 from ingest.disk.slots import Slot
 from ingest.format import codec
@@ -24,6 +23,7 @@ from ingest.spool.places import Copy
 from ingest.spool.spool import Spool
 from ingest.telemetry import Place
 from ingest.telemetry.metrics import Metrics
+from tests.stand_ins.disk import Disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,66 +66,6 @@ def files(folder: Path) -> list[str]:
     """Every file below a folder but the locks, relative to it."""
     found = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name != "lock"]
     return sorted(os.path.relpath(path, folder) for path in found)
-
-
-class FaultyFilesystem(Filesystem):
-    """`fail["rename"] = errno.EIO` fails every rename; `where` limits it to paths that contain a text."""
-
-    def __init__(self):
-        self.fail = {}
-        self.where = ""
-        self.calls = []
-        self.gate = {}
-        self.opened = {}
-
-    def _check(self, operation, path):
-        self.calls.append((operation, str(path)))
-        if operation in self.gate:
-            self.gate[operation].wait(10)
-        if operation in self.fail and self.where in str(path):
-            raise OSError(self.fail[operation], os.strerror(self.fail[operation]))
-
-    def open(self, path, flags, mode=0o640):
-        self._check("open", path)
-        fd = super().open(path, flags, mode)
-        self.opened[fd] = str(path)
-        return fd
-
-    def write(self, fd, data):
-        self._check("write", self.opened[fd])
-        return super().write(fd, data)
-
-    def pread(self, fd, size, offset):
-        self._check("read", self.opened[fd])
-        return super().pread(fd, size, offset)
-
-    def scandir(self, path):
-        self._check("scandir", path)
-        return super().scandir(path)
-
-    def stat(self, path):
-        self._check("stat", path)
-        return super().stat(path)
-
-    def fdatasync(self, fd):
-        self._check("fdatasync", self.opened[fd])
-        super().fdatasync(fd)
-
-    def rename(self, src, dst):
-        self._check("rename", dst)
-        super().rename(src, dst)
-
-    def unlink(self, path):
-        self._check("unlink", path)
-        super().unlink(path)
-
-    def rmdir(self, path):
-        self._check("rmdir", path)
-        super().rmdir(path)
-
-    def fsync_dir(self, path):
-        self._check("fsync_dir", path)
-        super().fsync_dir(path)
 
 
 class Store:
@@ -231,7 +171,7 @@ class Bench:
         self.backlog_bytes = variables.pop("backlog_bytes", lambda: 0)
         self.places = variables.pop("places", None) or Elsewhere()
         self.settings = settings(tmp_path, **variables)
-        self.fs = fs or FaultyFilesystem()
+        self.fs = fs or Disk()
         self.metrics = Metrics()
         self.executor = ThreadPoolExecutor(2)
         self.lane = Lane("dlq")

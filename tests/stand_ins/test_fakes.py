@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.store.object_store import ObjectMetadata
-from tests.stand_ins.fakes import CrashableFilesystem, FakeClock, MemoryStore, PowerCut
+from tests.stand_ins.disk import CrashableDisk, PowerCut
+from tests.stand_ins.fakes import FakeClock, MemoryStore
 
 NAMES = st.sampled_from(["a", "b", "c", "d/a", "d/b", "d/e/a"])
 FOLDERS = st.sampled_from(["", "d", "d/e", "f"])
@@ -54,7 +55,7 @@ class SameAsTheRealOne(RuleBasedStateMachine):
         self.roots = [self.folder / "real", self.folder / "fake"]
         for root in self.roots:
             root.mkdir()
-        self.fake = CrashableFilesystem(self.roots[1])
+        self.fake = CrashableDisk(self.roots[1])
         self.both: list[Filesystem] = [Filesystem(), self.fake]
         self.open: list[list[int]] = []
 
@@ -151,11 +152,11 @@ TestSameAsTheRealOne.settings = settings(max_examples=150, stateful_step_count=4
 
 
 @pytest.fixture
-def fs(tmp_path) -> CrashableFilesystem:
-    return CrashableFilesystem(tmp_path)
+def fs(tmp_path) -> CrashableDisk:
+    return CrashableDisk(tmp_path)
 
 
-def write(fs: CrashableFilesystem, path: Path, *parts: bytes) -> int:
+def write(fs: CrashableDisk, path: Path, *parts: bytes) -> int:
     fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for part in parts:
         fs.write(fd, part)
@@ -165,7 +166,7 @@ def write(fs: CrashableFilesystem, path: Path, *parts: bytes) -> int:
 @given(parts=st.lists(st.binary(min_size=1, max_size=9), max_size=5), synced=st.integers(0, 5), fate=st.data())
 def test_a_crash_leaves_the_synced_bytes_and_a_first_part_of_the_rest(tmp_path_factory, parts, synced, fate):
     root = tmp_path_factory.mktemp("disk")
-    fs = CrashableFilesystem(root)
+    fs = CrashableDisk(root)
     fd = write(fs, root / "a", *parts[:synced])
     fs.fdatasync(fd)
     fs.fsync_dir(root)
@@ -223,7 +224,7 @@ def test_unsynced_names_are_lost_independently(tmp_path):
     for seed in range(60):
         root = tmp_path / str(seed)
         root.mkdir()
-        fs = CrashableFilesystem(root)
+        fs = CrashableDisk(root)
         for name in "abc":
             write(fs, root / name)
         fs.crash(random.Random(seed))
@@ -236,7 +237,7 @@ def test_the_same_choices_leave_the_same_disk(tmp_path):
     for run in range(2):
         root = tmp_path / str(run)
         root.mkdir()
-        fs = CrashableFilesystem(root)
+        fs = CrashableDisk(root)
         for name in "abcdef":
             write(fs, root / name, b"12345", b"67890")
         fs.crash(random.Random(7))
@@ -303,7 +304,7 @@ def test_a_full_disk_takes_what_fits_then_nothing_until_there_is_room(fs):
 
 
 def test_a_short_write_takes_only_so_much(fs):
-    fs.short_write(2)
+    fs.on("write", times=1).shorten(2)
     fd = fs.open(fs.root / "a", os.O_WRONLY | os.O_CREAT)
     assert fs.write(fd, b"12345") == 2
     assert (fs.root / "a").read_bytes() == b"12"

@@ -16,7 +16,7 @@ from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
 from ingest.store.object_store import ObjectMetadata
-from tests.stand_ins.fakes import CrashableFilesystem, power_cuts
+from tests.stand_ins.disk import CrashableDisk, Disk, power_cuts
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
 METADATA = ObjectMetadata(events=1, first_ts=1, last_ts=1, instance="host-token")
@@ -79,7 +79,7 @@ def test_at_every_power_cut_a_create_has_added_a_whole_object_or_nothing(tmp_pat
 
 
 def test_a_deleted_object_does_not_come_back(tmp_path):
-    fs = CrashableFilesystem(tmp_path)
+    fs = CrashableDisk(tmp_path)
 
     async def put_and_delete(store):
         await put(store)
@@ -140,7 +140,7 @@ def test_no_key_leads_out_of_the_directory(tmp_path, key):
 
 @pytest.mark.parametrize("operation", ["open", "write", "fdatasync", "rename", "fsync_dir"])
 def test_a_full_disk_is_a_storage_error_that_says_so(tmp_path, operation):
-    fs = CrashableFilesystem(tmp_path)
+    fs = CrashableDisk(tmp_path)
     fs.fail(operation, errno.ENOSPC, times=1000)
     with pytest.raises(StorageError) as caught:
         run(tmp_path / "objects", lambda store: store.put(KEY, NEW, METADATA), fs)
@@ -149,17 +149,17 @@ def test_a_full_disk_is_a_storage_error_that_says_so(tmp_path, operation):
 
 
 def test_the_loop_goes_on_while_the_disk_works(tmp_path):
-    class SlowDisk(Filesystem):
-        def fdatasync(self, fd: int) -> None:
-            time.sleep(0.2)
-            super().fdatasync(fd)
+    disk = Disk()
+    hang = disk.on("fdatasync").hang()
 
     async def scenario(store):
         task = asyncio.create_task(store.put(KEY, NEW, METADATA))
-        turns = 0
-        while not task.done():
-            await asyncio.sleep(0.005)
-            turns += 1
-        assert turns > 5
+        while not hang.reached.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not task.done()
+        hang.release()
+        await task
 
-    run(tmp_path, scenario, SlowDisk())
+    run(tmp_path, scenario, disk)
