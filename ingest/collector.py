@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from ingest.delivery import Uploader
+from ingest.delivery import Drain, Uploader
 from ingest.disk import ADOPT_AT_ONCE, Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
@@ -229,7 +229,7 @@ class Collector:
 
     async def drain(self, deadline: float, skip: asyncio.Event) -> Drained:
         """Bring to safety what is here, after `seal`; `skip` jumps to the disk."""
-        return await self.uploader.drain(deadline, skip)
+        return await Drain(self.uploader, self.dlq, self.backlog, clock=self._world.clock).run(deadline, skip)
 
     async def close(self) -> None:
         """Wait for what is still being removed, and close the store; the slots are free when the process is gone."""
@@ -307,6 +307,7 @@ class Collector:
         gauges.dlq_bytes = lambda: dlq.bytes
         gauges.spool_limit = lambda: self._settings.dlq_max_size_bytes
         gauges.disk_free = lambda: dlq.disk_free
+        gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.bytes
 

@@ -40,7 +40,9 @@ def _guard(name: str, file: str, text: str, replacement: str, *tests: str) -> Gu
 DURABLE = "disk/test_disk.py::"
 JOURNAL = "intake/test_journal.py::"
 DLQ = "spool/test_letters.py::"
-UPLOAD = "delivery/test_upload.py::"
+RECOVERY = "delivery/test_recovery.py::"
+RIVALS = "delivery/test_rivals.py::"
+EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
 STORES = "store/test_conformance.py::"
 
@@ -334,23 +336,22 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a segment goes after its object is stored",
         "delivery/upload.py",
-        "            put = partial(self._store.put,",
-        "            self._journal.release(batch)\n            put = partial(self._store.put,",
+        "            outcome = await self.attempts.put(",
+        "            self._journal.release(batch)\n            outcome = await self.attempts.put(",
         JOURNAL + "test_the_segment_stays_until_the_object_is_stored",
     ),
     _guard(
         "a segment goes after its dead letter is published",
         "delivery/upload.py",
-        "        body = await self._encode(upload)\n        try:\n            await self._dlq.save(",
-        "        body = await self._encode(upload)\n        self._journal.release(batch)\n"
-        "        try:\n            await self._dlq.save(",
+        "        is_last = self.course.phase >= Phase.DISK_ONLY\n",
+        "        is_last = self.course.phase >= Phase.DISK_ONLY\n        self._journal.release(batch)\n",
         JOURNAL + "test_the_segment_stays_until_the_dead_letter_is_published",
     ),
     _guard(
         "without a dead letter the segment is kept in the books",
         "delivery/upload.py",
-        "if (not full or self._last_chance.is_set()) and self._journal.retain(batch):",
-        "if False:",
+        "return Fate.BACKLOG if self._journal.retain(batch) else Fate.KEPT",
+        "return Fate.KEPT",
         JOURNAL + "test_a_dlq_that_fails_leaves_the_segment_as_backlog_and_it_is_recovered_like_a_dead_letter",
     ),
     _guard(
@@ -415,40 +416,42 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "what comes from a disk is created, never put",
-        "delivery/recovery.py",
-        "if not await self._store.create(key, body, metadata):",
-        "if await self._store.put(key, body, metadata):",
-        UPLOAD + "test_recovery_never_replaces_what_is_stored",
+        "delivery/attempt.py",
+        "return STORED if await self._store.create(key, body, metadata) else ALREADY_THERE",
+        "return STORED if not await self._store.put(key, body, metadata) else ALREADY_THERE",
+        RECOVERY + "test_recovery_never_replaces_what_is_stored",
         JOURNAL + "test_recovery_never_replaces_what_is_stored_with_less",
     ),
     _guard(
         "nothing is put without a sound line",
         "delivery/recovery.py",
-        "return Result.STORED if copy.body is None else await self._put(copy.file.key, copy.body, copy)",
-        'return await self._put(copy.file.key, copy.body or b"", copy)',
+        "        if best.contents.body is not None:\n"
+        "            outcome = await self._create(letter.key, best.contents.body, best)",
+        "        if True:\n            outcome = await self._create(letter.key, best.contents.body or b'', best)",
         JOURNAL + "test_a_segment_without_a_whole_line_is_removed_and_nothing_is_put",
     ),
     _guard(
         "the original is quarantined before the file goes",
         "delivery/recovery.py",
-        "if not copy.found.sound and await self._quarantine(copy) is not Result.STORED:",
-        "if False:",
+        "            if copy.contents.found.sound:\n                continue\n",
+        "            continue\n",
         JOURNAL + "test_a_bad_line_is_quarantined_and_the_sound_ones_are_stored",
-        UPLOAD + "test_a_quarantine_that_fails_keeps_the_file_and_is_tried_again",
+        RECOVERY + "test_a_quarantine_that_fails_keeps_the_file_and_is_tried_again",
     ),
     _guard(
         "of two copies the dead letter that verifies is put",
-        "delivery/recovery.py",
-        "(copy.source is self._dlq and copy.found.sound, copy.found.events)",
-        "copy.found.events",
-        UPLOAD + "test_the_dlq_file_is_put_if_it_verifies",
+        "delivery/choice.py",
+        "    best = verified or max(copies, key=lambda copy: copy.events)\n",
+        "    best = max(copies, key=lambda copy: copy.events)\n",
+        RIVALS + "test_the_dlq_file_is_put_if_it_verifies",
     ),
     _guard(
         "a file expires only after its put has failed",
         "delivery/recovery.py",
-        "if result is Result.FAILED and self._is_expired(lent[0][1]):",
-        "if self._is_expired(lent[0][1]):",
-        UPLOAD + "test_an_old_file_expires_only_after_its_put_has_failed",
+        "        best = choice.best\n",
+        "        best = choice.best\n        if self._is_expired(letter):\n            self._expire(letter)\n"
+        "            return Step.EXPIRED\n",
+        EXPIRY + "test_an_old_file_expires_only_after_its_put_has_failed",
     ),
     # Stores.
     _guard(

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ingest.delivery import Attempts, Recovery
+from ingest.delivery import Aside, Attempts, Course, Phase, Recovery
 from ingest.disk import Filesystem, Lane, Reader, Slot, StorageError, slot_folders
 from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, parse_key
@@ -233,19 +233,20 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
             await store.start()
             await dlq.scan()
             with _bar("replay", dlq.files) as show:
+                course = Course()
                 recovery = Recovery(
                     settings,
-                    store,
                     dlq,
                     _Segments(places),
-                    Attempts(settings, store, metrics, clock=time.monotonic),
+                    Attempts(settings, store, metrics, course, clock=time.monotonic),
+                    Aside(time.monotonic),
                     metrics,
-                    batches_wait=lambda: False,
+                    course,
                     on_stored=lambda: show(dlq.files),
                     clock=time.monotonic,
                     now=time.time,
                 )
-                recovery.hurry()
+                course.enter(Phase.HURRYING)
                 await recovery.run()
         finally:
             dlq.close()

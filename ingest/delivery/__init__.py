@@ -1,15 +1,22 @@
 """Every put there is: a batch's way to the store, and the way of what waits on disk."""
 
-from ingest.delivery.attempt import Attempts, Result
+from ingest.delivery.aside import Aside
+from ingest.delivery.attempt import Attempts
 from ingest.delivery.breaker import State
+from ingest.delivery.drain import Drain, Drained
+from ingest.delivery.phase import Course, Phase
 from ingest.delivery.recovery import Recovery
-from ingest.delivery.upload import Drained, Uploader
+from ingest.delivery.upload import Fate, Uploader
 
 __all__ = [
+    "Aside",
     "Attempts",
+    "Course",
+    "Drain",
     "Drained",
+    "Fate",
+    "Phase",
     "Recovery",
-    "Result",
     "State",
     "Uploader",
 ]

@@ -1,12 +1,17 @@
 """One try to store one object.
 
-Owns the breaker, the places for puts that run at once, each try's deadline, and its latency or error in the metrics.
+Owns the breaker, the places for puts that run at once, each try's deadline, what is remembered of keys whose tries
+failed, and each try's latency or error in the metrics.
 
-Promises that a try ends within `S3_TIMEOUT` whatever the store does, once the store has the keys that sign; that no
-more than `UPLOAD_CONCURRENCY` of them run at once, recovery's included; and that `abort` ends all of them at once and
-for good. Whatever a store fails with is an outage: which error means what is the store's business, and a wrong guess
-here would stop the wrong thing. An exception that no store should raise is a failed try too, and the log has its type
-and text.
+Promises:
+
+    a value    whatever a store does or raises, a try ends as an `Outcome`; the log has the cause of one that failed
+    bounded    a try ends within `S3_TIMEOUT` once the store has the keys that sign, which is bounded by itself
+    places     no more than `UPLOAD_CONCURRENCY` tries run at once, recovery's included
+    the end    from DISK_ONLY on no try begins, and those that run end at once, as UNTRIED
+    contrast   a store's refusal is REFUSED only if another key was stored since this one was first tried
+    breaker    it is fed by puts of batches and by probes. A file that recovery could not put says nothing about the
+               store; a refusal, and an answer of 409 or 412, never count either
 
 Never: tries twice, knows a batch or a file, decides what happens to what was not stored.
 """
@@ -14,24 +19,28 @@ Never: tries twice, knows a batch or a file, decides what happens to what was no
 from __future__ import annotations
 
 import asyncio
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ingest.delivery.breaker import Breaker, State
+from ingest.delivery.phase import Course, Phase
 from ingest.disk import StorageError
+from ingest.store import ALREADY_THERE, STORED, UNTRIED, Outcome, Refusal, Verdict
 from ingest.telemetry import BreakerState, PutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ingest.config import Settings
-    from ingest.store import ObjectStore
+    from ingest.delivery.breaker import Permit
+    from ingest.store import ObjectMetadata, ObjectStore
     from ingest.telemetry import Metrics
 
 
+MOST_REMEMBERED: Final = 20_000
 _BUG: Final = "the store raised what it should not: please report it, with this line"
+_TIMES_OUT: Final = "no answer within S3_TIMEOUT"
 
 _SHOWN: Final = {
     State.CLOSED: BreakerState.CLOSED,
@@ -42,96 +51,152 @@ _SHOWN: Final = {
 log = structlog.get_logger()
 
 
-class Result(Enum):
-    """How a try ended. `REFUSED`: the breaker let none run. `ABORTED`: nothing more is tried, and nothing is known."""
+class _Failed:
+    """A key whose tries failed so far: how many, and how many objects were stored when the first one began."""
 
-    STORED = auto()
-    FAILED = auto()
-    REFUSED = auto()
-    ABORTED = auto()
+    __slots__ = ("stored", "tries")
+
+    def __init__(self, stored: int) -> None:
+        self.stored = stored
+        self.tries = 0
 
 
 class Attempts:
-    """See the module's text."""
+    """See the module's text. `on_change` is called when the breaker changes."""
 
     def __init__(
         self,
         settings: Settings,
         store: ObjectStore,
         metrics: Metrics,
+        course: Course,
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.breaker = Breaker(clock, self._report)
-        self.aborted = False
         self._store = store
         self._limit = settings.s3_timeout
         self._places = asyncio.Semaphore(settings.upload_concurrency)
         self._running: set[asyncio.Timeout] = set()
+        self._stored = 0
+        self._failed: dict[str, _Failed] = {}
         self._metrics = metrics
+        self._course = course
         self._clock = clock
         self._on_change = on_change
+        course.listen(self._entered)
 
-    async def make(self, key: str, put: Callable[[], Awaitable[object]]) -> Result:
-        """Run one put, if the breaker lets it."""
+    def __repr__(self) -> str:
+        return f"<Attempts running={len(self._running)} failed={len(self._failed)} {self.breaker!r}>"
+
+    async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> Outcome:
+        """Put a batch from memory, whatever the store has under its key."""
+
+        async def put() -> Outcome:
+            await self._store.put(key, body, metadata)
+            return STORED
+
+        return await self._make(key, put, feeds_breaker=True)
+
+    async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> Outcome:
+        """Create the object of something read from a disk, unless the store has one of its key."""
+
+        async def create() -> Outcome:
+            return STORED if await self._store.create(key, body, metadata) else ALREADY_THERE
+
+        return await self._make(key, create, feeds_breaker=False)
+
+    async def _make(self, key: str, call: Callable[[], Awaitable[Outcome]], *, feeds_breaker: bool) -> Outcome:
         async with self._places:
-            if self.aborted:
-                return Result.ABORTED
-            permit = self.breaker.ask()
-            if permit is None:
-                return Result.REFUSED
-            self._metrics.puts += 1
+            if self._course.phase >= Phase.DISK_ONLY or (permit := self.breaker.ask()) is None:
+                return UNTRIED
             began = self._clock()
-            deadline = asyncio.timeout(None)
-            self._running.add(deadline)
+            failed = self._failed.get(key) or _Failed(self._stored)
+            failed.tries += 1
+            self._metrics.puts += 1
             try:
-                async with deadline:
-                    # Bounded by the store: to find keys is no part of a try's time.
-                    await self._store.prepare()
-                    if not self.aborted:
-                        deadline.reschedule(asyncio.get_running_loop().time() + self._limit)
-                    await put()
-            except Exception as error:  # noqa: BLE001 - see the module's text
-                if self.aborted:
+                outcome = await self._bounded(call)
+            except BaseException as error:
+                if self._course.phase >= Phase.DISK_ONLY or not isinstance(error, Exception):
                     self.breaker.abandoned(permit)
-                    return Result.ABORTED
-                self._failed(key, error, self._clock() - began)
-                self.breaker.failed(permit)
-                return Result.FAILED
-            except BaseException:
-                self.breaker.abandoned(permit)
-                raise
-            finally:
-                self._running.discard(deadline)
-            self._metrics.put_seconds.observe(self._clock() - began)
-            self._metrics.store.stored()
+                    if isinstance(error, Exception):
+                        return UNTRIED
+                    raise
+                outcome = Outcome.of(self._cause(key, error), contrast=self._stored > failed.stored)
+                self._note(key, failed, outcome, self._clock() - began, feeds_breaker=feeds_breaker)
+            else:
+                self._metrics.put_seconds.observe(self._clock() - began)
+                self._metrics.store.stored()
+                self._metrics.puts_already_stored += outcome is ALREADY_THERE
+                self._failed.pop(key, None)
+                self._stored += 1
+            if feeds_breaker or permit.is_probe:
+                self._tell(permit, outcome)
+            return outcome
+
+    async def _bounded(self, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        deadline = asyncio.timeout(None)
+        self._running.add(deadline)
+        try:
+            async with deadline:
+                # To find keys is no part of a try's time.
+                await self._store.prepare()
+                if self._course.phase < Phase.DISK_ONLY:
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._limit)
+                return await call()
+        finally:
+            self._running.discard(deadline)
+
+    def _entered(self, phase: Phase) -> None:
+        if phase >= Phase.DISK_ONLY:
+            now = asyncio.get_running_loop().time()
+            for deadline in self._running:
+                if not deadline.expired():
+                    deadline.reschedule(now)
+        elif phase is Phase.HURRYING:
+            self.breaker.hurry()
+
+    def _tell(self, permit: Permit, outcome: Outcome) -> None:
+        if outcome.is_there:
             self.breaker.succeeded(permit)
-            return Result.STORED
-
-    def abort(self) -> None:
-        """End every try that runs, and let no other begin."""
-        self.aborted = True
-        now = asyncio.get_running_loop().time()
-        for deadline in self._running:
-            if not deadline.expired():
-                deadline.reschedule(now)
-
-    def _failed(self, key: str, error: Exception, took: float) -> None:
-        lasted = round(took, 3)
-        if isinstance(error, StorageError):
-            self._metrics.put_errors.add(PutError.AWAY)
-            self._metrics.store.failed(str(error.cause.get("error", error)), str(error.cause.get("code", "")))
-            log.warning("put_failed", key=key, operation=error.operation, hint=error.hint, took=lasted, **error.cause)
-        elif isinstance(error, TimeoutError):
-            self._metrics.put_errors.add(PutError.TIMED_OUT)
-            self._metrics.store.failed("no answer within S3_TIMEOUT")
-            log.warning("put_timed_out", key=key, took=lasted, hint="no answer within S3_TIMEOUT")
+        elif outcome.verdict is Verdict.REFUSED or outcome.is_conflict:
+            self.breaker.undecided(permit)
         else:
+            self.breaker.failed(permit)
+
+    @staticmethod
+    def _cause(key: str, error: Exception) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        cause: dict[str, str | int] = {"error": f"{type(error).__name__}: {error}".rstrip(": ")}
+        hint = _TIMES_OUT if isinstance(error, TimeoutError) else _BUG
+        failure = StorageError("put", key, hint, transient=True, cause=cause)
+        failure.__cause__ = error
+        return failure
+
+    def _note(self, key: str, failed: _Failed, outcome: Outcome, took: float, *, feeds_breaker: bool) -> None:
+        error = outcome.error
+        assert error is not None  # noqa: S101 - what failed has one
+        self._failed.pop(key, None)
+        self._failed[key] = failed
+        if len(self._failed) > MOST_REMEMBERED:
+            del self._failed[next(iter(self._failed))]
+        told = {"address": self._store.address, **error.cause, "attempt": failed.tries, "took": round(took, 3)}
+        verdict = outcome.verdict.name.lower()
+        # A file that the store may have refused says nothing about the store: the next batch does.
+        if outcome.verdict is Verdict.AWAY and not (isinstance(error, Refusal) and not feeds_breaker):
+            self._metrics.store.failed(str(error.cause.get("error", error)), str(error.cause.get("code", "")))
+        if error.hint is _TIMES_OUT:
+            self._metrics.put_errors.add(PutError.TIMED_OUT)
+            log.warning("put_timed_out", key=key, verdict=verdict, hint=error.hint, **told)
+        elif error.hint is _BUG:
+            bug = error.__cause__
             self._metrics.put_errors.add(PutError.BUG)
-            cause = f"{type(error).__name__}: {error}"
-            self._metrics.store.failed(cause)
-            log.error("put_failed", key=key, operation="put", hint=_BUG, took=lasted, error=cause, exc_info=error)
+            log.error("put_failed", key=key, operation="put", verdict=verdict, hint=error.hint, exc_info=bug, **told)
+        else:
+            self._metrics.put_errors.add(PutError.REFUSED if outcome.verdict is Verdict.REFUSED else PutError.AWAY)
+            log.warning("put_failed", key=key, operation=error.operation, verdict=verdict, hint=error.hint, **told)
 
     def _report(self, state: State) -> None:
         self._metrics.breaker = _SHOWN[state]

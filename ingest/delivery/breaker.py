@@ -4,8 +4,8 @@ Owns one state and the rules by which it changes:
 
     closed     puts run; the third failure in a row opens it
     open       no put runs until `retry_at`; then whoever asks next becomes the probe, and it is half-open
-    half-open  one probe runs; it succeeds: closed; it fails: open, for twice as long; it is given up: open, and the
-               next who asks is the probe
+    half-open  one probe runs; it succeeds: closed; it fails: open, for twice as long; it says nothing about the store:
+               open, for as long as before; it is given up: open, and the next who asks is the probe
 
 A put that began while it was closed may end when it is open or half-open. Its success closes it (the store works); its
 failure says nothing new.
@@ -57,6 +57,9 @@ class Breaker:
         self._failures = 0
         self._pause = FIRST_PAUSE
 
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state.name} failures={self._failures} pause={self._pause}>"
+
     @property
     def ready(self) -> bool:
         """`ask` would grant a permit now."""
@@ -86,6 +89,15 @@ class Breaker:
             self._failures += 1
             if self._failures >= FAILURES_TO_OPEN:
                 self._open(self._pause)
+
+    def undecided(self, permit: Permit) -> None:
+        """Forget a try whose answer was about its object alone; the next probe waits as long as this one did."""
+        if permit.is_probe and self.state is State.HALF_OPEN:
+            self._open(self._pause)
+
+    def hurry(self) -> None:
+        """Let the next who asks be the probe, however long the pause still is."""
+        self.retry_at = self._clock()
 
     def abandoned(self, permit: Permit) -> None:
         """Forget a try that was given up: it says nothing about the store."""

@@ -1,15 +1,18 @@
 """Upload: a sealed batch's way to the store, or to the disk until the store takes it.
 
-Owns the upload queue, the workers that put from it, the spill to the dead-letter queue, and the last minutes of the
-process (`drain`). Every put there is runs through the `Attempts` made here, those of `Recovery` included.
+Owns the upload queue, the workers that put from it, and the spill to the dead-letter queue. Every put there is runs
+through the `Attempts` made here, those of `Recovery` included; `Drain` ends the work.
 
 Promises:
 
     submit    never waits. When more than `UPLOAD_QUEUE` batches wait, the oldest unstarted one spills at once
-    order     of decisions for a batch: the store, `S3_APP_RETRIES` tries with full-jitter backoff; the DLQ; if that is
-              full, its old place in the queue; if the disk failed, its journal segment stays as backlog, and without
-              one it keeps its place as well. A batch that keeps its place is tried again, at the store and at the DLQ
-    open      while the breaker is open, batches go to the DLQ untried; when a probe is due, the next batch is the probe
+    fate      `deliver` brings a batch to the best place that takes it: STORED, after `S3_APP_RETRIES` tries with
+              full-jitter backoff at most; SPOOLED in the dead-letter queue; BACKLOG, if the disk failed and its journal
+              segment stays; KEPT in its old place in the queue, if the DLQ is full or there is no segment. A batch that
+              was kept is tried again, at the store and at the disk
+    refused   a batch that the store refuses while it takes others is set aside in the DLQ, and holds up nothing
+    open      while the breaker is open, batches go to the DLQ untried. Exception: when a probe is due, the next batch
+              is the probe
     books     a batch counts as pending until, in one loop step without an await, it counts elsewhere
     buffers   a batch's buffer goes back when the executor call that reads it has returned, cancelled or not
 
@@ -26,18 +29,20 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from ingest.delivery.attempt import Attempts, Result
-from ingest.delivery.breaker import State
+from ingest.delivery.aside import Aside
+from ingest.delivery.attempt import Attempts
+from ingest.delivery.phase import Course, Phase
 from ingest.delivery.recovery import Recovery, instance_of
 from ingest.disk import StorageError
 from ingest.format import codec
 from ingest.spool import DlqFull, Waiting
-from ingest.store import ObjectMetadata
+from ingest.store import ObjectMetadata, Verdict
 from ingest.telemetry import Place
 
 if TYPE_CHECKING:
@@ -53,14 +58,21 @@ if TYPE_CHECKING:
 BACKOFF_BASE: Final = 0.2
 BACKOFF_CAP: Final = 5.0
 KEEP_PAUSE: Final = 1.0
-DISK_SHARE: Final = 5.0
-"""Seconds at the end of a drain that are kept for the DLQ; at most half of what is left."""
 
 log = structlog.get_logger()
 
 
+class Fate(Enum):
+    """The place that a batch was brought to."""
+
+    STORED = "stored"
+    SPOOLED = "spooled"
+    BACKLOG = "backlog"
+    KEPT = "kept"
+
+
 class Journal(Protocol):
-    """The journal, as far as upload needs it."""
+    """The journal, as upload sees it."""
 
     def release(self, batch: Batch) -> None:
         """Remove the batch's segment: it is stored, or its DLQ file is published."""
@@ -70,7 +82,7 @@ class Journal(Protocol):
 
 
 class DeadLetters(Waiting, Protocol):
-    """The dead-letter queue, as far as upload needs it."""
+    """The dead-letter queue, as upload sees it."""
 
     events: int
     files: int
@@ -84,26 +96,14 @@ class DeadLetters(Waiting, Protocol):
 
 
 class Backlog(Waiting, Protocol):
-    """The journal's backlog, as far as upload needs it."""
+    """The journal's backlog, as upload sees it."""
 
     events: int
     files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """The batches that stay behind when the process ends: safe on its disk, or (`lost`) only in its memory."""
-
-    dlq_files: int
-    dlq_events: int
-    backlog_files: int
-    backlog_events: int
-    lost_batches: int
-    lost_events: int
-
-
 @dataclass(slots=True, eq=False)
-class _Upload:
+class Upload:
     """A batch on its way. `number` orders the queue; `held` is what it takes in memory: its lines, then its body."""
 
     number: int
@@ -112,6 +112,7 @@ class _Upload:
     held: int
     encoding: asyncio.Future[bytes] | None = None
     gone: bool = False
+    """From the step on in which its events are in another book."""
 
 
 class Uploader:
@@ -133,52 +134,57 @@ class Uploader:
         draw: Callable[[float, float], float] = random.uniform,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`clock` measures, `now` dates files, `draw(low, high)` spreads the backoff."""
+        """`executor` compresses, `clock` measures, `now` dates files, `draw(low, high)` spreads the backoff."""
         self.on_room = on_room
         self.pending_events = 0
         self.pending_bytes = 0
-        self.pending_batches = 0
+        self.course = Course()
+        self.changed = asyncio.Event()
+        """Set when a batch left, when recovery ended and when the work did; the drain waits for it."""
+        self.stopped = False
+        """`run` has returned or failed: nobody works any more."""
 
         self._limit = settings.upload_queue
         self._workers = settings.upload_concurrency
         self._tries = max(settings.s3_app_retries, 1)
-        self._store = store
         self._dlq = dlq
-        self._backlog = backlog
         self._journal = journal
         self._metrics = metrics
         self._executor = executor
-        self._clock = clock
         self._draw = draw
         self._sleep = sleep
 
         self._submitted = 0
-        self._queue: deque[_Upload] = deque()
+        self._queue: deque[Upload] = deque()
+        self._on_the_way: set[Upload] = set()
+        """Every batch that was submitted and is not gone, those of the queue included."""
         self._arrived = asyncio.Event()
         self._waiting_workers = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._disk_refuses = False
-        """The last save failed and left its batch in the queue."""
+        """From a save that left its batch in the queue, until a save succeeds or the store takes a batch."""
 
-        # Drain.
-        self._changed = asyncio.Event()
-        self._last_chance = asyncio.Event()
-        self._closed = False
-        self._failed = False
-
-        self.attempts = Attempts(settings, store, metrics, clock=clock, on_change=self._breaker_changed)
+        self.aside = Aside(clock)
+        self.attempts = Attempts(settings, store, metrics, self.course, clock=clock, on_change=self._breaker_changed)
         self.recovery = Recovery(
             settings,
-            store,
             dlq,
             backlog,
             self.attempts,
+            self.aside,
             metrics,
-            batches_wait=self._batches_wait,
-            on_stored=self._disk_changed,
+            self.course,
+            on_stored=self._room_changed,
             clock=clock,
             now=now,
+            batches_wait=self._batches_wait,
+            batches_left=self._batches_left,
         )
+        self.course.listen(self._entered)
+
+    def __repr__(self) -> str:
+        waits = f"queue={len(self._queue)} on_the_way={len(self._on_the_way)} disk_refuses={self._disk_refuses}"
+        return f"<Uploader {self.course.phase.name} {waits} {self.attempts!r}>"
 
     # ------------------------------------------------------------------------------------------------- the queue
 
@@ -186,6 +192,11 @@ class Uploader:
     def queue_length(self) -> int:
         """Batches that wait for a worker."""
         return len(self._queue)
+
+    @property
+    def pending_batches(self) -> int:
+        """Batches that are in memory only, or in a segment of the journal."""
+        return len(self._on_the_way)
 
     @property
     def has_room(self) -> bool:
@@ -196,15 +207,16 @@ class Uploader:
         """Take over a sealed batch."""
         self._metrics.books.moved(batch.events, Place.OPEN, Place.QUEUE)
         self._submitted += 1
-        self._queue.append(_Upload(self._submitted, batch, batch.events, batch.size))
+        upload = Upload(self._submitted, batch, batch.events, batch.size)
+        self._queue.append(upload)
+        self._on_the_way.add(upload)
         self.pending_events += batch.events
         self.pending_bytes += batch.size
-        self.pending_batches += 1
         self._arrived.set()
         self._spill_excess()
 
     async def run(self) -> None:
-        """Work until `drain` has ended. An exception out of it is a bug of ours."""
+        """Work until the process's work is OVER. An exception out of it is a bug of ours."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -212,12 +224,10 @@ class Uploader:
                 for _ in range(self._workers):
                     tasks.create_task(self._work())
                 self._spill_excess()
-        except BaseException:
-            self._failed = True
-            raise
         finally:
+            self.stopped = True
             self._tasks = None
-            self._changed.set()
+            self.changed.set()
 
     def _refuses(self) -> bool:
         return self._disk_refuses or self._dlq.full
@@ -227,23 +237,20 @@ class Uploader:
         while self._tasks and len(self._queue) - self._waiting_workers > self._limit and not self._refuses():
             self._tasks.create_task(self._spill(self._queue.popleft()))
 
-    async def _spill(self, upload: _Upload) -> None:
+    async def _spill(self, upload: Upload) -> None:
         self._metrics.batches_spilled += 1
         log.info("batch_spilled", key=upload.batch.key, events=upload.events)
-        with self._kept_on_failure(upload):
-            await self._to_disk(upload)
+        await self.save(upload)
 
     async def _work(self) -> None:
         while (upload := await self._take()) is not None:
-            with self._kept_on_failure(upload):
-                arrived = await self._to_store(upload) or await self._to_disk(upload)
-            if not arrived:
-                # It kept its place. Nothing is gained by trying again at once, for this batch or another.
+            if await self.deliver(upload) is Fate.KEPT:
+                # Nothing is gained by trying again at once, for this batch or another.
                 await self._pause(KEEP_PAUSE)
 
-    async def _take(self) -> _Upload | None:
+    async def _take(self) -> Upload | None:
         while not self._queue:
-            if self._closed:
+            if self.course.phase is Phase.OVER:
                 return None
             self._arrived.clear()
             self._waiting_workers += 1
@@ -251,10 +258,10 @@ class Uploader:
                 await self._arrived.wait()
             finally:
                 self._waiting_workers -= 1
-        return None if self._closed else self._queue.popleft()
+        return None if self.course.phase is Phase.OVER else self._queue.popleft()
 
     @contextmanager
-    def _kept_on_failure(self, upload: _Upload) -> Iterator[None]:
+    def _kept_on_failure(self, upload: Upload) -> Iterator[None]:
         """Let a bug of ours, or a cancellation, lose no batch: `drain` finds it in the queue."""
         try:
             yield
@@ -262,7 +269,7 @@ class Uploader:
             self._put_back(upload)
             raise
 
-    def _put_back(self, upload: _Upload) -> None:
+    def _put_back(self, upload: Upload) -> None:
         if not upload.gone and upload not in self._queue:
             self._queue.insert(sum(waiting.number < upload.number for waiting in self._queue), upload)
             self._arrived.set()
@@ -270,79 +277,117 @@ class Uploader:
     def _batches_wait(self) -> bool:
         return bool(self._queue)
 
+    def _batches_left(self) -> bool:
+        return bool(self._on_the_way)
+
     # ------------------------------------------------------------------------------------------------- a batch's way
 
-    async def _to_store(self, upload: _Upload) -> bool:
-        """Try to put the batch; False if it has to go elsewhere."""
+    async def deliver(self, upload: Upload) -> Fate:
+        """Bring a batch to the store, or to the disk if the store does not take it now."""
+        with self._kept_on_failure(upload):
+            fate = Fate.STORED if await self._to_store(upload) else await self._to_disk(upload)
+            self._settle(upload, fate)
+            return fate
+
+    async def save(self, upload: Upload) -> Fate:
+        """Bring a batch to the disk, untried."""
+        with self._kept_on_failure(upload):
+            fate = await self._to_disk(upload)
+            self._settle(upload, fate)
+            return fate
+
+    async def _to_store(self, upload: Upload) -> bool:
         batch = upload.batch
         metadata = ObjectMetadata(batch.events, batch.first_ts, batch.last_ts, instance_of(batch.key))
         for attempt in range(self._tries):
             if attempt:
                 await self._pause(self._draw(0.0, min(BACKOFF_BASE * 2**attempt, BACKOFF_CAP)))
-            if self.attempts.aborted or not self.attempts.breaker.ready:
+            if self.course.phase >= Phase.DISK_ONLY or not self.attempts.breaker.ready:
                 return False
-            put = partial(self._store.put, batch.key, await self._encode(upload), metadata)
-            result = await self.attempts.make(batch.key, put)
-            if result is Result.STORED:
-                # One loop step: pending -> stored.
-                self._metrics.books.stored(upload.events, Place.QUEUE)
-                log.info("batch_stored", key=batch.key, events=upload.events, size=upload.held)
-                self._journal.release(batch)
-                self._leave(upload)
+            outcome = await self.attempts.put(batch.key, await self._encode(upload), metadata)
+            if outcome.is_there:
+                self.aside.stored(batch.key)
                 return True
-            if result is not Result.FAILED:
+            if outcome.verdict is Verdict.REFUSED:
+                self.aside.put_off(batch.key, outcome)
+            if outcome.verdict is not Verdict.AWAY:
                 return False
         return False
 
-    async def _to_disk(self, upload: _Upload) -> bool:
-        """Save the batch in the DLQ, or leave it to its segment; False: neither can be, it is in the queue again."""
+    async def _to_disk(self, upload: Upload) -> Fate:
+        """Save a batch where it survives; nothing is awaited after the save, so that the books move in its step."""
         batch = upload.batch
         body = await self._encode(upload)
+        is_last = self.course.phase >= Phase.DISK_ONLY
         try:
             await self._dlq.save(batch.key, body, upload.events)
+        except DlqFull as error:
+            self._not_saved(upload, error)
+            # A segment would fill the disk as a file would. But at the end of the process it is all that is left.
+            if not is_last:
+                return Fate.KEPT
         except StorageError as error:
-            return await self._not_saved(upload, error)
-        # One loop step since `save` counted it.
-        self._metrics.books.moved(upload.events, Place.QUEUE, Place.DLQ)
-        self._journal.release(batch)
-        self._disk_took(upload)
-        return True
+            self._not_saved(upload, error)
+            return Fate.BACKLOG if self._journal.retain(batch) else Fate.KEPT
+        else:
+            return Fate.SPOOLED
+        if self._journal.retain(batch):
+            return Fate.BACKLOG
+        try:
+            await self._dlq.save(batch.key, body, upload.events, force=True)
+        except StorageError as error:
+            self._not_saved(upload, error)
+            return Fate.KEPT
+        return Fate.SPOOLED
 
-    async def _not_saved(self, upload: _Upload, error: StorageError) -> bool:
-        batch, full = upload.batch, isinstance(error, DlqFull)
+    def _not_saved(self, upload: Upload, error: StorageError) -> None:
         self._metrics.save_errors += 1
-        if not self._disk_refuses or not full:
-            log.error(
-                "dlq_save_failed",
-                key=batch.key,
-                events=upload.events,
-                operation=error.operation,
-                hint=error.hint,
-                errno=error.errno,
-            )
-        # A full DLQ keeps its batches in the queue, since their segments would fill the disk as their files would: not
-        # so at the end of the process, when a segment that stays is all that is left of a batch.
-        if (not full or self._last_chance.is_set()) and self._journal.retain(batch):
-            # One loop step since `retain` counted it.
-            self._metrics.books.moved(upload.events, Place.QUEUE, Place.BACKLOG)
-            self._disk_took(upload)
-            return True
-        if full and self._last_chance.is_set():
-            try:
-                await self._dlq.save(batch.key, await self._encode(upload), upload.events, force=True)
-            except StorageError as reason:
-                log.error("dlq_save_failed", key=batch.key, operation=reason.operation, hint=reason.hint)
-            else:
-                self._metrics.books.moved(upload.events, Place.QUEUE, Place.DLQ)
-                self._journal.release(batch)
-                self._disk_took(upload)
-                return True
-        self._disk_refuses = True
-        self._metrics.spool_full = int(full)
-        self._put_back(upload)
-        return False
+        if isinstance(error, DlqFull):
+            self._metrics.spool_full = 1
+            if self._disk_refuses:
+                return
+        log.error(
+            "dlq_save_failed",
+            key=upload.batch.key,
+            events=upload.events,
+            operation=error.operation,
+            hint=error.hint,
+            errno=error.errno,
+        )
 
-    async def _encode(self, upload: _Upload) -> bytes:
+    def _settle(self, upload: Upload, fate: Fate) -> None:
+        """Move a batch in the books, in the step of the loop in which its new place has counted it."""
+        batch, books = upload.batch, self._metrics.books
+        if upload.gone:
+            return
+        match fate:
+            case Fate.STORED:
+                books.stored(upload.events, Place.QUEUE)
+                log.info("batch_stored", key=batch.key, events=upload.events, size=upload.held)
+                self._journal.release(batch)
+            case Fate.SPOOLED:
+                books.moved(upload.events, Place.QUEUE, Place.DLQ)
+                log.debug("batch_spooled", key=batch.key, events=upload.events, size=upload.held)
+                self._journal.release(batch)
+            case Fate.BACKLOG:
+                books.moved(upload.events, Place.QUEUE, Place.BACKLOG)
+                log.debug("batch_in_backlog", key=batch.key, events=upload.events)
+            case Fate.KEPT:
+                self._disk_refuses = True
+                log.debug("batch_kept", key=batch.key, events=upload.events)
+                self._put_back(upload)
+                return
+        if self._disk_refuses:
+            self._disk_refuses = False
+            self._metrics.spool_full = 0
+            log.info("dlq_takes_again")
+        upload.gone = True
+        self._on_the_way.discard(upload)
+        self.pending_events -= upload.events
+        self.pending_bytes -= upload.held
+        self._room_changed()
+
+    async def _encode(self, upload: Upload) -> bytes:
         """Compress the batch, once. A task that is cancelled here does not stop the thread, nor what follows it."""
         if upload.encoding is None:
             view = upload.batch.view()
@@ -351,7 +396,7 @@ class Uploader:
             upload.encoding.add_done_callback(partial(self._encoded, upload, view))
         return await asyncio.shield(upload.encoding)
 
-    def _encoded(self, upload: _Upload, view: memoryview, encoding: asyncio.Future[bytes]) -> None:
+    def _encoded(self, upload: Upload, view: memoryview, encoding: asyncio.Future[bytes]) -> None:
         view.release()
         upload.batch.release_buffer()
         if encoding.cancelled() or encoding.exception() is not None:
@@ -359,25 +404,12 @@ class Uploader:
         body = encoding.result()
         self._metrics.encoded_bytes += upload.held
         self._metrics.compressed_bytes += len(body)
-        self.pending_bytes += len(body) - upload.held
+        if not upload.gone:
+            self.pending_bytes += len(body) - upload.held
         upload.held = len(body)
 
-    def _disk_took(self, upload: _Upload) -> None:
-        if self._disk_refuses:
-            self._disk_refuses = False
-            self._metrics.spool_full = 0
-            log.info("dlq_takes_again")
-        self._leave(upload)
-
-    def _leave(self, upload: _Upload) -> None:
-        upload.gone = True
-        self.pending_events -= upload.events
-        self.pending_bytes -= upload.held
-        self.pending_batches -= 1
-        self._disk_changed()
-
-    def _disk_changed(self) -> None:
-        self._changed.set()
+    def _room_changed(self) -> None:
+        self.changed.set()
         self._spill_excess()
         if not self._queue:
             self.recovery.wake()
@@ -387,69 +419,32 @@ class Uploader:
         self.recovery.wake()
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, but no longer than until the last chance comes."""
-        if self._last_chance.is_set():
-            seconds = min(seconds, KEEP_PAUSE / 4)
-            await self._sleep(seconds)
+        """Sleep, but no longer than until the disk's turn comes."""
+        if self.course.phase >= Phase.DISK_ONLY:
+            await self._sleep(min(seconds, KEEP_PAUSE / 4))
             return
         sleeping = asyncio.ensure_future(self._sleep(seconds))
-        ending = asyncio.ensure_future(self._last_chance.wait())
+        ending = asyncio.ensure_future(self.course.reach(Phase.DISK_ONLY))
         try:
             await asyncio.wait({sleeping, ending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleeping.cancel()
             ending.cancel()
 
-    # ------------------------------------------------------------------------------------------------- drain
+    # ------------------------------------------------------------------------------------------------- the end
 
-    async def drain(self, deadline: float, skip: asyncio.Event) -> Drained:
-        """Bring to safety what is here, after the last `submit`; `deadline` is on `clock`, `skip` jumps to the DLQ.
+    def save_rest(self) -> list[asyncio.Task[Fate]]:
+        """Begin to save what no worker has in hand; the workers save the rest by themselves."""
+        return [asyncio.ensure_future(self.save(self._queue.popleft())) for _ in range(len(self._queue))]
 
-        The queue goes to the store; then, if the store answers, backlog and DLQ too, for the disk may die with the
-        process; what is left when `DISK_SHARE` begins goes to the DLQ, or stays in its segment.
-        """
-        now = self._clock()
-        disk_from = deadline - min(DISK_SHARE, (deadline - now) / 2)
-        skipping = asyncio.ensure_future(skip.wait())
-        skipping.add_done_callback(lambda _: self._changed.set())
-        try:
-            await self._until(lambda: not self.pending_batches or self._cut_short(skip), disk_from)
-            if not self.pending_batches and self.attempts.breaker.state is State.CLOSED:
-                self.recovery.hurry()
-                await self._until(lambda: self.recovery.ended or self._cut_short(skip), disk_from)
-        finally:
-            skipping.cancel()
-        self.recovery.stop()
-        self.attempts.abort()
-        self._last_chance.set()
-        saving = [asyncio.ensure_future(self._to_disk(self._queue.popleft())) for _ in range(len(self._queue))]
-        if saving:
-            done, _ = await asyncio.wait(saving, timeout=max(deadline - self._clock(), 0.0))
-            for task in done:
-                if (error := task.exception()) is not None:
-                    log.critical("batch_not_saved", exc_info=error)
-        # What the workers have in hand they save by themselves, and what kept its place they try again.
-        await self._until(lambda: self._failed or (not self.pending_batches and self.recovery.ended), deadline)
-        self._closed = True
-        self._arrived.set()
-        return Drained(
-            dlq_files=self._dlq.files,
-            dlq_events=self._dlq.events,
-            backlog_files=self._backlog.files,
-            backlog_events=self._backlog.events,
-            lost_batches=self.pending_batches,
-            lost_events=self.pending_events,
-        )
+    def leave_to_segments(self) -> None:
+        """Let go of batches that a disk which does not answer holds up: their segments are safe."""
+        for upload in sorted(self._on_the_way, key=lambda upload: upload.number):
+            if self._journal.retain(upload.batch):
+                if upload in self._queue:
+                    self._queue.remove(upload)
+                self._settle(upload, Fate.BACKLOG)
 
-    def _cut_short(self, skip: asyncio.Event) -> bool:
-        """Tell whether the operator is in a hurry, or nobody works any more because `run` failed."""
-        return skip.is_set() or self._failed
-
-    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
-        while not condition() and (left := deadline - self._clock()) > 0:
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
-            except TimeoutError:
-                return
+    def _entered(self, phase: Phase) -> None:
+        if phase is Phase.OVER:
+            self._arrived.set()

@@ -51,6 +51,11 @@ class DirectoryStore:
         self._temporaries = settings.store_dir / TEMPORARIES
         self._synced: set[Path] = set()
 
+    @property
+    def address(self) -> str:
+        """The directory."""
+        return str(self._root)
+
     async def start(self) -> None:
         """Make the directory and sweep out what dead processes left half-written."""
         await self._run(self._start)

@@ -33,6 +33,10 @@ class Head:
 class ObjectStore(Protocol):
     """A flat space of keys. Calls may overlap; `start` comes first, nothing follows `close`."""
 
+    @property
+    def address(self) -> str:
+        """Where it is, for the log."""
+
     async def start(self) -> None:
         """Do what is slow once. `StorageError` is no reason to give up: the first call after it starts again."""
 

@@ -138,6 +138,11 @@ class S3Store:
         self._put_arguments = cast("PutObjectRequestTypeDef", arguments)
         self._sent = Sent(tuple(variable for _, variable, _ in chosen))
 
+    @property
+    def address(self) -> str:
+        """The endpoint, once the SDK has settled on one, and the bucket."""
+        return f"{self._sent.address or 's3:/'}/{self._put_arguments['Bucket']}"
+
     async def start(self) -> None:
         """Load the SDK, find the credentials, build the client. The loop is held for some milliseconds only."""
         await self._ready("start")

@@ -909,7 +909,7 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
         from ingest.disk.slots import Slot
         from ingest.intake.journal import NoJournal
         from ingest.telemetry.metrics import Metrics
-        from ingest.delivery.upload import Uploader
+        from ingest.delivery import Drain, Uploader
         from tests.model.world import settings
         from tests.stand_ins.fakes import MemoryStore
 
@@ -930,7 +930,8 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
             await backlog.scan()
             while backlog.files:
                 await asyncio.sleep(0.05)
-            await uploader.drain(time.monotonic() + 5, asyncio.Event())
+            drain = Drain(uploader, dlq, backlog, clock=time.monotonic)
+            await drain.run(time.monotonic() + 5, asyncio.Event())
             await running
             (body,) = store.objects.values()
             stored = metrics.books.events_stored

@@ -269,9 +269,9 @@ class Process:
                 ledger.drop(numbers)
             return gone
 
-        async def expired(file: KeyedFile) -> None:
+        def expired(file: KeyedFile) -> None:
             ledger.drop(numbers_on_disk(file.path))
-            await expire(file)
+            expire(file)
 
         self.uploader.submit = submitted
         dlq.save, dlq._letters._evict, recovery._expire = saved, evicted, expired

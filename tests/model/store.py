@@ -44,6 +44,8 @@ class Link:
     async def start(self) -> None:
         """Nothing to do."""
 
+    address = "memory"
+
     async def prepare(self) -> None:
         """Nothing to do."""
 

@@ -260,14 +260,20 @@ REACHED = {
     "fsync": ALWAYS | {"journal latched", "backlog", "segment_rewritten", "sealed, not synced", "slot_adopted"},
 }
 """The states without which a run has proven little."""
+ROUNDS = 4
 
 
 def model(mode, figure, **how):
     machine = type(f"Collectors_{mode}", (Collectors,), {"mode": mode, "reached": Counter()})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    run_state_machine_as_test(
-        machine, settings=settings(deadline=None, database=None, suppress_health_check=checks, **how)
-    )
+    # What a run of a few examples reaches is chance, so a run that missed a state is followed by another one.
+    for more in range(ROUNDS):
+        examples = {**how, "max_examples": how["max_examples"] + 20 * more}
+        run_state_machine_as_test(
+            machine, settings=settings(deadline=None, database=None, suppress_health_check=checks, **examples)
+        )
+        if machine.reached.keys() >= REACHED[mode]:
+            break
     figure(f"model, {mode}, reached", ", ".join(f"{name} {times}" for name, times in machine.reached.most_common()))
     assert machine.reached.keys() >= REACHED[mode]
 

@@ -118,6 +118,8 @@ class MemoryStore:
     async def start(self) -> None:
         self.started = True
 
+    address = "memory"
+
     async def prepare(self) -> None:
         """Nothing to do."""
 

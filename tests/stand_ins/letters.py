@@ -82,6 +82,8 @@ class Store:
         self.refused = set()
         self._script = list(script)
 
+    address = "memory"
+
     async def prepare(self):
         pass
 
