@@ -303,6 +303,11 @@ class Collector:
         books.ask(Place.BACKLOG, lambda: backlog.events)
         gauges.buffered_bytes = self.buffered
         gauges.queued_batches = lambda: uploader.queue_length
+        gauges.oldest_pending = lambda: min(
+            (place.oldest for place in (intake, uploader, dlq, backlog) if place.oldest), default=0
+        )
+        gauges.unknown_in_dlq = lambda: dlq.unknown
+        gauges.unknown_in_journal = lambda: backlog.unknown
         gauges.dlq_files = lambda: dlq.files
         gauges.dlq_bytes = lambda: dlq.bytes
         gauges.spool_limit = lambda: self._settings.dlq_max_size_bytes

@@ -199,6 +199,11 @@ class Uploader:
         return len(self._on_the_way)
 
     @property
+    def oldest(self) -> int:
+        """Unix time of the oldest event in any batch here; 0 if there is none."""
+        return min((upload.batch.first_ts for upload in self._on_the_way), default=0)
+
+    @property
     def has_room(self) -> bool:
         """A batch that is sealed now finds a place, in the queue or by spilling an older one."""
         return len(self._queue) - self._waiting_workers < self._limit or not self._refuses()

@@ -10,6 +10,7 @@ from ingest.format.keys import (
     quarantine_key,
     segment_key,
     segment_path,
+    unix_of,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "quarantine_key",
     "segment_key",
     "segment_path",
+    "unix_of",
 ]

@@ -95,6 +95,12 @@ def quarantine_key(key: str, dlq_prefix: str) -> str:
     return f"{dlq_prefix}{key[len(parse_key(key).prefix) :]}"
 
 
+def unix_of(name: str) -> int:
+    """Return the second of a batch's first event, by its file's name alone; 0 when that is no name of ours."""
+    found = re.match(r"-?[0-9]+(?=_)", name)
+    return int(found[0]) if found else 0
+
+
 def dlq_path(root: Path, key: str) -> Path:
     """Return the dead-letter file of `key` in the slot `root`."""
     return root / key

@@ -121,6 +121,11 @@ class Intake:
         return 0 if self._open is None else self._open.batch.events
 
     @property
+    def oldest(self) -> int:
+        """Unix time of the oldest acknowledged event in the open batch; 0 if there is none."""
+        return self._open.batch.first_ts if self._open is not None and self.events else 0
+
+    @property
     def size(self) -> int:
         """Bytes in the open batch, the tail included."""
         return 0 if self._open is None else self._open.batch.size + self._open.batch.tail_size

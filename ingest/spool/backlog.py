@@ -179,6 +179,11 @@ class Backlog:
         return len(self._adopted)
 
     @property
+    def oldest(self) -> int:
+        """Unix time of the oldest event that waits here; 0 if none does."""
+        return min((parse_key(file.key).unix for file in self._known.values()), default=0)
+
+    @property
     def unknown(self) -> int:
         """How many segments and folders could not be read; a folder may hold many segments."""
         return len(self._unread)

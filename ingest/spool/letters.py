@@ -39,7 +39,7 @@ import structlog
 from ingest import disk
 from ingest.disk import StorageError
 from ingest.disk.publish import publish
-from ingest.format import codec, dlq_key, dlq_path
+from ingest.format import codec, dlq_key, dlq_path, unix_of
 from ingest.spool.census import Census, Counted, Done, Unreadable
 from ingest.spool.hours import Walk, by_hour, hour_folders, look
 from ingest.spool.tally import Change, Tally
@@ -119,6 +119,8 @@ class Letters:
         self._unlisted = list(slots)
         self._slots: list[disk.Slot] = []
         self._tallies: dict[Path, Tally] = {}
+        self._first_in: dict[Path, int] = {}
+        """Unix time of the first event that a folder has held since it was last empty."""
 
         # The count.
         self._census: Census | None = None
@@ -186,6 +188,7 @@ class Letters:
         self._unmark(path, Mark.REMOVING | Mark.TOLD)
         saved = Tally(1, events, size)
         self._tally(path.parent).add(saved)
+        self._note_first([path])
         self.held += size
         self._room.took(size)
         return saved
@@ -203,6 +206,13 @@ class Letters:
             except OSError:
                 self._mark(path, Mark.REMOVING)
             raise
+
+    @property
+    def oldest(self) -> int:
+        """Unix time of the oldest event in any file, to the hour; 0 if there is no file."""
+        tallies = self._tallies
+        held = (unix for folder, unix in self._first_in.items() if folder in tallies and tallies[folder].files > 0)
+        return min(held, default=0)
 
     def measure(self) -> None:
         """Look at how much is free, if that is due."""
@@ -370,6 +380,7 @@ class Letters:
     def _settle(self, folder: Path) -> None:
         """Correct the books by what is counted in a folder that holds nothing."""
         rest = self._tallies.pop(folder, Tally())
+        self._first_in.pop(folder, None)
         if rest == Tally():
             return
         self.held -= rest.size
@@ -439,6 +450,7 @@ class Letters:
     def _count_chunk(self, step: Counted) -> None:
         self._partly.setdefault(step.folder, Tally()).add(step.tally)
         self._count_found(step.folder, step.tally)
+        self._note_first(step.paths)
         self._mark_unread(step)
         if len(self._early) < SCAN_LIMIT and not step.whole:
             self._early.extend(step.paths)
@@ -447,6 +459,7 @@ class Letters:
         """Collect what is in a failed hour; only when all of it was read the difference to the books is known."""
         self._found.tally.add(step.tally)
         self._found.unread |= step.unread
+        self._note_first(step.paths)
         if not step.whole:
             return
         found, self._found = self._found, Counted(self._own)
@@ -464,6 +477,11 @@ class Letters:
         self._uncounted.discard(step.folder)
         self._failed.discard(step.folder)
         self._partly.pop(step.folder, None)
+
+    def _note_first(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            unix = unix_of(path.name)
+            self._first_in[path.parent] = min(unix, self._first_in.get(path.parent, unix))
 
     def _count_found(self, folder: Path, found: Tally) -> None:
         self._tally(folder).add(found)

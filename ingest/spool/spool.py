@@ -62,6 +62,7 @@ class _Made(Generic[T]):
 
     change: Change
     unknown: int
+    oldest: int = 0
     result: T | None = None
     error: OSError | StorageError | None = None
 
@@ -91,6 +92,8 @@ class Spool:
         self.bytes = 0
         self.unknown = 0
         """Files and folders that could not be read when they were to be counted; a folder may hold many files."""
+        self.oldest = 0
+        """Unix time of the oldest event that waits here, to the hour; 0 if none does."""
 
         self._fs = fs
         self._metrics = metrics
@@ -315,6 +318,7 @@ class Spool:
             made.error = error
         made.change = self._letters.take_change()
         made.unknown = self._letters.unknown
+        made.oldest = self._letters.oldest
         return made
 
     def _take_in(self, made: _Made[T]) -> None:
@@ -325,6 +329,7 @@ class Spool:
         books.dropped(change.evicted.events, DropReason.EVICTED, self.place)
         self._metrics.files_evicted += change.evicted.files
         self.unknown = made.unknown
+        self.oldest = made.oldest
 
     def _add(self, tally: Tally) -> None:
         self.files += tally.files

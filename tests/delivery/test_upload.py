@@ -193,6 +193,26 @@ def test_a_cancelled_upload_gives_the_buffer_back_only_when_the_executor_has_rea
     asyncio.run(main())
 
 
+def test_the_oldest_event_is_found_in_memory_and_on_disk_and_forgotten_when_it_is_stored(tmp_path):
+    rig = rig_of(tmp_path, then="fail", upload_queue=20)
+    early, late = Batch(1), Batch(2)
+    early.first_ts, late.first_ts = 1764684000 - 7000, 1764684000 + 10
+
+    async def main():
+        async with rig.running() as uploader:
+            assert (uploader.oldest, rig.dlq.oldest) == (0, 0)
+            rig.submit(late, early)
+            assert uploader.oldest == early.first_ts
+            await rig.until(lambda: rig.dlq.files == 2 and not uploader.pending_batches)
+            assert uploader.oldest == 0
+            assert rig.dlq.oldest == 1764684000, "as their keys say"
+            rig.store_.then = "ok"
+            await rig.done()
+            await rig.until(lambda: rig.dlq.oldest == 0)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_fails_every_event_is_stored_once_and_the_books_balance_at_every_step(tmp_path, seed, monkeypatch):
     monkeypatch.setattr("ingest.delivery.breaker.FIRST_PAUSE", 0.01)

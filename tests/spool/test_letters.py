@@ -482,6 +482,18 @@ def test_c1_a_file_that_cannot_be_read_when_it_is_counted_is_unknown_and_enters_
     asyncio.run(main())
 
 
+def test_a_file_of_an_earlier_run_is_as_old_as_its_name_says(bench):
+    leave(bench.root, key(5), body(3))
+
+    async def main():
+        async with bench.open() as dlq:
+            assert dlq.oldest == int(key(5).rsplit("/", 1)[1].split("_")[0])
+            await bench.store(await dlq.next())
+            assert dlq.oldest == 0
+
+    asyncio.run(main())
+
+
 def test_slots_that_are_adopted_while_others_are_counted_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(census, "COUNT_CHUNK", 5)
     bench = Bench(tmp_path)
