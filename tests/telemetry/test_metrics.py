@@ -198,14 +198,14 @@ def test_the_books_follow_an_event_from_place_to_place():
     "verb",
     [
         lambda books: books.stored(4, Place.QUEUE),
-        lambda books: books.moved(-1, Place.QUEUE, Place.DLQ),
+        lambda books: books.moved(4, Place.QUEUE, Place.DLQ),
         lambda books: books.dropped(4, DropReason.CORRUPT, Place.QUEUE),
         lambda books: books.accepted(-1),
         lambda books: books.recovered(-1, Place.QUEUE),
     ],
     ids=["stored", "moved", "dropped", "accepted", "recovered"],
 )
-def test_books_that_are_checked_let_no_event_leave_that_never_came(verb):
+def test_books_that_are_checked_let_no_event_leave_a_place_to_which_it_never_came(verb):
     for checked in (True, False):
         books = Books(checked=checked)
         books.accepted(3, Place.QUEUE)
