@@ -315,6 +315,8 @@ class Collector:
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.bytes
+        gauges.unknown_in_dlq = lambda: dlq.unknown
+        gauges.unknown_in_journal = lambda: backlog.unknown
 
 
 def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:

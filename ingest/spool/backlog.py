@@ -141,6 +141,7 @@ class Backlog:
         places: Places,
         *,
         token: str,
+        wait: float = WAIT,
     ) -> None:
         """`own` is the slot in which this process, of this `token`, writes; `lane` is that of its disk."""
         self.place: Final = Place.BACKLOG
@@ -153,6 +154,7 @@ class Backlog:
         self._lane = lane
         self._executor = executor
         self._places = places
+        self._wait = wait
         self._segments = Segments(fs, token)
         self._adopted: list[Slot] = []
         self._listing = 0
@@ -221,7 +223,7 @@ class Backlog:
                 continue
             letter = self._lend(file)
             try:
-                there = await self._lane.run(self._segments.is_there, file.path, within=WAIT)
+                there = await self._lane.run(self._segments.is_there, file.path, within=self._wait)
             except StorageError as error:
                 self._lent.discard(file.path)
                 self._complain("segment_not_read", file.path, error)
@@ -246,11 +248,11 @@ class Backlog:
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent segment once, and judge it."""
-        return await lines_contents(self._fs, self._lane, self._executor, letter, within=WAIT)
+        return await lines_contents(self._fs, self._lane, self._executor, letter, within=self._wait)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent segment as it lies there."""
-        return await original(self._fs, self._lane, letter, within=WAIT)
+        return await original(self._fs, self._lane, letter, within=self._wait)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent segment, whose events are in another book now, out of ours."""
@@ -265,7 +267,7 @@ class Backlog:
         task = asyncio.ensure_future(self._remove(letter.path, root or letter.path.parent))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.wait({task}, timeout=WAIT)
+        await asyncio.wait({task}, timeout=self._wait)
 
     def close(self) -> None:
         """Let go of the adopted slots."""

@@ -142,6 +142,8 @@ class Letters:
         """How many files are marked UNREAD."""
         self._removing = 0
         """How many files are marked REMOVING."""
+        self._again: deque[Path] = deque()
+        """Files marked UNREAD that this count has still to look at."""
         self._early: deque[Path] = deque()
 
         # The pass of `next`.
@@ -310,13 +312,7 @@ class Letters:
             # No verdict upon the file: the disk would not say. It stays, and is asked again in the next pass.
             self._complain("dlq_file_unreadable", path, StorageError.of("read", path, error))
             return None
-        if self._is(path, Mark.UNREAD):
-            # It counted as a file with nothing in it.
-            found = Tally(0, events or 0, size)
-            self._count_found(path.parent, found)
-            if path.parent in self._partly:
-                self._partly[path.parent].add(found)
-        self._unmark(path, Mark.UNREAD | Mark.TOLD)
+        self._was_read(path, Tally(0, events or 0, size))
         self._mark(path, Mark.LENT)
         return Lent(dlq_key(self._root(path), path), path, size, events or 0)
 
@@ -418,6 +414,7 @@ class Letters:
             self._complain("dlq_folder_unreadable", folder, error)
         for temporary in list(self._kept):
             self._note_temporary(temporary)
+        self._again.extend(path for path, mark in self.marks.items() if Mark.UNREAD in mark)
         # Read again while one of its files is lent, a failed hour would be counted with or without that file.
         busy = {path.parent for path, mark in self.marks.items() if Mark.LENT in mark} & self._failed
         folders = sorted(self._uncounted - busy, key=by_hour)
@@ -426,6 +423,9 @@ class Letters:
 
     def count(self) -> bool:
         """Count a chunk; False when all was counted, or tried."""
+        if self._again:
+            self._read_again(self._again.popleft())
+            return True
         if self._census is None:
             return False
         step = self._census.step()
@@ -446,6 +446,27 @@ class Letters:
                 if step.whole:
                     self._counted_whole(step)
         return True
+
+    def _read_again(self, path: Path) -> None:
+        """Look at a file that could not be read when it was counted."""
+        if not self._is(path, Mark.UNREAD) or path.parent in self._failed:
+            return
+        try:
+            size, events = look(self._fs, path)
+        except FileNotFoundError:
+            self._unmark(path, Mark.UNREAD | Mark.TOLD)
+        except OSError as error:
+            self._complain("dlq_file_unreadable", path, StorageError.of("read", path, error))
+        else:
+            self._was_read(path, Tally(0, events or 0, size))
+
+    def _was_read(self, path: Path, found: Tally) -> None:
+        """Count what is in a file, if it counted so far as one with nothing in it."""
+        if self._is(path, Mark.UNREAD):
+            self._count_found(path.parent, found)
+            if path.parent in self._partly:
+                self._partly[path.parent].add(found)
+        self._unmark(path, Mark.UNREAD | Mark.TOLD)
 
     def _count_chunk(self, step: Counted) -> None:
         self._partly.setdefault(step.folder, Tally()).add(step.tally)

@@ -39,9 +39,10 @@ class Copy(Enum):
 class Places:
     """The slots of the journal and of the dead-letter queue, all of them, each in the lane of its disk."""
 
-    __slots__ = ("_dlq", "_fs", "_journal")
+    __slots__ = ("_dlq", "_fs", "_journal", "_wait")
 
-    def __init__(self, fs: Filesystem, journal: tuple[Path, Lane], dlq: tuple[Path, Lane]) -> None:
+    def __init__(self, fs: Filesystem, journal: tuple[Path, Lane], dlq: tuple[Path, Lane], wait: float = WAIT) -> None:
+        self._wait = wait
         self._fs = fs
         self._journal = journal
         self._dlq = dlq
@@ -66,7 +67,7 @@ class Places:
     ) -> Copy:
         base, lane = place
         try:
-            return await lane.run(self._look, base, path_of, key, but, within=WAIT)
+            return await lane.run(self._look, base, path_of, key, but, within=self._wait)
         except StorageError as error:
             log.debug("copy_unknown", key=key, path=str(base), hint=error.hint, errno=error.errno)
             return Copy.UNKNOWN

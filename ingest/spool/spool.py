@@ -82,6 +82,7 @@ class Spool:
         *,
         token: str,
         backlog_bytes: Callable[[], int] = lambda: 0,
+        wait: float = WAIT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -100,6 +101,7 @@ class Spool:
         self._lane = lane
         self._executor = executor
         self._backlog_bytes = backlog_bytes
+        self._wait = wait
         self._clock = clock
         self._sleep = sleep
         self._room = Room(settings, fs, slots[0].path, clock)
@@ -113,6 +115,8 @@ class Spool:
         """Scans that have to begin or are under way: one from the start on."""
         self._refused = 1
         """Bytes of the smallest batch that was refused. Until a batch is saved, or there is room for that one."""
+        self._given_up: float | None = None
+        """When the call began behind which a wait has ended last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: dict[str, asyncio.Task[None]] = {}
         """Saves nobody waits for any more, until their file is taken away again."""
@@ -133,16 +137,16 @@ class Spool:
 
     @property
     def hangs(self) -> bool:
-        """The disk has not answered for `WAIT`."""
+        """The call that is under way has not been answered for `wait`, or somebody behind it has given up."""
         since = self._lane.busy_since
-        return since is not None and self._clock() - since > WAIT
+        return since is not None and (since == self._given_up or self._clock() - since > self._wait)
 
     # ------------------------------------------------------------------------------------------------- saving
 
     async def save(self, key: str, body: bytes, events: int, *, force: bool = False) -> None:
         """Publish a batch's file and count it; `DlqFull` if there is no room, and with `force` if the disk has none."""
         if (late := self._late.get(key)) is not None:
-            await asyncio.wait({late}, timeout=WAIT)
+            await asyncio.wait({late}, timeout=self._wait)
         if self.hangs or key in self._late:
             raise StorageError("wait", key, "the dead-letter queue's disk does not answer", transient=True)
         # What is lost by giving up is a file that may be published all the same, so somebody sees to it.
@@ -168,7 +172,7 @@ class Spool:
         return self._room.lacks(self.bytes + self._backlog_bytes(), self._refused)
 
     async def _measure(self) -> None:
-        await self._hop(self._letters.measure, within=None)
+        await self._hop(self._letters.measure, bounded=False)
 
     def _too_late(self, key: str, saved: Tally) -> None:
         task = self._spawn(self._discard(key, saved))
@@ -177,7 +181,7 @@ class Spool:
 
     async def _discard(self, key: str, saved: Tally) -> None:
         log.warning("dlq_save_late", key=key, hint="the disk took longer than its caller waited; the file is removed")
-        await self._hop(self._letters.discard, key, saved, within=None)
+        await self._hop(self._letters.discard, key, saved, bounded=False)
 
     # ------------------------------------------------------------------------------------------------- lending
 
@@ -211,11 +215,11 @@ class Spool:
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent file once, and judge it."""
-        return await gzip_contents(self._fs, self._lane, self._executor, letter, within=WAIT)
+        return await gzip_contents(self._fs, self._lane, self._executor, letter, within=self._wait)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent file as it lies there."""
-        return await original(self._fs, self._lane, letter, within=WAIT)
+        return await original(self._fs, self._lane, letter, within=self._wait)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent file, whose events are in another book now, out of ours."""
@@ -227,10 +231,10 @@ class Spool:
         """Have a lent file off the disk if it was settled, else in the queue again. It happens, waited for or not."""
         lent = Lent(letter.key, letter.path, letter.size, letter.events)
         task = self._spawn(self._give_back(lent, settled=letter.settled, refused=letter.refused))
-        await asyncio.wait({task}, timeout=WAIT)
+        await asyncio.wait({task}, timeout=self._wait)
 
     async def _give_back(self, lent: Lent, *, settled: bool, refused: bool) -> None:
-        await self._hop(self._letters.take_back, lent, settled, refused, within=None)
+        await self._hop(self._letters.take_back, lent, settled, refused, bounded=False)
 
     def _letter(self, lent: Lent) -> Letter:
         return Letter(lent.key, lent.path, lent.size, lent.events, self)
@@ -252,11 +256,11 @@ class Spool:
         """Count what earlier runs left, and see to their temporaries; returns when all was counted or tried."""
         async with self._counting:
             try:
-                await self._hop(self._letters.begin_count, within=None)
+                await self._hop(self._letters.begin_count, bounded=False)
                 while True:
                     began = self._clock()
-                    goes_on = await self._hop(self._letters.count, within=None)
-                    for key, temporary in await self._hop(self._letters.take_temporaries, within=None):
+                    goes_on = await self._hop(self._letters.count, bounded=False)
+                    for key, temporary in await self._hop(self._letters.take_temporaries, bounded=False):
                         await self._see_to(key, temporary)
                     if not goes_on:
                         return
@@ -267,16 +271,16 @@ class Spool:
     async def _see_to(self, key: str, temporary: Path) -> None:
         segment = await self._places.segment(key)
         if segment is Copy.UNKNOWN:
-            await self._hop(self._letters.keep, temporary, within=None)
+            await self._hop(self._letters.keep, temporary, bounded=False)
         else:
-            await self._hop(self._letters.salvage, temporary, segment is Copy.KNOWN, within=None)
+            await self._hop(self._letters.salvage, temporary, segment is Copy.KNOWN, bounded=False)
 
     async def adopt(self, slots: Iterable[Slot]) -> None:
         """Take over slots of processes that are gone: count their files, lend them, release each when it is empty."""
         slots = list(slots)
         self._scans += bool(slots)
         self._slots += [slot.path for slot in slots]
-        await self._hop(self._letters.adopt, slots, within=None)
+        await self._hop(self._letters.adopt, slots, bounded=False)
         await self.scan()
 
     @property
@@ -290,7 +294,7 @@ class Spool:
         self,
         work: Callable[[*A], T],
         *args: *A,
-        within: float | None = WAIT,
+        bounded: bool = True,
         late: Callable[[T], None] | None = None,
     ) -> T:
         """Make a call to `Letters`, and take what it changed into the books in the step in which it returns.
@@ -303,7 +307,11 @@ class Spool:
             if made.error is None and late is not None:
                 late(made.result)  # type: ignore[arg-type]  # a call that did not fail has a result
 
-        made = await self._lane.run(self._make, work, args, within=within, late=came_late)
+        try:
+            made = await self._lane.run(self._make, work, args, within=self._wait if bounded else None, late=came_late)
+        except StorageError:
+            self._given_up = self._lane.busy_since
+            raise
         self._take_in(made)
         if made.error is not None:
             raise made.error

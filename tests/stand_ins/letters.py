@@ -172,6 +172,7 @@ class Bench:
     def __init__(self, tmp_path, fs=None, **variables):
         self.backlog_bytes = variables.pop("backlog_bytes", lambda: 0)
         self.places = variables.pop("places", None) or Elsewhere()
+        self.wait = variables.pop("wait", 10.0)
         self.settings = settings(tmp_path, **variables)
         self.fs = fs or Disk()
         self.metrics = Metrics()
@@ -202,6 +203,7 @@ class Bench:
             self.places,
             token=OWN,
             backlog_bytes=self.backlog_bytes,
+            wait=self.wait,
             sleep=self._sleep,
         )
         books = self.metrics.books

@@ -1,0 +1,381 @@
+"""The dead letters on a disk that fails in the middle, hangs, or fills up: what the books say, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import sys
+import threading
+
+import pytest
+
+from ingest.disk.errors import StorageError
+from ingest.disk.slots import Slot
+from ingest.spool import census
+from ingest.spool.letters import DlqFull
+from ingest.spool.waiting import Whereabouts
+from ingest.telemetry import DropReason
+from tests.stand_ins.disk import Disk
+from tests.stand_ins.letters import OWN, Bench, body, files, key, leave
+
+NUMBERS = [errno.EIO, errno.EACCES, errno.ESTALE]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path, Disk())
+
+
+# ------------------------------------------------------------------------------------------------------ in the middle
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("read", [1, 7, 25, 39])
+def test_c13_a_folder_whose_end_cannot_be_read_counts_each_file_once_when_it_can(bench, monkeypatch, number, read):
+    """Chunks of 10: some of the hour is in the books, and some of that is stored, before the rest can be read."""
+    monkeypatch.setattr(census, "COUNT_CHUNK", 10)
+    for n in range(40):
+        leave(bench.root, key(n), body(2))
+    fault = bench.fs.on("readdir", under="hr=14", nth=read + 1).fail(number)
+
+    async def main():
+        async with bench.open() as dlq:
+            counted = dlq.files
+            assert (counted, dlq.unknown) == (read // 10 * 10, 1)
+            assert await bench.all_keys() == [], "a folder that is not known is lent from"
+            assert await dlq.find(key(3)) is Whereabouts.UNKNOWN
+            await dlq.adopt([])
+            assert (dlq.files, dlq.unknown) == (counted, 1)
+            fault.lift()
+            await dlq.adopt([])
+            assert (dlq.files, dlq.events, dlq.bytes, dlq.unknown) == (40, 80, 40 * len(body(2)), 0)
+            assert bench.metrics.books.events_recovered == 80
+            for _ in range(40):
+                await bench.store(await dlq.next())
+            assert (dlq.files, dlq.events, dlq.bytes, files(bench.root)) == (0, 0, 0, [])
+            assert bench.metrics.books.events_stored == 80
+
+    asyncio.run(main())
+
+
+def test_c13_what_is_stored_from_an_hour_before_it_fails_is_counted_once(bench, monkeypatch):
+    monkeypatch.setattr(census, "COUNT_CHUNK", 10)
+    for n in range(30):
+        leave(bench.root, key(n), body(2))
+    fault = bench.fs.on("readdir", under="hr=14", nth=25).fail()
+
+    async def main():
+        async with bench.open(scan=False) as dlq:
+            held, on = asyncio.Event(), asyncio.Event()
+
+            async def sleep(_):
+                on.set()
+                await held.wait()
+
+            dlq._sleep = sleep
+            scanning = asyncio.ensure_future(dlq.scan())
+            await on.wait()
+            early = [await dlq.next() for _ in range(3)]
+            await bench.store(early[0])
+            held.set()
+            await scanning
+            assert (dlq.files, dlq.unknown) == (19, 1)
+            fault.lift()
+            await dlq.adopt([])
+            assert dlq.unknown == 1, "counted anew while a file of it is lent"
+            await bench.store(early[1])
+            await dlq.take_back(early[2])
+            await dlq.adopt([])
+            assert (dlq.files, dlq.events, dlq.unknown) == (28, 56, 0)
+            assert bench.metrics.books.events_recovered == 60
+
+    asyncio.run(main())
+
+
+def test_c1_a_folder_in_which_hardly_a_file_can_be_read_is_one_unknown_folder(bench, monkeypatch):
+    """Or each of a million files would be remembered."""
+    monkeypatch.setattr(census, "COUNT_CHUNK", 10)
+    monkeypatch.setattr(census, "UNREAD_MAX", 15)
+    for n in range(60):
+        leave(bench.root, key(n), body(2))
+    fault = bench.fs.on("open_read", under=".jsonl.gz").fail(errno.EIO)
+
+    async def main():
+        async with bench.open() as dlq:
+            assert dlq.events == 0
+            assert dlq.unknown <= 16
+            assert len(dlq._letters.marks) <= 30
+            fault.lift()
+            await dlq.adopt([])
+            assert (dlq.files, dlq.events, dlq.unknown) == (60, 120, 0)
+            assert len(await bench.all_keys()) == 60
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_c2_an_hour_that_cannot_be_read_hides_nothing_and_a_dead_process_s_slot_is_adopted(bench, number):
+    leave(bench.root, key(1), body(4))
+    leave(bench.root, key(2, hour="dt=2025-12-02/hr=15"), body(3))
+    gone = Slot.take_first_free(bench.fs, bench.settings.dlq_dir)
+    leave(gone.path, key(3), body(2))
+    gone.release()
+    bench.fs.on("scandir", under="0/raw/dt=2025-12-02/hr=14").fail(number)
+
+    async def main():
+        async with bench.open() as dlq:
+            assert (dlq.events, dlq.unknown, dlq.scanning) == (3, 1, False)
+            await dlq.adopt(Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots)
+            assert (dlq.events, dlq.unknown, dlq.scanning) == (5, 1, False)
+            assert await bench.all_keys() == [key(3), key(2, hour="dt=2025-12-02/hr=15")]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("operation", ["scandir", "readdir"])
+def test_a_folder_that_cannot_be_read_later_costs_its_files_one_pass(bench, operation, number):
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1)
+            await bench.save(2, hour="dt=2025-12-02/hr=15")
+            fault = bench.fs.on(operation, under="hr=14").fail(number)
+            assert await bench.all_keys() == [key(2, token=OWN, hour="dt=2025-12-02/hr=15")]
+            assert (dlq.files, dlq.events) == (2, 6)
+            fault.lift()
+            assert len(await bench.all_keys()) == 2
+            assert (dlq.files, dlq.events) == (2, 6)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("operation", ["rename", "open_read", "stat"])
+def test_a_temporary_that_cannot_be_seen_to_is_unknown_and_seen_to_later(bench, operation, number):
+    folder, _, name = key(1).rpartition("/")
+    leave(bench.root, f"{folder}/.{name}.0a1b2c.tmp", body(5))
+    fault = bench.fs.on(operation, when=lambda path: key(1).rpartition("/")[2] in path.name).fail(number)
+
+    async def main():
+        async with bench.open() as dlq:
+            assert (dlq.events, dlq.unknown) == (0, 1)
+            fault.lift()
+            await dlq.adopt([])
+            assert (files(bench.root), dlq.events, dlq.unknown) == ([key(1)], 5, 0)
+            assert await bench.all_keys() == [key(1)]
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ hanging
+
+
+def test_c6_a_save_on_a_disk_that_hangs_is_given_up_and_its_file_removed_when_the_disk_is_back(tmp_path):
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open() as dlq:
+            hang = bench.fs.on("rename").hang()
+            with pytest.raises(StorageError) as failure:
+                await bench.save(1)
+            assert failure.value.operation == "wait"
+            assert not isinstance(failure.value, DlqFull)
+            assert (dlq.files, dlq.events) == (0, 0)
+            hang.lift()
+            async with asyncio.timeout(5):
+                while dlq._late or dlq.hangs:  # noqa: ASYNC110 - a thread removes it
+                    await asyncio.sleep(0.01)
+                while files(bench.root):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.01)
+            assert await bench.all_keys() == []
+            await bench.save(1)
+            assert await bench.all_keys() == [key(1, token=OWN)]
+            assert (dlq.files, dlq.events) == (1, 3)
+
+    asyncio.run(main())
+
+
+def test_c6_a_batch_saved_again_after_its_first_save_came_too_late_has_one_file_that_stays(tmp_path):
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open() as dlq:
+            hang = bench.fs.on("rename", times=1).hang()
+            with pytest.raises(StorageError):
+                await bench.save(1)
+            hang.release()
+            async with asyncio.timeout(5):
+                while True:
+                    try:
+                        await bench.save(1)
+                    except StorageError:
+                        await asyncio.sleep(0.01)
+                    else:
+                        break
+            assert await bench.all_keys() == [key(1, token=OWN)]
+            assert await bench.all_keys() == [key(1, token=OWN)]
+            assert (dlq.files, dlq.events) == (1, 3)
+
+    asyncio.run(main())
+
+
+def test_c6_while_the_disk_hangs_a_save_is_refused_at_once_and_the_queue_says_that_it_takes_none(tmp_path):
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open() as dlq:
+            hang = bench.fs.on("open").hang()
+            with pytest.raises(StorageError):
+                await bench.save(1)
+            assert dlq.full
+            assert dlq.hangs
+            before = len(bench.fs.calls)
+            for n in range(20):
+                with pytest.raises(StorageError):
+                    await bench.save(n + 2)
+            assert len(bench.fs.calls) == before, "a call was queued behind the one that hangs"
+            hang.lift()
+            async with asyncio.timeout(5):
+                while dlq.full:  # noqa: ASYNC110 - a thread goes on
+                    await asyncio.sleep(0.01)
+            await bench.save(30)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("when", ["before", "under way"])
+def test_a_save_that_is_cancelled_leaves_no_file(tmp_path, when):
+    bench = Bench(tmp_path, Disk())
+
+    async def main():
+        async with bench.open() as dlq:
+            if when == "before":
+                first = bench.fs.on("stat", "statvfs").hang()
+                dlq._spawn(dlq._measure())
+                await asyncio.sleep(0)
+            hang = bench.fs.on("rename").hang()
+            saving = asyncio.ensure_future(bench.save(1))
+            if when == "under way":
+                await asyncio.get_running_loop().run_in_executor(None, hang.reached.wait)
+            else:
+                await asyncio.sleep(0)
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
+            if when == "before":
+                first.lift()
+            hang.lift()
+            await bench.save(2)
+            async with asyncio.timeout(5):
+                while files(bench.root) != [key(2, token=OWN)]:  # noqa: ASYNC110 - a thread removes it
+                    await asyncio.sleep(0.01)
+            assert await bench.all_keys() == [key(2, token=OWN)]
+            assert (dlq.files, dlq.events) == (1, 3)
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ full
+
+
+def test_f3_the_queue_says_that_it_is_full_while_it_refuses_though_a_smaller_batch_would_fit(tmp_path):
+    size = len(body(3000))
+    bench = Bench(tmp_path, Disk(), dlq_max_size_bytes=2 * size - 1)
+
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1, 3000)
+            assert not dlq.full
+            with pytest.raises(DlqFull):
+                await bench.save(2, 3000)
+            assert dlq.full, "a batch was refused, and the gauge says that there is room"
+            await bench.store(await dlq.next())
+            assert not dlq.full
+            await bench.save(2, 3000)
+            assert not dlq.full
+
+    asyncio.run(main())
+
+
+def test_f3_a_batch_that_is_saved_ends_what_a_refusal_began(tmp_path):
+    size = len(body(3000))
+    bench = Bench(tmp_path, Disk(), dlq_max_size_bytes=2 * size - 1)
+
+    async def main():
+        async with bench.open() as dlq:
+            await bench.save(1, 3000)
+            with pytest.raises(DlqFull):
+                await bench.save(2, 3000)
+            await bench.save(3, 1)
+            assert not dlq.full
+
+    asyncio.run(main())
+
+
+def test_a4_the_files_that_the_store_refuses_are_evicted_first(tmp_path):
+    size = len(body(3))
+    bench = Bench(tmp_path, Disk(), dlq_max_size_bytes=3 * size, dlq_on_full="evict")
+
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(1, 4):
+                await bench.save(n)
+            refused = [await dlq.next() for _ in range(3)]
+            refused[1].refused = True
+            for letter in refused:
+                await dlq.take_back(letter)
+            await bench.save(4)
+            assert files(bench.root) == [key(n, token=OWN) for n in (1, 3, 4)]
+            await bench.save(5)
+            assert files(bench.root) == [key(n, token=OWN) for n in (3, 4, 5)]
+            assert bench.metrics.books.events_dropped[DropReason.EVICTED] == 6
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ very many
+
+
+@pytest.mark.proof
+def test_c8_nothing_grows_with_the_files_in_our_slot(tmp_path):
+    """Hard links of one file, in hours of 5,000."""
+    bench = Bench(tmp_path, Disk())
+    count, one = 200_000, tmp_path / "one"
+    one.write_bytes(body(1))
+    for n in range(count):
+        path = bench.root / key(n, hour=f"dt=2025-12-{1 + n // 120_000:02d}/hr={n // 5000 % 24:02d}")
+        if n % 5000 == 0:
+            path.parent.mkdir(parents=True)
+            source = one
+        if n % 50_000 == 0:
+            path.write_bytes(body(1))
+            source = path
+        else:
+            path.hardlink_to(source if source != one else one)
+
+    async def main():
+        async with bench.open() as dlq:
+            assert dlq.files == count
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for _ in range(3):
+                await dlq.adopt(Slot.adopt_free(bench.fs, bench.settings.dlq_dir).slots)
+                await dlq.take_back(await dlq.next())
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            assert grown < 4 << 20
+            assert sum(sys.getsizeof(value) for value in vars(dlq._letters).values()) < 1 << 20
+
+    asyncio.run(main())
+
+
+def test_c6_no_thread_of_a_disk_keeps_the_process_alive(tmp_path):
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open():
+            bench.fs.on("rename").hang()
+            with pytest.raises(StorageError):
+                await bench.save(1)
+            assert all(thread.daemon for thread in threading.enumerate() if thread.name == "dlq")
+            bench.fs.heal()
+
+    asyncio.run(main())
