@@ -76,13 +76,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_flow",
         "_framing",
-        "_held",
         "_input",
+        "_overrun",
         "_reader",
         "_slow",
         "_tick",
         "deadline",
         "ending",
+        "held",
         "peer",
         "pending",
         "whole",
@@ -105,8 +106,10 @@ class Connection(asyncio.Protocol):
 
         # Bytes that wait.
         self._input = b""
-        self._held = 0
+        self.held = 0
         """How much of `Tick.held` is ours."""
+        self._overrun = False
+        """From a read that found no room, and was not kept, until the connection is refused for it."""
 
         # Which way the next read goes.
         self._slow = False
@@ -117,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return (
-            f"<Connection {self.state.value}, {self.ending.value}: {self.pending} pending, {self._held} held, "
+            f"<Connection {self.state.value}, {self.ending.value}: {self.pending} pending, {self.held} held, "
             f"{getattr(self, '_flow', 'not made')}>"
         )
 
@@ -135,6 +138,8 @@ class Connection(asyncio.Protocol):
             self.write(tick.book.plain.refused_close)
             self.end(linger=tick.crowd.watch(self))
             tick.schedule()
+        else:
+            tick.joined()
 
     def data_received(self, data: bytes) -> None:
         """Queue a read for the turn; after a large one no more is taken until it is fed."""
@@ -142,15 +147,22 @@ class Connection(asyncio.Protocol):
         if len(data) > SLICE:
             # The loop reads a socket up to 32 times a turn while its buffer comes back full.
             self._flow.pause()
+        unread = tick.unread = tick.unread + len(data)
+        if unread > tick.room and tick.is_full():
+            tick.unread -= len(data)
+            self._overrun = True
+            self._go_slowly()
+            self._come_again()
+            return
         if not tick.reads:
-            tick.schedule(waits=bool(data))
+            tick.schedule()
         tick.reads.append((self, data))
 
     def eof_received(self) -> bool:
         """Keep our half open: what is owed is still answered."""
         self._flow.ended = True
         self._go_slowly()
-        self.data_received(b"")
+        self._come_again()
         return True
 
     def pause_writing(self) -> None:
@@ -272,6 +284,15 @@ class Connection(asyncio.Protocol):
             self.end(linger=False)
             self.finish()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client has not taken."""
+        return self._flow.unsent
+
+    def refuse(self) -> None:
+        """Refuse what is unfinished, to hold nothing any more."""
+        self._reader.refuse(UNAVAILABLE_CLOSE)
+
     def abort(self) -> None:
         """Drop the connection."""
         self._flow.abort()
@@ -294,10 +315,17 @@ class Connection(asyncio.Protocol):
         self._reader.stop()
         self._go_slowly()
         self._input = b""
-        self._tick.held -= self._held
-        self._held = 0
+        self._tick.held -= self.held
+        self.held = 0
 
     # Feeding.
+
+    def _come_again(self) -> None:
+        """Have a turn feed what is here, or find that nothing more will come."""
+        tick = self._tick
+        if not tick.reads:
+            tick.schedule(waits=False)
+        tick.reads.append((self, b""))
 
     def _is_clear(self) -> bool:
         """Tell whether the next read begins between two requests, with nothing before it."""
@@ -312,6 +340,9 @@ class Connection(asyncio.Protocol):
         if self.ending is not _OPEN:
             self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
             return
+        if self._overrun and not data:
+            self._reader.refuse(UNAVAILABLE_CLOSE)
+            return
         if data:
             self._input = self._input + data if self._input else data
         if self._input and self._flow.stalled_until is None:
@@ -319,6 +350,11 @@ class Connection(asyncio.Protocol):
             piece = self._input[:size]
             self._input = self._input[size:]
             self._fed(self._framing.feed(piece))
+            rest = self._reader.request.awaited
+            if rest and self._input and self.ending is _OPEN:
+                # A body causes one answer, however long it is: what came whole is not left unfinished.
+                piece, self._input = self._input[:rest], self._input[rest:]
+                self._fed(self._framing.feed(piece))
         if self.ending is _OPEN:
             self._go_on()
 
@@ -331,7 +367,7 @@ class Connection(asyncio.Protocol):
             self._hold()
             flow.pause()
             if not stalled:
-                self.data_received(b"")
+                self._come_again()
         elif flow.ended:
             self.end(linger=False)
         elif not stalled:
@@ -344,7 +380,7 @@ class Connection(asyncio.Protocol):
         if self.ending is not _OPEN:
             return
         if reader.state is _IDLE and fed is _ALL:
-            if self._held:
+            if self.held:
                 self._hold()
             return
         self.whole = False
@@ -371,7 +407,7 @@ class Connection(asyncio.Protocol):
             # What the client sent meanwhile could not be read: that time was not its own.
             tick = self._tick
             self.deadline = max(self.deadline, tick.loop_time() + tick.limits.read_timeout)
-            self.data_received(b"")
+            self._come_again()
 
     def _hold(self) -> None:
         """Account for what this connection holds; refuse the request when all connections hold too much."""
@@ -379,7 +415,7 @@ class Connection(asyncio.Protocol):
         held = len(self._input)
         if reader.state is not _IDLE:
             held += self._framing.used + reader.request.size
-        self._tick.held += held - self._held
-        self._held = held
+        self._tick.held += held - self.held
+        self.held = held
         if held and self._tick.over_budget():
             reader.refuse(UNAVAILABLE_CLOSE)

@@ -6,6 +6,7 @@ MAX_CONNECTIONS take no more descriptors than are held in reserve. Never looks a
 
 from __future__ import annotations
 
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.wire.turn import Answerer
@@ -27,6 +28,15 @@ class Member(Answerer, Protocol):
     deadline: float
     whole: bool
     """The next read may be a whole event."""
+    held: int
+    """Bytes of its unfinished request, and of reads that wait to be fed."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client has not taken."""
+
+    def refuse(self) -> None:
+        """Refuse what is unfinished, to hold nothing any more."""
 
     @property
     def is_over(self) -> bool:
@@ -88,6 +98,14 @@ class Crowd:
         if connection in self.admitted:
             self.admitted.remove(connection)
             self._metrics.connections -= 1
+
+    def largest(self) -> list[Member]:
+        """Return those that hold something, the largest first."""
+        return sorted((one for one in self.admitted if one.held), key=attrgetter("held"), reverse=True)
+
+    def slowest(self) -> list[tuple[int, Member]]:
+        """Return those whose answers are unsent, with how many bytes of them, the most first."""
+        return sorted(((one.unsent, one) for one in self.admitted if one.unsent), key=itemgetter(0), reverse=True)
 
     def busy(self) -> bool:
         """Tell whether a connection is still owed an answer, or sends a request."""

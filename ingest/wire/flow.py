@@ -44,6 +44,11 @@ class Flow:
         """Nothing is written any more."""
         return self._transport is None or self._transport.is_closing()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and are not in the kernel's hands yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def pause(self) -> None:
         """Read no more for now."""
         if self._transport is not None:

@@ -68,6 +68,7 @@ class Framing:
     def feed(self, data: bytes) -> Fed:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader
+        reader.said = 0
         if reader.state is not _IDLE or _OTHER_PROTOCOL in data:
             return self._feed_by_lines(data)
         turn = self._tick.turn

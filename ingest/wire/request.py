@@ -46,6 +46,7 @@ from ingest.wire.headers import (
     HeaderNames,
     is_host,
 )
+from ingest.wire.limits import ANSWERS_OF_A_SLICE
 from ingest.wire.states import State
 from ingest.wire.turn import Answerer
 
@@ -111,6 +112,11 @@ class Request:
         """How long the body was said to be; 0 when nothing was said, or it comes in chunks."""
         return int(self.head.get(CONTENT_LENGTH, b"0"))
 
+    @property
+    def awaited(self) -> int:
+        """How much of its declared body has not come; 0 also while its head is not complete."""
+        return self.declared - self.size
+
 
 NO_REQUEST: Final = Request()
 """Between two requests."""
@@ -131,6 +137,7 @@ class RequestReader:
         "over",
         "parser",
         "request",
+        "said",
         "state",
     )
 
@@ -152,6 +159,8 @@ class RequestReader:
         """From a refusal, or the last request, on: nothing is heard any more."""
         self.held_up = False
         """From the end of a head with an Upgrade until `go_on`: the parser reports an end that is none."""
+        self.said = 0
+        """Bytes of answers to no event that the slice under way has caused."""
         self.request = NO_REQUEST
         self._fields: dict[bytes, bytes] = {}
         """The head's until its end; then the trailers', which nobody reads."""
@@ -341,6 +350,8 @@ class RequestReader:
     def _answer_no_event(self, request: Request) -> None:
         handler = request.handler
         answers = request.answers
+        if self.said >= ANSWERS_OF_A_SLICE:
+            request.keep_alive = False
         close = not request.keep_alive
         tick = self._tick
         if isinstance(handler, ClientError):
@@ -358,6 +369,7 @@ class RequestReader:
     def _reply(self, request: Request, answer: bytes) -> None:
         if request.is_old and request.keep_alive:
             answer = said_kept(answer)
+        self.said += len(answer)
         self._tick.count_answer(answer)
         self._tick.turn.reply(self._owner, answer)
         if not request.keep_alive:

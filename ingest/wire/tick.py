@@ -8,6 +8,11 @@ its requests. Never parses, never writes to disk: `Connection` does the first, t
 
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
+
+A turn's work and memory are bounded: it commits after 512 lines or 1 MiB, and lets the loop read after four commits.
+Bytes count from the read on (`unread`, then `held`, until their line is in the batch): a read that finds no room in
+MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that slow
+clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from ingest.telemetry import Answer
+from ingest.telemetry import Answer, Overdue
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
+from ingest.wire.limits import TURN_BYTES, TURN_COMMITS, TURN_LINES
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
@@ -47,6 +53,7 @@ class Tick:
         "_buffered",
         "_commit",
         "_gathering",
+        "_late",
         "_loop",
         "_refusing",
         "_sleep",
@@ -68,9 +75,11 @@ class Tick:
         "pages",
         "read_deadline",
         "reads",
+        "room",
         "seconds",
         "short_way",
         "turn",
+        "unread",
     )
 
     def __init__(
@@ -112,10 +121,16 @@ class Tick:
         self.crowd = Crowd(metrics, max_connections)
         self._gathering = Gathering()
         self.held = 0
-        """Bytes of unfinished requests on all connections."""
+        """Bytes of unfinished requests on all connections, and of reads that wait there."""
+        self.unread = 0
+        """Bytes of `reads`."""
+        self.room = limits.buffered
+        """As of the last turn: so many bytes may be unread before somebody has to look closer."""
 
         # For one turn.
         self.reads: list[tuple[Member, bytes]] = []
+        self._late: list[tuple[Member, bytes]] = []
+        """Reads that the last turn has left to this one."""
         self.closing: list[Member] = []
         self.seconds = 0
         self.now = self.idle_deadline = self.read_deadline = 0.0
@@ -127,24 +142,35 @@ class Tick:
 
         A turn that is owed to bytes already here, or to the end of input, never waits for company.
         """
+        if self._late:
+            return  # a turn is on its way already
         self.arrived = self.loop_time()
         gathers = waits and self._gathering.pays(self.arrived)
         self._loop.call_soon(self._gather if gathers else self.run)
 
+    def joined(self) -> None:
+        """Take note of a new connection."""
+        self._gathering.joined()
+
     def _gather(self) -> None:
         """Let more arrive, which the loop then reads before it calls `run`."""
+        self._gathering.waits(len(self.reads))
         self._sleep(GATHER_SECONDS)
         self._loop.call_soon(self.run)
 
     def run(self) -> None:
         """Do one turn's work."""
-        reads = self.reads
-        self.reads = []
+        reads = self._in_order() if self._late else self.reads
+        self.reads, self._late = [], []
         self.read_clocks()
-        self._gathering.ran(len(reads), self.now)
-        turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
+        if reads:
+            self._gathering.ran(reads, len(self.crowd.admitted), self.now)
+        turn = self.turn = self._new_turn()
         take, idle_deadline = self._take, self.idle_deadline
-        for connection, data in reads:
+        size = commits = 0
+        left = iter(reads)
+        for connection, data in left:
+            size += len(data)
             try:
                 if connection.whole and take(connection, data, turn):
                     connection.deadline = idle_deadline
@@ -154,6 +180,26 @@ class Tick:
                 connection.abort()
                 context = {"message": "unhandled error", "exception": error, "connection": connection}
                 self._loop.call_exception_handler(context)
+            if turn.events >= TURN_LINES or turn.size >= TURN_BYTES:
+                self._finish(turn)
+                turn = self.turn = self._new_turn()
+                commits += 1
+                if commits == TURN_COMMITS:
+                    break
+        self.unread -= size
+        if self.held > self.limits.unfinished:
+            self._refuse_largest()
+        self._finish(turn)
+        self._late = list(left)
+        if self._late and not self.reads:
+            self._loop.call_soon(self.run)
+        self._measure_room()
+
+    def _new_turn(self) -> Turn:
+        return Turn(self.seconds, self.arrived, self._settled)
+
+    def _finish(self, turn: Turn) -> None:
+        """Commit a turn, answer, and end the connections that were waiting for no more than that."""
         if turn.answers:
             if self.deferred:
                 turn.defer()
@@ -167,6 +213,41 @@ class Tick:
             for connection in closing:
                 if not connection.pending:
                     connection.finish()
+
+    def _in_order(self) -> list[tuple[Member, bytes]]:
+        """Return what came meanwhile and then what was left: who sends little does not wait for who sends a lot."""
+        left = {connection for connection, _ in self._late}
+        first = [read for read in self.reads if read[0] not in left]
+        return first + self._late + [read for read in self.reads if read[0] in left]
+
+    def _refuse_largest(self) -> None:
+        """Have unfinished requests hold no more than they may; some room is made, because looking costs too."""
+        enough = self.limits.unfinished * 7 // 8
+        for connection in self.crowd.largest():
+            if self.held <= enough:
+                break
+            connection.refuse()
+
+    def is_full(self) -> bool:
+        """Tell whether the unread bytes find no room beside all that is held."""
+        self._measure_room()
+        return self.unread > self.room
+
+    def _measure_room(self) -> None:
+        # Where batches have taken all there is, events are still read, to be refused one by one.
+        limit = self.limits.buffered
+        self.room = max(limit - self.held - self._buffered(), limit // 8)
+
+    def _drop_slowest(self) -> None:
+        """Have unsent answers take no more than they may."""
+        slowest = self.crowd.slowest()
+        unsent = sum(size for size, _ in slowest)
+        for size, connection in slowest:
+            if unsent <= self.limits.unfinished:
+                break
+            unsent -= size
+            self.metrics.timed_out.add(Overdue.ANSWER)
+            connection.abort()
 
     def read_clocks(self) -> None:
         """Read both clocks, once for the turn: wall time stamps events, monotonic time sets deadlines."""
@@ -211,12 +292,13 @@ class Tick:
         overdue = [connection for connection in self.crowd if connection.is_overdue(now)]
         for connection in overdue:
             connection.expire()
+        self._drop_slowest()
 
     def drain(self) -> None:
         """From now on every answer ends its connection; idle connections end at once."""
         self.draining = True
         self._take = _left_to_the_parser
-        if self.reads:
+        while self.reads or self._late:
             self.run()
         for connection in list(self.crowd.admitted):
             connection.drain()

@@ -143,6 +143,9 @@ class FakeTransport:
             self._paused = True
             self.protocol.pause_writing()
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.unsent)
+
     def write_eof(self) -> None:
         assert not self.half_closed, "half-closed twice"
         self.half_closed = True
@@ -329,6 +332,7 @@ class Wire:
         self.held_elsewhere = 0
         """Bytes of sealed and open batches, which count into MAX_BUFFER_BYTES too."""
         self.ready = True
+        self.page = b"# metrics\n"
         self.clock = float(NOW)
         self.commits: deque[Turn] = deque()
         self.most_held = 0
@@ -343,7 +347,7 @@ class Wire:
             encoder,
             AnswerBook(settings.cors_origins),
             self.layouts,
-            Pages(ready=lambda: self.ready, metrics=lambda: (CONTENT_TYPE, b"# metrics\n")),
+            Pages(ready=lambda: self.ready, metrics=lambda: (CONTENT_TYPE, self.page)),
             self.metrics,
             self._commit,
             self._refusing,

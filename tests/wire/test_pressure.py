@@ -159,17 +159,18 @@ def test_refused_connections_do_not_pile_up():
 BUFFER = {"MAX_BUFFER_BYTES": "65536", "MAX_BODY_SIZE": "20000", "BATCH_BYTES": "10000"}
 
 
-def test_unfinished_requests_count_and_the_one_over_the_bound_is_refused():
+def test_unfinished_requests_have_a_quarter_and_beyond_that_the_largest_is_refused_E3():
     wire = Wire(BUFFER)
     clients = []
     for number in range(20):
         client = wire.connect()
         clients.append(client)
-        client.send(post(b"x" * 10000, f"X: {number}")[:-1])
-        assert wire.tick.held <= 65536 + 256
+        client.send(post(b"x" * (1000 + 100 * number), f"X: {number}")[:-1])
+        assert wire.tick.held <= 65536 // 4
     taken = [client for client in clients if not client.transport.sent]
     refused = [client for client in clients if client.transport.sent]
-    assert len(taken) == 6
+    assert taken[:5] == clients[:5], "each that comes is larger"
+    assert len(refused) >= 5
     for client in refused:
         (answer,) = client.answers()
         assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
@@ -177,7 +178,115 @@ def test_unfinished_requests_count_and_the_one_over_the_bound_is_refused():
         client.send(b"x")
         assert client.statuses == [200]
     assert wire.tick.held == 0
-    assert len(wire.lines) == 6
+    assert len(wire.lines) == len(taken)
+
+
+def test_slow_clients_take_nothing_from_whole_requests_E3():
+    wire = Wire(BUFFER)
+    slow = [wire.connect().send(post(b"x" * 10000)[:-1]) for _ in range(30)]
+    assert wire.connect().send(post(b"whole" * 2000)).statuses == [200]
+    assert any(not client.transport.sent for client in slow)
+
+
+def test_bytes_count_when_they_are_read_E3():
+    """All clients are read before the turn begins."""
+    wire = Wire({"MAX_BUFFER_BYTES": "1000000"})
+    clients = [wire.connect() for _ in range(20)]
+    for client in clients:
+        client.transport.receive(post(b"x" * 100) * 800)
+        assert wire.tick.unread <= 1_000_000
+        assert sum(len(data) for _, data in wire.tick.reads) == wire.tick.unread
+    wire.loop.settle()
+    assert wire.tick.unread == wire.tick.held == 0
+    for client in clients:
+        statuses = client.statuses
+        assert statuses[-1] == 503 or statuses == [200] * 800
+        assert set(statuses[:-1]) <= {200}
+    assert len(wire.lines) == sum(client.statuses.count(200) for client in clients)
+    assert wire.loop.failures == []
+
+
+def test_where_batches_have_taken_all_the_room_events_are_refused_one_by_one():
+    wire = Wire({"MAX_BUFFER_BYTES": "1000000"})
+    wire.held_elsewhere = 1_000_000
+    wire.refuse = True
+    client = wire.connect().send(post(b"1"), post(b"2"))
+    assert client.statuses == [503, 503]
+    assert not client.sees_end
+
+
+# One turn.
+
+
+def test_a_turn_commits_every_512_lines_or_1_mib_E1():
+    wire = Wire({"MAX_BODY_SIZE": "100000"})
+    committed = []
+    commit = wire.tick._commit
+    wire.tick._commit = lambda turn: (committed.append((turn.events, turn.size)), commit(turn))
+    clients = [wire.connect() for _ in range(60)]
+    for client in clients:
+        client.transport.receive(request("GET", "/collect", host="") * 200)
+    wire.loop.settle()
+    assert sum(events for events, _ in committed) == 60 * 200
+    assert max(events for events, _ in committed) < 512 + 256
+    committed.clear()
+    for client in clients:
+        client.transport.receive(post(b"\x01" * 7000))
+    wire.loop.settle()
+    assert max(size for _, size in committed) < (1 << 20) + 8000 * 6
+    assert all(client.statuses == [200] * 201 for client in clients)
+
+
+def test_who_sends_little_is_not_behind_all_that_others_have_sent_E1():
+    wire = Wire()
+    greedy, prober = [wire.connect() for _ in range(100)], wire.connect()
+    for client in greedy:
+        client.transport.receive(request("GET", "/collect", host="") * 200)
+    wire.loop.turn()
+    assert len(wire.lines) < 512 * 5
+    prober.transport.receive(request("GET", "/health"))
+    wire.loop.turn()
+    assert prober.statuses == [200]
+    assert len(wire.lines) < 512 * 10
+    wire.loop.settle()
+    assert [client.statuses for client in greedy] == [[200] * 200] * 100
+
+
+def test_a_drain_answers_what_a_turn_has_left_for_the_next():
+    wire = Wire()
+    clients = [wire.connect() for _ in range(100)]
+    for client in clients:
+        client.transport.receive(request("GET", "/collect", host="") * 200)
+    wire.loop.turn()
+    wire.tick.drain()
+    wire.loop.settle()
+    assert all(client.statuses and set(client.statuses) == {200} and client.closed for client in clients)
+    assert len(wire.lines) == sum(len(client.statuses) for client in clients)
+
+
+def test_the_answers_that_one_slice_causes_are_bounded_pages_too_E2():
+    wire = Wire()
+    wire.page = b"# metrics\n" * 1000
+    client = wire.connect()
+    client.transport.stuck = True
+    client.send(request("GET", "/metrics") * 100)
+    assert client.transport.largest_unsent < UNSENT_ANSWERS + 2 * (len(wire.page) + 300)
+    client.transport.read_by_client()
+    *_, last = client.answers()
+    assert last.headers["Connection"] == "close"
+    assert client.sees_end
+
+
+def test_unsent_answers_of_all_clients_are_bounded_E2():
+    wire = Wire({"MAX_BUFFER_BYTES": "1000000"})
+    clients = [wire.connect() for _ in range(20)]
+    for client in clients:
+        client.transport.stuck = True
+        client.send(request("GET", "/collect?x") * 150)
+    wire.pass_time(SWEEP_SECONDS)
+    unsent = sum(len(client.transport.unsent) for client in clients)
+    assert 0 < unsent <= 250_000
+    assert any(client.transport.reset for client in clients)
 
 
 def test_what_batches_hold_counts_too():
