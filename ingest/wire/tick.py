@@ -57,6 +57,7 @@ class Tick:
         "_loop",
         "_refusing",
         "_sleep",
+        "_stopwatch",
         "_take",
         "_wall_clock",
         "arrived",
@@ -98,6 +99,7 @@ class Tick:
         max_connections: int,
         deferred: bool = False,
         wall_clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         # For the process's life.
@@ -105,6 +107,7 @@ class Tick:
         self._commit = commit
         self.loop_time = loop.time
         self._wall_clock = wall_clock
+        self._stopwatch = stopwatch
         self._sleep = sleep
         self.limits = limits
         self.encoder = encoder
@@ -144,8 +147,9 @@ class Tick:
         """
         if self._late:
             return  # a turn is on its way already
-        self.arrived = self.loop_time()
-        gathers = waits and self._gathering.pays(self.arrived)
+        # The loop's own clock stands still from one poll to the next, and with it a slow disk would be a fast one.
+        self.arrived = self._stopwatch()
+        gathers = waits and self._gathering.pays(self.loop_time())
         self._loop.call_soon(self._gather if gathers else self.run)
 
     def joined(self) -> None:
@@ -267,7 +271,7 @@ class Tick:
         """Count requests with events, once for a turn."""
         metrics = self.metrics
         metrics.requests.add(Answer.OK if committed else Answer.UNAVAILABLE, requests)
-        metrics.request_seconds.observe(self.loop_time() - arrived, requests)
+        metrics.request_seconds.observe(self._stopwatch() - arrived, requests)
 
     def count_answer(self, answer: bytes) -> None:
         """Count an answer to no event by the class of its status."""

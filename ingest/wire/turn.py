@@ -48,7 +48,7 @@ class Turn:
     def __init__(self, seconds: int, arrived: float = 0.0, settled: Settled | None = None) -> None:
         self.seconds = seconds
         self.arrived = arrived
-        """When the turn's first bytes came, on the loop's clock."""
+        """When the turn's first bytes came, on a stopwatch."""
         self._settled = settled
         self.lines: list[bytes] = []
         """One for each event, until whoever commits them has taken them."""

@@ -334,6 +334,7 @@ class Wire:
         self.ready = True
         self.page = b"# metrics\n"
         self.clock = float(NOW)
+        self.stopwatch = 0.0
         self.commits: deque[Turn] = deque()
         self.most_held = 0
         self.rests: list[float] = []
@@ -355,6 +356,7 @@ class Wire:
             max_connections=settings.max_connections,
             deferred=self.deferred,
             wall_clock=lambda: self.clock,
+            stopwatch=lambda: self.stopwatch,
             sleep=self.rests.append,
         )
         self.names = HeaderNames(encoder.headers)
