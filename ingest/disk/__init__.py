@@ -11,7 +11,6 @@ from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
 from ingest.disk.reading import Reader, exists, files_below, is_folder, read_file
 from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, slot_folders
-from ingest.disk.volume import Volume
 
 __all__ = [
     "ADOPT_AT_ONCE",
@@ -26,7 +25,6 @@ __all__ = [
     "Slot",
     "StorageError",
     "TornTail",
-    "Volume",
     "create",
     "exists",
     "files_below",

@@ -11,29 +11,27 @@ sends SIGTERM, so that the point is hit during the drain.
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
 import sys
-import threading
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 from typing import TYPE_CHECKING
 
 from ingest.config.settings import load
-from ingest.disk.filesystem import Filesystem
+from tests.process.faulty_server import armed, die, room_of
+from tests.stand_ins.disk import Disk
 
 if TYPE_CHECKING:
-    from ingest.config.settings import Settings
+    from pathlib import Path
 
-ARMED = "armed"
+    from ingest.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """Where the process dies, and what has to fail so that it gets there."""
 
-    calls: tuple[str, ...]  # the method of Filesystem
+    calls: tuple[str, ...]  # operations of `tests.stand_ins.disk`
     room: str  # "store", "dlq" or "journal": where its path lies
     when: str = "after"  # or "before" the call
     temporary: bool = False  # the path is a temporary's
@@ -81,125 +79,45 @@ POINTS: dict[str, Point] = {
 }
 
 
-class CrashingFilesystem(Filesystem):
-    """The real file system up to the instant in question."""
+def crashing_disk(name: str, nth: int, settings: Settings) -> Disk:
+    """The real disk up to the instant in question."""
+    point, room = POINTS[name], room_of(settings)
+    folders = (settings.journal_dir, settings.dlq_dir)
+    inherited = {os.path.abspath(path) for folder in folders for path in folder.rglob("*") if path.is_file()}
+    named_in: set[Path] = set()
+    disk = Disk()
 
-    __slots__ = ("_inherited", "_left", "_lock", "_name", "_named_in", "_paths", "_point", "_rooms", "_syncs")
+    def is_it(path: Path) -> bool:
+        return (
+            room(path) == point.room
+            and (path.suffix == ".tmp") == point.temporary
+            and point.inherited in (None, os.path.abspath(path) in inherited)
+            and path.name != "lock"
+            and (not point.armed or armed())
+            and (not point.published or path in named_in)
+        )
 
-    def __init__(self, name: str, nth: int, settings: Settings) -> None:
-        self._name = name
-        self._point = POINTS[name]
-        self._left = nth
-        self._lock = threading.Lock()
-        self._paths: dict[int, str] = {}
-        self._named_in: set[str] = set()
-        self._syncs = 0
-        # The journal lies below the DLQ unless it is told otherwise, so it is asked first.
-        self._rooms = [
-            ("journal", _folder(settings.journal_dir)),
-            ("dlq", _folder(settings.dlq_dir)),
-            ("store", _folder(settings.store_dir)),
-        ]
-        folders = (settings.journal_dir, settings.dlq_dir)
-        self._inherited = {_absolute(path) for folder in folders for path in folder.rglob("*") if path.is_file()}
-
-    def open(self, path: str | Path, flags: int, mode: int = 0o640) -> int:
-        if self._point.store_fails and self._room(str(path)) == "store":
-            raise OSError(errno.EIO, "the store fails as told")
-        self._reach("open", path, "before")
-        fd = super().open(path, flags, mode)
-        self._paths[fd] = str(path)
-        self._reach("open", path, "after")
-        return fd
-
-    def write(self, fd: int, data: bytes | bytearray | memoryview) -> int:
-        path = self._paths.get(fd, "")
-        self._reach("write", path, "before")
-        taken = super().write(fd, data)
-        self._reach("write", path, "after")
-        return taken
-
-    def fdatasync(self, fd: int) -> None:
-        path = self._paths.get(fd, "")
-        if self._point.sync_fails and self._room(path) == "journal" and not _is_temporary(path):
-            self._syncs += 1
-            if self._syncs % 4 == 0:
-                raise OSError(errno.EIO, "this sync fails as told")
-        self._reach("fdatasync", path, "before")
-        super().fdatasync(fd)
-        self._reach("fdatasync", path, "after")
-
-    def close(self, fd: int) -> None:
-        self._paths.pop(fd, None)
-        super().close(fd)
-
-    def rename(self, src: str | Path, dst: str | Path) -> None:
-        self._reach("rename", dst, "before")
-        super().rename(src, dst)
-        self._named_in.add(str(Path(dst).parent))
-        self._reach("rename", dst, "after")
-
-    def link(self, src: str | Path, dst: str | Path) -> None:
-        self._reach("link", dst, "before")
-        super().link(src, dst)
-        self._named_in.add(str(Path(dst).parent))
-        self._reach("link", dst, "after")
-
-    def unlink(self, path: str | Path) -> None:
-        self._reach("unlink", path, "before")
-        super().unlink(path)
-        self._reach("unlink", path, "after")
-
-    def fsync_dir(self, path: str | Path) -> None:
-        named = str(path) in self._named_in
-        super().fsync_dir(path)
-        if named:
-            self._named_in.discard(str(path))
-            self._reach("fsync_dir", path, "after", published=True)
-
-    def _reach(self, call: str, path: str | Path, when: str, *, published: bool = False) -> None:
-        point, name = self._point, _absolute(path)
-        if (
-            call not in point.calls
-            or when != point.when
-            or self._room(name) != point.room
-            or _is_temporary(name) != point.temporary
-            or published != point.published
-            or (point.inherited is not None and (name in self._inherited) != point.inherited)
-            or name.endswith("/lock")
-            or (point.armed and not Path(ARMED).exists())
-        ):
-            return
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                line = {"event": "crash_point", "point": self._name, "path": name}
-                os.write(2, json.dumps(line).encode() + b"\n")
-                os.kill(os.getpid(), signal.SIGKILL)
-                signal.pause()
-
-    def _room(self, path: str) -> str:
-        folder = _folder(path)
-        return next((room for room, root in self._rooms if folder.startswith(root)), "")
-
-
-def _absolute(path: str | Path) -> str:
-    return os.path.abspath(path)
-
-
-def _folder(path: str | Path) -> str:
-    return _absolute(path) + "/"
-
-
-def _is_temporary(path: str) -> bool:
-    return path.endswith(".tmp")
+    reached = disk.on(*point.calls, when=is_it, nth=nth, after=point.when == "after")
+    reached.call(lambda path: die(event="crash_point", point=name, path=str(path)))
+    if point.published:
+        disk.on("rename", "link", after=True).call(lambda path: named_in.add(path.parent))
+        disk.on("fsync_dir", after=True).call(named_in.discard)
+    if point.store_fails:
+        disk.on("open", when=lambda path: room(path) == "store").fail(errno.EIO)
+    if point.sync_fails:
+        segments = count()
+        disk.on(
+            "fdatasync",
+            when=lambda path: room(path) == "journal" and path.suffix != ".tmp" and next(segments) % 4 == 3,
+        ).fail(errno.EIO)
+    return disk
 
 
 def main() -> None:
     from ingest.server import serve
 
     settings = load(os.environ)
-    serve(settings, fs=CrashingFilesystem(sys.argv[1], int(sys.argv[2]), settings))
+    serve(settings, fs=crashing_disk(sys.argv[1], int(sys.argv[2]), settings))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from tests.process.client import Load, Sent, send
-from tests.process.crashing_server import ARMED, POINTS
+from tests.process.crashing_server import POINTS
+from tests.process.faulty_server import ARMED
 from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_client, s3_environment
 

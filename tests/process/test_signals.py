@@ -16,7 +16,8 @@ import pytest
 
 from tests.process.client import Load, Sent, send
 from tests.process.collector import bare_environment
-from tests.process.hanging_server import ARMED, HANGS
+from tests.process.faulty_server import ARMED
+from tests.process.hanging_server import HANGS
 from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_client, s3_environment
 
