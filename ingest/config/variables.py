@@ -75,9 +75,9 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
         ),
         Variable(
             "MAX_BODY_SIZE",
-            "16384",
+            "65536",
             forms.size(1, 8 << 20),
-            "The body, or the query string of a GET; above it 413",
+            "The body, or the query string of a GET; above it 413. `sendBeacon` goes to 64 KiB",
         ),
         Variable(
             "BODY_FORMAT",

@@ -22,7 +22,7 @@ DEFAULTS = {
     "RAW_PREFIX": "raw",
     "DLQ_PREFIX": "raw_dlq",
     "AWS_REGION": "required with a bucket",
-    "MAX_BODY_SIZE": "16384",
+    "MAX_BODY_SIZE": "65536",
     "MAX_HEADER_BYTES": "16384",
     "CHANNEL_SIZE": "4000",
     "UPLOAD_QUEUE": "4",
