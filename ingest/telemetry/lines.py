@@ -1,6 +1,6 @@
 """The way of a finished log line to standard error: a bounded queue, and a thread that writes.
 
-Owns the descriptor's writes, the queue of `WAITING` lines and the count of lines that found it full.
+Owns the writes, the queue of `WAITING` lines or `WAITING_BYTES`, and the count of lines that found it full.
 Promises that whoever logs never waits for the reader of the log once `start` was called: a line goes into the queue or
 is dropped and counted, and the log says how many were when the reader is back. Lines leave in the order in which they
 came, each in one piece.
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WAITING: Final = 1000
 """Lines that wait for the reader at most; one more is dropped."""
+WAITING_BYTES: Final = 4 << 20
+"""Their bytes at most, because a line with a traceback may have many."""
 STDERR: Final = 2
 
 
@@ -34,7 +36,10 @@ class Lines:
         self._descriptor = descriptor
         self._on_gap = on_gap
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
-        self._counting = threading.Lock()
+        self._bytes = 0
+        """Bytes of the lines in the queue."""
+        # Reentrant, because the collector of cycles may log while a line is being counted.
+        self._counting = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -58,10 +63,12 @@ class Lines:
         """Have one line written."""
         if self._thread is None:
             self._write(line)
-        elif self._queue.qsize() < WAITING:
-            self._queue.put(line)
-        else:
-            with self._counting:
+            return
+        with self._counting:
+            if self._queue.qsize() < WAITING and self._bytes + len(line) <= WAITING_BYTES:
+                self._bytes += len(line)
+                self._queue.put(line)
+            else:
                 self.dropped += 1
 
     debug = info = warning = error = critical = msg
@@ -73,6 +80,8 @@ class Lines:
             if isinstance(line, threading.Event):
                 line.set()
                 continue
+            with self._counting:
+                self._bytes -= len(line)
             self._write(line)
             if self.dropped > told and self._queue.qsize() < WAITING // 2:
                 missing, told = self.dropped - told, self.dropped

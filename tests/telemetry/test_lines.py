@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from ingest.telemetry.lines import WAITING, Lines
+from ingest.telemetry.lines import WAITING, WAITING_BYTES, Lines
 
 
 def until(condition, seconds=30.0):
@@ -62,6 +62,23 @@ def test_d1_a_reader_that_does_not_read_keeps_nobody_waiting_and_the_gap_is_told
     thread.join(30)
     assert found[0].count(line) == logged - dropped
     assert sum(gaps) == dropped
+
+
+def test_the_bytes_that_wait_are_bounded_too():
+    reader, writer = os.pipe()
+    lines = Lines(writer)
+    lines.start()
+    line = b"x" * (1 << 18)
+    for _ in range(100):
+        lines.msg(line)
+    assert 100 - lines.dropped <= WAITING_BYTES // len(line) + 1, "one is on its way"
+    threading.Thread(target=lambda: read_all(reader), daemon=True).start()
+    assert lines.finish(30)
+    before = lines.dropped
+    lines.msg(line)
+    assert lines.finish(30)
+    assert lines.dropped == before, "what was written waits no more"
+    os.close(writer)
 
 
 def test_several_threads_mix_no_lines_and_lose_no_count():
