@@ -51,6 +51,7 @@ ADOPT_MORE_SECONDS: Final = 1.0
 ADOPTED_MAX: Final = 32
 """So many slots of dead processes are held at once in each directory: each costs a descriptor until it is emptied."""
 STORAGE_THREADS: Final = 4
+GZIP_THREADS: Final = 2
 
 log = structlog.get_logger()
 
@@ -62,7 +63,9 @@ class World:
     loop: asyncio.AbstractEventLoop
     fs: Filesystem = field(default_factory=Filesystem)
     storage: Executor = field(default_factory=partial(ThreadPoolExecutor, STORAGE_THREADS, "storage"))
-    """Runs what blocks, but for the journal's syncs."""
+    """Runs what blocks, but for the journal's syncs, the disks' lanes and what only computes."""
+    gzip: Executor = field(default_factory=partial(ThreadPoolExecutor, GZIP_THREADS, "gzip"))
+    """Compresses and judges files. No disk that hangs can hold it up."""
     sync: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sync"))
     lane: Callable[[str], Lane] = Lane
     """Makes the thread of a disk."""
@@ -113,7 +116,7 @@ class Collector:
         self.journal_lane = self.dlq_lane if self._is_one_disk() else world.lane("journal")
         places = Places(world.fs, (settings.journal_dir, self.journal_lane), (settings.dlq_dir, self.dlq_lane))
         self.backlog = Backlog(
-            world.fs, self.journal_slot, metrics, self.journal_lane, world.storage, places, token=keys.token
+            world.fs, self.journal_slot, metrics, self.journal_lane, world.gzip, places, token=keys.token
         )
         self.dlq = Spool(
             settings,
@@ -121,7 +124,7 @@ class Collector:
             [self.dlq_slot],
             metrics,
             self.dlq_lane,
-            world.storage,
+            world.gzip,
             places,
             token=keys.token,
             backlog_bytes=self._backlog_bytes,
@@ -149,7 +152,7 @@ class Collector:
             self.backlog,
             self.journal,
             metrics,
-            world.storage,
+            world.gzip,
             on_room=self._room_made,
             clock=world.clock,
             now=world.now,

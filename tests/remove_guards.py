@@ -41,6 +41,7 @@ DURABLE = "disk/test_disk.py::"
 JOURNAL = "intake/test_journal.py::"
 DLQ = "spool/test_letters.py::"
 RECOVERY = "delivery/test_recovery.py::"
+REFUSED = "delivery/test_refused.py::"
 RIVALS = "delivery/test_rivals.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
@@ -344,7 +345,8 @@ GUARDS: tuple[Guard, ...] = (
         "a segment goes after its dead letter is published",
         "delivery/upload.py",
         "        is_last = self.course.phase >= Phase.DISK_ONLY\n",
-        "        is_last = self.course.phase >= Phase.DISK_ONLY\n        self._journal.release(batch)\n",
+        "        is_last = self.course.phase >= Phase.DISK_ONLY\n        self._journal.release(batch)\n"
+        "        await self._sleep(0.5)\n",
         JOURNAL + "test_the_segment_stays_until_the_dead_letter_is_published",
     ),
     _guard(
@@ -453,7 +455,49 @@ GUARDS: tuple[Guard, ...] = (
         "            return Step.EXPIRED\n",
         EXPIRY + "test_an_old_file_expires_only_after_its_put_has_failed",
     ),
+    _guard(
+        "a refusal is a verdict by contrast",
+        "store/outcome.py",
+        "if contrast and isinstance(error, Refusal)",
+        "if isinstance(error, Refusal)",
+        REFUSED + "test_without_contrast_a_refusal_is_an_outage",
+    ),
+    _guard(
+        "recovery does not feed the breaker",
+        "delivery/attempt.py",
+        "if feeds_breaker or permit.is_probe:",
+        "if True:",
+        REFUSED + "test_puts_of_recovery_that_come_to_nothing_never_open_the_breaker",
+    ),
+    _guard(
+        "409 and 412 never count",
+        "delivery/attempt.py",
+        "elif outcome.verdict is Verdict.REFUSED or outcome.is_conflict:",
+        "elif outcome.verdict is Verdict.REFUSED:",
+        REFUSED + "test_409_and_412_to_batches_never_count",
+    ),
+    _guard(
+        "a file that was put off waits",
+        "delivery/recovery.py",
+        "            if not self.aside.is_due(letter.key):\n                return Step.WAITS\n",
+        "",
+        REFUSED + "test_a4_live_batches_do_not_notice_files_whose_prefix_is_denied",
+    ),
+    _guard(
+        "a drain tries the store",
+        "delivery/attempt.py",
+        "            self.breaker.hurry()\n",
+        "            pass\n",
+        "delivery/test_drain.py::test_a7_a_drain_tries_a_store_that_is_back_whatever_the_breaker_knew",
+    ),
     # Stores.
+    _guard(
+        "the first create that is stored is sent once more",
+        "store/s3.py",
+        "if self._creates is _Creates.UNPROVEN:",
+        "if False:",
+        S3 + "test_a5_a_store_that_ignores_the_condition_is_asked_what_it_holds_from_then_on",
+    ),
     _guard(
         "S3 is asked to refuse a key that exists",
         "store/s3.py",

@@ -246,6 +246,7 @@ class Recovery:
         if letter is None:
             return Step.NOTHING
         async with letter:
+            letter.refused = self.aside.is_refused(letter.key)
             if not self.aside.is_due(letter.key):
                 return Step.WAITS
             try:
@@ -314,6 +315,7 @@ class Recovery:
             self._expire(letter)
             return Step.EXPIRED
         self.aside.put_off(letter.key, outcome, object_key=key)
+        letter.refused = outcome.verdict is Verdict.REFUSED
         return Step.REFUSED if isinstance(outcome.error, Refusal) else Step.AWAY
 
     def _settle(self, copy: Copy, choice: Choice) -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from ingest.delivery.breaker import State
 from ingest.delivery.upload import Uploader
 from ingest.telemetry import Place
 from tests.delivery.rig import Batch, rig_of
@@ -183,5 +184,84 @@ def test_a_cancelled_run_leaves_every_batch_to_the_drain(tmp_path):
             await asyncio.gather(task, return_exceptions=True)
             left = await rig.drain(20)
             assert (left.dlq_files, left.lost_batches) == (5, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("batches", [0, 1], ids=["files", "a batch too"])
+def test_a7_a_drain_tries_a_store_that_is_back_whatever_the_breaker_knew(tmp_path, monkeypatch, batches):
+    monkeypatch.setattr("ingest.delivery.breaker.FIRST_PAUSE", 3600.0)
+    rig = rig_of(tmp_path, then="fail", upload_queue=20, s3_app_retries=3)
+
+    async def main():
+        async with rig.running() as uploader:
+            rig.submit(*(Batch(n) for n in range(4)))
+            await rig.until(lambda: rig.dlq.files == 4)
+            assert uploader.attempts.breaker.state is State.OPEN
+            rig.store_.then = "ok"
+            rig.submit(*(Batch(n) for n in range(10, 10 + batches)))
+            await rig.until(lambda: rig.dlq.files == 4 + batches)
+            left = await rig.drain(20)
+            assert (left.dlq_files, left.lost_batches) == (0, 0)
+            assert rig.metrics.books.events_stored == 3 * (4 + batches)
+
+    asyncio.run(main())
+
+
+def test_a_drain_whose_one_try_fails_does_not_wait_for_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.delivery.breaker.FIRST_PAUSE", 3600.0)
+    rig = rig_of(tmp_path, then="fail", upload_queue=20, s3_app_retries=3)
+
+    async def main():
+        async with rig.running() as uploader:
+            rig.submit(*(Batch(n) for n in range(4)))
+            await rig.until(lambda: rig.dlq.files == 4)
+            assert uploader.attempts.breaker.state is State.OPEN
+            tries = len(rig.store_.tries)
+            began = time.monotonic()
+            left = await rig.drain(60)
+            assert time.monotonic() - began < 20
+            assert len(rig.store_.tries) == tries + 1
+            assert left.dlq_files == 4
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_is_spilled_while_the_process_drains_is_put_too(tmp_path):
+    """Recovery must not end its work while a batch may still come to the disk."""
+    rig = rig_of(tmp_path, upload_concurrency=1, upload_queue=1)
+    rig.store_.took = 0.05
+
+    async def main():
+        async with rig.running():
+            rig.submit(*(Batch(n) for n in range(8)))
+            left = await rig.drain(30)
+            assert (left.dlq_files, left.lost_batches) == (0, 0)
+            assert rig.metrics.books.events_stored == 24
+
+    asyncio.run(main())
+
+
+def test_c5_a_drain_ends_in_time_while_the_disk_hangs_and_leaves_batches_to_their_segments(tmp_path):
+    rig = rig_of(tmp_path, then="fail", upload_queue=20, s3_app_retries=1)
+    rule = rig.fs.on("open").hang()
+
+    async def main():
+        try:
+            async with rig.open(scan=False) as dlq:
+                uploader = rig.uploader = Uploader(
+                    rig.settings, rig.store_, dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+                )
+                task = asyncio.ensure_future(uploader.run())
+                rig.submit(*(Batch(n) for n in range(6)))
+                began = time.monotonic()
+                left = await rig.drain(4)
+                assert time.monotonic() - began < 4.5
+                assert (left.backlog_events, left.lost_events) == (18, 0)
+                rule.release()
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        finally:
+            rule.release()
 
     asyncio.run(main())

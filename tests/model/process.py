@@ -81,6 +81,7 @@ class Process:
                 self.loop,
                 fs=self.disk,
                 storage=self.executor,
+                gzip=self.executor,
                 sync=self.sync_executor,
                 lane=lambda name: StepLane(name, world.time, self.lane_executor),
                 store=self.link,

@@ -21,6 +21,7 @@ from ingest.disk.slots import Slot
 from ingest.format import codec
 from ingest.spool.places import Copy
 from ingest.spool.spool import Spool
+from ingest.store import Refusal
 from ingest.telemetry import Place
 from ingest.telemetry.metrics import Metrics
 from tests.stand_ins.disk import Disk
@@ -69,7 +70,10 @@ def files(folder: Path) -> list[str]:
 
 
 class Store:
-    """A store in memory. `script` yields one word a call: ok, fail, hang, lose (stored, and the answer lost)."""
+    """A store in memory. `script` yields one word a call: ok, fail, hang, lose (stored, and the answer lost).
+
+    Keys in `refused` fail always. Keys below a prefix in `denied` get the answer of a store that does not let us.
+    """
 
     def __init__(self, *script, then="ok"):
         self.objects = {}
@@ -80,6 +84,8 @@ class Store:
         self.took = 0.0
         self.then = then
         self.refused = set()
+        self.denied = set()
+        self.answers = {"409": 409, "412": 412}
         self._script = list(script)
 
     address = "memory"
@@ -102,6 +108,11 @@ class Store:
             word = self._script.pop(0) if self._script else self.then
             if key in self.refused:
                 word = "fail"
+            if key.partition("/dt=")[0] in self.denied:
+                cause = {"error": "AccessDenied", "code": "AccessDenied", "status": 403}
+                raise Refusal(operation, key, "not allowed", transient=False, cause=cause)
+            if word in self.answers:
+                raise StorageError(operation, key, "as told", transient=True, cause={"status": self.answers[word]})
             if word == "hang":
                 await asyncio.Event().wait()
             if word == "fail":
