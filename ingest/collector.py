@@ -138,7 +138,7 @@ class Collector:
             self.journal = Journal(
                 world.fs,
                 self.journal_slot,
-                world.storage,
+                self.journal_lane,
                 world.sync,
                 metrics,
                 sync=settings.durability == "fsync",
@@ -192,6 +192,7 @@ class Collector:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._start_store())
             tasks.create_task(self.uploader.run())
+            tasks.create_task(self.journal.watch())
             tasks.create_task(self.recover())
 
     async def recover(self) -> None:

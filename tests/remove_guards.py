@@ -39,6 +39,7 @@ def _guard(name: str, file: str, text: str, replacement: str, *tests: str) -> Gu
 
 DURABLE = "disk/test_disk.py::"
 JOURNAL = "intake/test_journal.py::"
+NAMES = "intake/test_names.py::"
 DLQ = "spool/test_letters.py::"
 RECOVERY = "delivery/test_recovery.py::"
 REFUSED = "delivery/test_refused.py::"
@@ -250,15 +251,15 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "the segment's folders are synced",
         "intake/journal.py",
-        "make_dirs(self._fs, segment.path.parent, self._root, sync=True)",
-        "make_dirs(self._fs, segment.path.parent, self._root, sync=False)",
+        "make_dirs(self._fs, segment.path.parent, segment.root, sync=True)",
+        "make_dirs(self._fs, segment.path.parent, segment.root, sync=False)",
         JOURNAL + "test_the_first_acknowledgement_of_a_segment_survives_a_power_cut_with_name_and_folders",
     ),
     _guard(
         "the segment's folders are synced again for each segment",
         "intake/journal.py",
-        "make_dirs(self._fs, segment.path.parent, self._root, sync=True)",
-        'make_dirs(self._fs, segment.path.parent, self._root, sync=True, synced=vars(self).setdefault("seen", set()))',
+        "make_dirs(self._fs, segment.path.parent, segment.root, sync=True)",
+        'make_dirs(self._fs, segment.path.parent, segment.root, sync=True, synced=vars(self).setdefault("on", set()))',
         JOURNAL + "test_the_folder_of_an_hour_that_was_emptied_is_synced_when_it_is_made_again",
     ),
     _guard(
@@ -272,9 +273,9 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a descriptor whose sync failed is given up",
         "intake/journal.py",
-        "                self._fail(batch, segment, error)\n        self._answer()\n",
+        "                self._fail(batch, segment, error)\n        for segment in outcome",
         "                batch.cut()\n                self._commits.refuse(batch)\n"
-        "                self._latch.trip(error)\n        self._answer()\n",
+        "                self._latch.trip(error)\n        for segment in outcome",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
     ),
     _guard(
@@ -301,8 +302,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a rewrite is published",
         "intake/journal.py",
-        "publish(self._fs, segment.path, lines, root=self._root)",
-        "publish(self._fs, segment.path, lines, root=self._root, sync=False)",
+        "publish(self._fs, path, lines, root=root)",
+        "publish(self._fs, path, lines, root=root, sync=False)",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
     ),
     _guard(
@@ -318,6 +319,34 @@ GUARDS: tuple[Guard, ...] = (
         "if segment is None or segment.state in (SegmentState.BROKEN, SegmentState.REMOVED):",
         "if segment is None or segment.state is SegmentState.REMOVED:",
         JOURNAL + "test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place",
+    ),
+    _guard(
+        "a lost name is noticed",
+        "intake/journal.py",
+        "if batch in self._batches and (segment in lost or segment.root != root):",
+        "if batch in self._batches and segment.root != root:",
+        NAMES + "test_c9_a_folder_that_is_removed_latches_and_all_that_is_acknowledged_lies_on_disk_again",
+    ),
+    _guard(
+        "a lost lock is noticed",
+        "intake/journal.py",
+        "            if not is_ours:\n",
+        "            if False:\n",
+        NAMES + "test_c9_a_lock_that_is_removed_is_taken_again",
+    ),
+    _guard(
+        "nothing is written anew in a slot that another holds",
+        "intake/journal.py",
+        "        with lines:\n            self._hold_slot()\n",
+        "        with lines:\n",
+        NAMES + "test_c9_a_slot_that_another_process_made_anew_is_left_to_it",
+    ),
+    _guard(
+        "a file of another inode is not the lock",
+        "disk/slots.py",
+        "has_name(self._fs, lock, Identity.of(held))",
+        "has_name(self._fs, lock, None)",
+        DURABLE + "test_c9_a_lock_that_lost_its_name_is_noticed_and_taken_again",
     ),
     _guard(
         "the latch keeps the disk in peace",

@@ -9,7 +9,7 @@ from ingest.disk.filesystem import FILE_MODE, Bytes, Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
-from ingest.disk.reading import Reader, exists, files_below, is_folder, read_file
+from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, slot_folders
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Bytes",
     "Entries",
     "Filesystem",
+    "Identity",
     "Lane",
     "Reader",
     "Slot",
@@ -28,6 +29,7 @@ __all__ = [
     "create",
     "exists",
     "files_below",
+    "has_name",
     "is_folder",
     "make_dirs",
     "prune",

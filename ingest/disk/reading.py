@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ingest.disk.errors import StorageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_LOST = (*_ABSENT, errno.ESTALE)
 
 
 def exists(fs: Filesystem, path: Path) -> bool:
@@ -43,6 +44,29 @@ def _mode(fs: Filesystem, path: Path) -> int | None:
         if error.errno in _ABSENT:
             return None
         raise StorageError.of("stat", path, error) from error
+
+
+class Identity(NamedTuple):
+    """A file, whatever it is called."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Identity:
+        """Take it from what `stat` found."""
+        return cls(found.st_dev, found.st_ino)
+
+
+def has_name(fs: Filesystem, path: Path, identity: Identity | None) -> bool:
+    """Tell whether the name still leads to this file (None: to any); `StorageError` if the disk would not say."""
+    try:
+        found = Identity.of(fs.stat(path))
+    except OSError as error:
+        if error.errno in _LOST:
+            return False
+        raise StorageError.of("stat", path, error) from error
+    return identity in (None, found)
 
 
 def files_below(fs: Filesystem, root: Path, unread: list[StorageError]) -> Generator[Path, None, None]:

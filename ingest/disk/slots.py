@@ -1,7 +1,8 @@
 """Numbered folders, each held by one process.
 
 Owns the locks. Promises that at most one process holds a slot, and that the kernel frees it however that process ends.
-Never removes a slot's folder or its lock file. All of it blocks.
+Never removes a slot's folder or its lock file. Somebody else may: then the lock holds nothing any more, for another
+process makes a new file of that name and locks that. `is_ours` tells, and `take_again` mends it. All of it blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE
 from ingest.disk.folders import make_dirs
-from ingest.disk.reading import files_below
+from ingest.disk.reading import Identity, files_below, has_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,13 +56,8 @@ class Slot:
     @classmethod
     def take_first_free(cls, fs: Filesystem, base: Path) -> Slot:
         """Hold the lowest slot that nobody holds, made if need be."""
-        number = 0
-        while True:
-            make_dirs(fs, base / str(number), base, sync=True)
-            slot = cls._try(fs, base, number)
-            if slot is not None:
-                return slot
-            number += 1
+        number, fd = _lock_first_free(fs, base)
+        return cls(fs, base / str(number), number, fd)
 
     @classmethod
     def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE) -> Adopted:
@@ -80,19 +76,46 @@ class Slot:
             if len(found.slots) >= at_most:
                 break
             try:
-                slot = cls._try(fs, base, number)
+                fd = _lock(fs, base, number)
             except StorageError as error:
                 found.unread.append(error)
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     break
                 continue
-            if slot is None:
+            if fd is None:
                 continue
+            slot = cls(fs, base / str(number), number, fd)
             if _holds_files(fs, slot.path, found.unread):
                 found.slots.append(slot)
             else:
                 slot.release()
         return found
+
+    def is_ours(self) -> bool:
+        """Tell whether the lock that we hold is the one that others meet; `StorageError` if that cannot be told."""
+        lock = self.path / LOCK_NAME
+        if self._fd is None:
+            return False
+        try:
+            held = self._fs.fstat(self._fd)
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                return False
+            raise StorageError.of("stat", lock, error) from error
+        return held.st_nlink > 0 and has_name(self._fs, lock, Identity.of(held))
+
+    def take_again(self) -> None:
+        """Hold a slot after the lock has lost its name: this one, or, if another process has it, the first free one.
+
+        `path` and `number` are those of the slot that is held then. One caller at a time.
+        """
+        base = self.path.parent
+        make_dirs(self._fs, self.path, base, sync=True)
+        number, fd = self.number, _lock(self._fs, base, self.number)
+        if fd is None:
+            number, fd = _lock_first_free(self._fs, base)
+        self.release()
+        self._fd, self.number, self.path = fd, number, base / str(number)
 
     def release(self) -> None:
         """Let go of the slot; doing so twice does no harm."""
@@ -101,28 +124,39 @@ class Slot:
             with suppress(OSError):
                 self._fs.close(fd)
 
-    @classmethod
-    def _try(cls, fs: Filesystem, base: Path, number: int) -> Slot | None:
-        path = base / str(number)
-        lock = path / LOCK_NAME
-        try:
-            fd = fs.open(lock, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        except OSError as error:
-            raise StorageError.of("open", lock, error) from error
-        try:
-            fs.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            with suppress(OSError):
-                fs.close(fd)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return None
-            raise StorageError.of("flock", lock, error) from error
-        return cls(fs, path, number, fd)
-
 
 def slot_folders(fs: Filesystem, base: Path) -> list[Path]:
     """Return the folders of all slots, lowest first, whoever holds them; `StorageError` if `base` cannot be read."""
     return [base / str(number) for number in _numbers(fs, base)]
+
+
+def _lock_first_free(fs: Filesystem, base: Path) -> tuple[int, int]:
+    """Return the lowest number of which nobody holds the slot, and the descriptor that now holds it."""
+    number = 0
+    while True:
+        make_dirs(fs, base / str(number), base, sync=True)
+        fd = _lock(fs, base, number)
+        if fd is not None:
+            return number, fd
+        number += 1
+
+
+def _lock(fs: Filesystem, base: Path, number: int) -> int | None:
+    """Return the descriptor that now holds this slot; None if somebody else does."""
+    lock = base / str(number) / LOCK_NAME
+    try:
+        fd = fs.open(lock, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    except OSError as error:
+        raise StorageError.of("open", lock, error) from error
+    try:
+        fs.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        with suppress(OSError):
+            fs.close(fd)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        raise StorageError.of("flock", lock, error) from error
+    return fd
 
 
 def _numbers(fs: Filesystem, base: Path) -> list[int]:

@@ -134,6 +134,11 @@ class Batch:
         """Return the acknowledged lines; valid until the buffer is released."""
         return self._window[: self.size]
 
+    @property
+    def has_buffer(self) -> bool:
+        """Whether the lines are still in memory."""
+        return self._buffer is not None
+
     def hold_buffer(self) -> None:
         """Keep the buffer for one more reader, who must release it too."""
         self._readers += 1

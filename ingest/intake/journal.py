@@ -19,6 +19,10 @@ written again. The batch is then rewritten from memory into a temporary that is 
 that fails too, the batch seals at its last acknowledged event and uploads from memory, and the old segment stays
 until its object is stored.
 
+A file may also lose its name, because somebody removed or moved the folder: then lines go where recovery never looks.
+`watch` looks twice a second. A segment without its name is broken, and is rewritten as above; a lock without its name
+is taken again before anything is published, in the first free slot if another process was quicker.
+
 Crash points: between write and acknowledge the lines may be stored though nobody was told (the answer was lost);
 between stored and unlink the segment is recovered, and its create-only put finds the object there.
 
@@ -32,12 +36,22 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from ingest.config import DEBUG_CHECKS
-from ingest.disk import TEMPORARY_SUFFIX, Filesystem, StorageError, TornTail, create, make_dirs, prune
+from ingest.disk import (
+    TEMPORARY_SUFFIX,
+    Filesystem,
+    Identity,
+    StorageError,
+    TornTail,
+    create,
+    has_name,
+    make_dirs,
+    prune,
+)
 from ingest.disk.append import append
 from ingest.disk.publish import publish
 from ingest.format import segment_path
@@ -51,11 +65,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from ingest.disk import Slot
+    from ingest.disk import Lane, Slot
     from ingest.intake.batch import Batch, Turn
     from ingest.telemetry import Metrics
 
 PROBE_BYTES: Final = 65536
+WATCH_SECONDS: Final = 0.5
+NAME_LOST: Final = "its name is gone: let nothing but this process remove or move files there"
+WATCHED: Final = OPEN | {SegmentState.SEALED}
 
 log = structlog.get_logger()
 
@@ -104,8 +121,20 @@ class NoJournal:
         """Tell that the batch lives in memory alone."""
         return False
 
+    async def watch(self) -> None:
+        """Do nothing."""
+
     async def close(self) -> None:
         """Do nothing."""
+
+
+class Rewritten(NamedTuple):
+    """A segment's new file, opened to append."""
+
+    path: Path
+    root: Path
+    fd: int
+    identity: Identity | None
 
 
 class Journal:
@@ -119,7 +148,7 @@ class Journal:
         self,
         fs: Filesystem,
         slot: Slot,
-        executor: Executor,
+        lane: Lane,
         sync_executor: Executor,
         metrics: Metrics,
         *,
@@ -129,8 +158,8 @@ class Journal:
     ) -> None:
         # For the process's life.
         self._fs = fs
-        self._root = slot.path
-        self._executor = executor
+        self._slot = slot
+        self._lane = lane
         self._sync_executor = sync_executor
         self._metrics = metrics
         self._submit = submit
@@ -152,9 +181,11 @@ class Journal:
         self._broken: list[Batch] = []
         """Batches whose segment is to be rewritten; while there is one nothing is answered."""
         self._latch = Latch(
-            self._root, metrics, mend=self._rewrite_all, probe=self._try_disk, is_whole=lambda: not self._broken
+            slot, metrics, mend=self._rewrite_all, probe=self._try_disk, is_whole=lambda: not self._broken
         )
-        self._removals: set[asyncio.Future[None]] = set()
+        self._blind = False
+        """From a look that the disk refused until one that it allowed."""
+        self._removals: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Journal {self._latch!r} {self._commits!r} sealing={len(self._sealing)} broken={len(self._broken)}>"
@@ -180,16 +211,17 @@ class Journal:
         """Create the batch's segment; False when the disk refuses, or has refused and no probe has gone through."""
         if self._latch.on:
             return False
-        path = segment_path(self._root, batch.key)
+        root = self._slot.path
+        path = segment_path(root, batch.key)
         if path.parent != self._folder:
             previous, self._folder = self._folder, path.parent
-            self._in_background(self._prune, previous)
+            self._in_background(self._prune, previous, root)
         try:
-            fd = create(self._fs, path, self._root, sync=False)
+            fd = create(self._fs, path, root, sync=False)
         except StorageError as error:
             self._latch.trip(error)
             return False
-        batch.segment = Segment(path, fd)
+        batch.segment = Segment(path, root, fd, self._identity(fd))
         self._batches.add(batch)
         return True
 
@@ -273,7 +305,7 @@ class Journal:
                 if segment.state is SegmentState.CREATED:
                     # Before the first acknowledgement: synced bytes in a file without a name are lost all the same.
                     # Which folders were synced is not remembered: this one may have been pruned and made again.
-                    make_dirs(self._fs, segment.path.parent, self._root, sync=True)
+                    make_dirs(self._fs, segment.path.parent, segment.root, sync=True)
                     self._fs.fsync_dir(segment.path.parent)
                 if segment.fd is not None:
                     self._fs.fdatasync(segment.fd)
@@ -297,6 +329,9 @@ class Journal:
                 group.fate = Fate.COMMITTED
             elif group.fate is Fate.SYNCING:
                 self._fail(batch, segment, error)
+        for segment in outcome:
+            if segment.state not in OPEN:
+                self._close(segment)  # it was given up while the thread had its descriptor in hand
         self._answer()
         self._begin_sync()
         self._pass_on_sealed()
@@ -351,15 +386,15 @@ class Journal:
         while self._commits.is_syncing(segment):
             await self._sync_over.wait()  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
+        if segment.state is not SegmentState.BROKEN or not batch.has_buffer:
+            return  # it was stored meanwhile, or is in the store's hands alone
         batch.hold_buffer()
         try:
-            fd = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._publish_lines, segment, batch.view()
-            )
+            rewritten = await self._lane.run(self._publish_lines, batch.key, segment.path, batch.view())
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
-            self._rewritten(batch, segment, fd)
+            self._rewritten(batch, segment, rewritten)
         finally:
             batch.release_buffer()
 
@@ -367,39 +402,62 @@ class Journal:
         """Do the same on the loop: without group commit the refusals are answered as soon as this returns."""
         self._close(segment)
         try:
-            fd = self._publish_lines(segment, batch.view())
+            rewritten = self._publish_lines(batch.key, segment.path, batch.view())
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
-            self._rewritten(batch, segment, fd)
+            self._rewritten(batch, segment, rewritten)
         self._broken.remove(batch)
         self._pass_on_sealed()
 
-    def _rewritten(self, batch: Batch, segment: Segment, fd: int) -> None:
-        segment.fd = fd
+    def _rewritten(self, batch: Batch, segment: Segment, rewritten: Rewritten) -> None:
+        segment.path, segment.root, segment.fd, segment.identity = rewritten
         segment.size = batch.size
-        segment.enter(SegmentState.NAMED)
         log.info("segment_rewritten", key=batch.key, events=batch.events)
+        if segment.state is SegmentState.REMOVED:
+            self._close(segment)
+            self._in_background(self._remove, segment.path, segment.root)
+        elif batch.reason is None or batch in self._sealing:
+            segment.enter(SegmentState.NAMED)
+        else:
+            self._close(segment)
+            segment.enter(SegmentState.SEALED)
 
     def _not_rewritten(self, batch: Batch, error: StorageError) -> None:
         log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
         batch.on_broken()
 
-    def _publish_lines(self, segment: Segment, lines: memoryview) -> int:
+    def _publish_lines(self, key: str, path: Path, lines: memoryview) -> Rewritten:
         # Crash points: temporary written, synced, renamed, folder synced. Before the rename the old segment counts, and
         # recovery deletes the temporary; after it the new one does. Both hold every acknowledged line.
         with lines:
-            publish(self._fs, segment.path, lines, root=self._root)
+            self._hold_slot()
+            root, previous = self._slot.path, path
+            if not path.is_relative_to(root):
+                path = segment_path(root, key)
+            publish(self._fs, path, lines, root=root)
         try:
-            return self._fs.open(segment.path, os.O_WRONLY | os.O_APPEND)
+            if path != previous:
+                # It lies in the slot of another process now, which would recover what is refused.
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    self._fs.unlink(previous)
+            fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
-            raise StorageError.of("open", segment.path, error) from error
+            raise StorageError.of("open", path, error) from error
+        return Rewritten(path, root, fd, self._identity(fd))
+
+    def _hold_slot(self) -> None:
+        """Take the lock again if its name is gone; nothing is published in a slot that others may take."""
+        if not self._slot.is_ours():
+            self._slot.take_again()
+            log.warning("slot_taken_again", path=str(self._slot.path))
 
     async def _try_disk(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._probe)
+        await self._lane.run(self._probe)
 
     def _probe(self) -> None:
-        path = self._root / f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        self._hold_slot()
+        path = self._slot.path / f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
         fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         try:
             append(self._fs, fd, bytes(PROBE_BYTES), 0, subject=path)
@@ -407,6 +465,51 @@ class Journal:
         finally:
             self._fs.close(fd)
             self._fs.unlink(path)
+
+    # When a name is lost.
+
+    async def watch(self) -> None:
+        """Look twice a second whether the lock and the segments still have their names, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            watched = [(batch, _segment_of(batch)) for batch in self._batches]
+            looks = [(segment, segment.path, segment.identity) for _, segment in watched if segment.state in WATCHED]
+            try:
+                is_ours, lost = await self._lane.run(self._look, looks)
+            except StorageError as error:
+                if not self._blind:
+                    log.warning("journal_not_looked_at", error=str(error), hint=error.hint)
+                self._blind = True
+                continue
+            self._blind = False
+            root = self._slot.path
+            if not is_ours:
+                self._latch.trip(StorageError("look", root, NAME_LOST, transient=True))
+            for batch, segment in watched:
+                # It may have been stored meanwhile. Whoever took our slot takes what is left in it too.
+                if batch in self._batches and (segment in lost or segment.root != root):
+                    self._lose_name(batch, segment)
+
+    def _look(self, looks: list[tuple[Segment, Path, Identity | None]]) -> tuple[bool, set[Segment]]:
+        lost = {segment for segment, path, identity in looks if not has_name(self._fs, path, identity)}
+        return self._slot.is_ours(), lost
+
+    def _lose_name(self, batch: Batch, segment: Segment) -> None:
+        if segment.state not in WATCHED:
+            return
+        error = StorageError("look", segment.path, NAME_LOST, transient=True)
+        if segment.state in OPEN or batch.has_buffer:
+            self._fail(batch, segment, error)
+        else:
+            # Its lines are compressed already, and on their way: there is nothing to write them from.
+            segment.enter(SegmentState.BROKEN)
+            self._latch.trip(error)
+
+    def _identity(self, fd: int) -> Identity | None:
+        try:
+            return Identity.of(self._fs.fstat(fd))
+        except OSError:
+            return None
 
     # When a batch has arrived.
 
@@ -418,7 +521,7 @@ class Journal:
         segment.enter(SegmentState.REMOVED)
         self._batches.discard(batch)
         self._close(segment)
-        self._in_background(self._remove, segment.path)
+        self._in_background(self._remove, segment.path, segment.root)
         log.debug("segment_released", key=batch.key)
 
     def retain(self, batch: Batch) -> bool:
@@ -438,27 +541,32 @@ class Journal:
         if self._removals:
             await asyncio.wait(self._removals)
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: Path, root: Path) -> None:
         try:
             self._fs.unlink(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             # It is recovered at the next start, and found stored then.
             failure = StorageError.of("unlink", path, error)
             log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
             return
-        self._prune(path.parent)
+        self._prune(path.parent, root)
 
-    def _prune(self, folder: Path) -> None:
+    def _prune(self, folder: Path, root: Path) -> None:
         """Remove an hour's folder when its last segment is gone, but not the one that segments are created in."""
         if folder != self._folder:
-            prune(self._fs, folder, self._root)
+            prune(self._fs, folder, root)
 
-    def _in_background(self, work: Callable[[Path], None], path: Path) -> None:
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work, path)
-        self._removals.add(future)
-        future.add_done_callback(self._removals.discard)
+    def _in_background(self, work: Callable[[Path, Path], None], path: Path, root: Path) -> None:
+        task = asyncio.get_running_loop().create_task(self._remove_quietly(work, path, root))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _remove_quietly(self, work: Callable[[Path, Path], None], path: Path, root: Path) -> None:
+        # An abandoned lane makes no call any more: the file is recovered at the next start, and found stored then.
+        with suppress(StorageError):
+            await self._lane.run(work, path, root)
 
     def _check(self) -> None:
         """Fail if one of the facts does not hold on which the next step relies. Called under DEBUG_CHECKS.
@@ -479,7 +587,8 @@ class Journal:
             )
             if not all(holds):
                 raise AssertionError(f"{holds}: {batch!r}, {tail} in groups, {self!r}")
-        if not self._batches.issuperset((*self._sealing, *self._broken)):
+        waiting = {batch for batch in self._broken if _segment_of(batch).state is not SegmentState.REMOVED}
+        if not self._batches.issuperset(waiting.union(self._sealing)):
             raise AssertionError(f"a batch without a segment is still to be synced or rewritten: {self!r}")
 
     def _close(self, segment: Segment) -> None:

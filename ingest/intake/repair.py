@@ -20,8 +20,8 @@ from ingest.disk import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
+    from ingest.disk import Slot
     from ingest.telemetry import Metrics
 
 PROBE_SECONDS: Final = 1.0
@@ -32,11 +32,11 @@ log = structlog.get_logger()
 class Latch:
     """See the module's text. `mend` returns when nothing is broken; `probe` raises while the disk refuses."""
 
-    __slots__ = ("_is_whole", "_mend", "_metrics", "_probe", "_repairing", "_root", "on")
+    __slots__ = ("_is_whole", "_mend", "_metrics", "_probe", "_repairing", "_slot", "on")
 
     def __init__(
         self,
-        root: Path,
+        slot: Slot,
         metrics: Metrics,
         *,
         mend: Callable[[], Awaitable[None]],
@@ -45,7 +45,7 @@ class Latch:
     ) -> None:
         self.on = False
         """From a failure of the disk until the probe that shows that it takes writes again."""
-        self._root = root
+        self._slot = slot
         self._metrics = metrics
         self._mend = mend
         self._probe = probe
@@ -90,4 +90,4 @@ class Latch:
                 break
         self.on = False
         self._metrics.journal_failed = 0
-        log.info("journal_resumed", path=str(self._root))
+        log.info("journal_resumed", path=str(self._slot.path))

@@ -4,17 +4,17 @@ Owns the states of a segment, which may follow which, and the facts that hold in
 only by the function that the table names, and, with DEBUG_CHECKS, that no other change goes unnoticed. Never touches a
 disk.
 
-| state   | entered by                         | holds                                                                 |
-| ------- | ---------------------------------- | --------------------------------------------------------------------- |
-| created | `Journal.begin`                    | it takes lines; a power cut may take its name                         |
-| named   | `Journal._sync_done`, `_rewritten` | it takes lines; its name and the folders above it are synced          |
-| broken  | `Journal._fail`                    | its end or its last sync cannot be trusted: no line goes there again  |
-| sealed  | `Journal._pass_on`                 | its descriptor is closed, its batch is on its way                     |
-| kept    | `Journal.retain`                   | the backlog has it; the journal does not touch it again               |
-| removed | `Journal.release`                  | its batch is safe elsewhere; the file goes                            |
+| state   | entered by                         | holds                                                          |
+| ------- | ---------------------------------- | -------------------------------------------------------------- |
+| created | `Journal.begin`                    | it takes lines; a power cut may take its name                  |
+| named   | `Journal._sync_done`, `_rewritten` | it takes lines; its name and the folders above it are synced   |
+| broken  | `Journal._fail`, `_lose_name`      | its end, its last sync or its name is in doubt: it takes none  |
+| sealed  | `Journal._pass_on`, `_rewritten`   | its descriptor is closed, its batch is on its way              |
+| kept    | `Journal.retain`                   | the backlog has it; the journal does not touch it again        |
+| removed | `Journal.release`                  | its batch is safe elsewhere; the file goes                     |
 
-`FOLLOWS` has the changes. A broken segment becomes named when it is rewritten. If it cannot be rewritten it stays
-broken until it is removed.
+`FOLLOWS` has the changes. A broken segment that is rewritten becomes named, or sealed if its batch is on its way. If it
+cannot be rewritten it stays broken until it is removed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from ingest.config import DEBUG_CHECKS
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from ingest.disk import Identity
 
 
 class SegmentState(Enum):
@@ -46,8 +48,8 @@ OPEN: Final = frozenset({SegmentState.CREATED, SegmentState.NAMED})
 FOLLOWS: Final[Mapping[SegmentState, frozenset[SegmentState]]] = {
     SegmentState.CREATED: frozenset({SegmentState.NAMED, SegmentState.BROKEN, SegmentState.SEALED}),
     SegmentState.NAMED: frozenset({SegmentState.BROKEN, SegmentState.SEALED}),
-    SegmentState.BROKEN: frozenset({SegmentState.NAMED, SegmentState.REMOVED}),
-    SegmentState.SEALED: frozenset({SegmentState.KEPT, SegmentState.REMOVED}),
+    SegmentState.BROKEN: frozenset({SegmentState.NAMED, SegmentState.SEALED, SegmentState.REMOVED}),
+    SegmentState.SEALED: frozenset({SegmentState.BROKEN, SegmentState.KEPT, SegmentState.REMOVED}),
     SegmentState.KEPT: frozenset(),
     SegmentState.REMOVED: frozenset(),
 }
@@ -55,12 +57,18 @@ FOLLOWS: Final[Mapping[SegmentState, frozenset[SegmentState]]] = {
 
 
 class Segment:
-    """A file of the journal. `fd` is None once it is closed; `size` counts the bytes that are written to it."""
+    """A file of the journal, in the slot `root`.
 
-    __slots__ = ("_state", "fd", "path", "size")
+    `fd` is None once it is closed; `size` counts the bytes that are written to it; `identity` is None if the disk would
+    not tell it.
+    """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    __slots__ = ("_state", "fd", "identity", "path", "root", "size")
+
+    def __init__(self, path: Path, root: Path, fd: int, identity: Identity | None = None) -> None:
         self.path = path
+        self.root = root
+        self.identity = identity
         self.fd: int | None = fd
         self.size = 0
         self._state = SegmentState.CREATED

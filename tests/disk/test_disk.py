@@ -622,6 +622,67 @@ def test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone(tmp_path):
     again.release()
 
 
+def lock_removed(slot: Slot) -> None:
+    (slot.path / LOCK_NAME).unlink()
+
+
+def slot_removed(slot: Slot) -> None:
+    lock_removed(slot)
+    slot.path.rmdir()
+
+
+def base_moved(slot: Slot) -> None:
+    slot.path.parent.rename(slot.path.parent.with_name("elsewhere"))
+
+
+def lock_replaced(slot: Slot) -> None:
+    lock_removed(slot)
+    (slot.path / LOCK_NAME).touch()
+
+
+@pytest.mark.parametrize("befalls", [lock_removed, slot_removed, base_moved, lock_replaced])
+def test_c9_a_lock_that_lost_its_name_is_noticed_and_taken_again(tmp_path, befalls):
+    base = tmp_path / "journal"
+    slot = Slot.take_first_free(Filesystem(), base)
+    assert slot.is_ours()
+    befalls(slot)
+    assert not slot.is_ours()
+    slot.take_again()
+    assert slot.is_ours()
+    assert (slot.path, slot.number) == (base / "0", 0)
+    other = Slot.take_first_free(Filesystem(), base)
+    assert other.number == 1, "the lock holds again"
+    for held in (slot, other):
+        held.release()
+    assert not slot.is_ours()
+
+
+def test_c9_a_slot_that_another_process_took_meanwhile_is_left_to_it(tmp_path):
+    slot = Slot.take_first_free(Filesystem(), tmp_path)
+    slot_removed(slot)
+    other = Slot.take_first_free(Filesystem(), tmp_path)
+    assert (other.number, slot.is_ours()) == (0, False)
+    slot.take_again()
+    assert (slot.path, slot.is_ours(), other.is_ours()) == (tmp_path / "1", True, True)
+    for held in (slot, other):
+        held.release()
+
+
+@pytest.mark.parametrize(("error", "ours"), [(errno.ESTALE, False), (errno.EIO, None), (errno.EACCES, None)])
+def test_c9_a_lock_that_the_disk_does_not_tell_of_is_neither_ours_nor_lost(tmp_path, error, ours):
+    fs = Disk()
+    slot = Slot.take_first_free(fs, tmp_path)
+    fs.on("stat").fail(error)
+    if ours is None:
+        with pytest.raises(StorageError):
+            slot.is_ours()
+    else:
+        assert slot.is_ours() is ours
+    fs.heal()
+    assert slot.is_ours()
+    slot.release()
+
+
 def test_other_names_beside_slots_are_left_alone(tmp_path):
     for name in ("journal", "01", "-1", "1.5", "\u0663", "x"):
         (tmp_path / name).mkdir()

@@ -26,7 +26,7 @@ WAYS = {
 
 
 def segment(state: SegmentState) -> Segment:
-    made = Segment(Path("1764720000_host-0123456789abcdef_0000000001.jsonl"), 7)
+    made = Segment(Path("1764720000_host-0123456789abcdef_0000000001.jsonl"), Path(), 7)
     for step in WAYS[state]:
         made.enter(step)
     return made

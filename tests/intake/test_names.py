@@ -1,0 +1,195 @@
+"""A journal whose files lose their names: somebody removes the folder, or the lock, under the living process (C9).
+
+A descriptor goes on taking lines then, and recovery would never see them. Each test takes names away behind the
+process's back, lets less than two seconds pass, and kills the process: nothing acknowledged may be lost by that.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from ingest.intake.journal import WATCH_SECONDS
+from tests.intake.test_journal import committed, in_journal, is_rewrite, on_disk, refused, said, segments
+from tests.model.world import World
+
+NOTICED = 2 * WATCH_SECONDS
+
+
+@pytest.fixture(params=["journal", "fsync"])
+def journal(request, tmp_path):
+    """A world in each mode that has a journal."""
+    made = []
+
+    def make(**variables):
+        folder = tmp_path / f"world-{len(made)}"
+        folder.mkdir()
+        made.append(World(folder, durability=request.param, **{"flush_interval": "1h", **variables}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def remove(world, path):
+    """Do what `rm -r` does, on the world's disk and as nobody's process."""
+    if path.is_dir():
+        for below in path.iterdir():
+            remove(world, below)
+        world.fs.rmdir(path)
+    else:
+        world.fs.unlink(path)
+
+
+def folder(world):
+    return world.root / "dlq" / "journal"
+
+
+def kill_and_recover(world, process, numbers):
+    world.kill(process)
+    world.recover()
+    assert sorted(world.stored_numbers()) == sorted(numbers)
+
+
+@pytest.mark.parametrize("what", ["", "0", "0/raw"])
+def test_c9_a_folder_that_is_removed_latches_and_all_that_is_acknowledged_lies_on_disk_again(journal, what):
+    world = journal(batch_size=4)
+    process = world.start()
+    world.store.down = True
+    numbers = process.commit(6)
+    remove(world, folder(world) / what)
+    assert on_disk(world) == []
+    world.advance(WATCH_SECONDS + 0.01, threads=False)
+    world.run()
+    assert len(said(world, "journal_refused")) == 1
+    assert set(numbers[4:]) <= set(on_disk(world)), "what is still open was written anew"
+    world.advance(NOTICED)
+    assert len(said(world, "journal_resumed")) == 1
+    more = process.commit(1)
+    assert process.answers == committed(numbers + more)
+    kill_and_recover(world, process, numbers + more)
+
+
+def test_c9_nothing_is_taken_between_the_loss_and_the_mend(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world))
+    world.fs.fail("open", errno.EROFS, times=99, when=in_journal)
+    world.fs.fail("mkdir", errno.EROFS, times=99, when=in_journal)
+    world.advance(NOTICED)
+    lost = process.commit(2)
+    assert process.answers == committed(numbers) + refused(lost)
+    world.advance(30)
+    assert process.answers[-2:] == refused(lost)
+    assert len(said(world, "journal_refused")) == 1
+    assert said(world, "journal_resumed") == []
+    world.fs.heal()
+    world.advance(3)
+    assert len(said(world, "journal_resumed")) == 1
+    more = process.commit(2)
+    assert process.answers[-2:] == committed(more)
+    kill_and_recover(world, process, numbers + more)
+
+
+def test_c9_a_segment_that_cannot_be_written_anew_uploads_from_memory(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world) / "0" / "raw")
+    world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
+    world.advance(NOTICED)
+    assert len(said(world, "segment_rewrite_failed")) == 1
+    assert sorted(world.stored_numbers()) == numbers
+    kill_and_recover(world, process, numbers)
+
+
+def test_c9_a_lock_that_is_removed_is_taken_again(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world) / "0" / "lock")
+    world.advance(NOTICED + 1)
+    assert len(said(world, "slot_taken_again")) == len(said(world, "journal_resumed")) == 1
+    assert on_disk(world) == numbers
+    other = world.start()
+    assert (process.journal_slot.number, other.journal_slot.number) == (0, 1)
+    kill_and_recover(world, process, numbers)
+
+
+def test_c9_a_slot_that_another_process_made_anew_is_left_to_it(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world))
+    other = world.start()
+    theirs = other.commit(2)
+    assert other.journal_slot.number == 0
+    world.advance(NOTICED + 1)
+    assert process.journal_slot.number == 1
+    more = process.commit(2)
+    assert process.answers == committed(numbers + more)
+    assert {path.parts[2] for path in segments(world)} == {"0", "1"}
+    world.kill(other)
+    kill_and_recover(world, process, numbers + theirs + more)
+
+
+def test_c9_a_slot_whose_lock_another_process_has_is_left_with_everything_in_it(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world) / "0" / "lock")
+    other = world.start(run=False)
+    assert other.journal_slot.number == 0
+    world.advance(NOTICED + 1)
+    assert process.journal_slot.number == 1
+    more = process.commit(2)
+    assert process.answers == committed(numbers + more)
+    kill_and_recover(world, process, numbers + more)
+
+
+def test_c9_a_sealed_batch_whose_segment_is_gone_is_no_backlog(journal):
+    """Its lines are compressed and its put hangs: memory is the only place it has."""
+    world = journal()
+    process = world.start()
+    world.late_puts = 1
+    numbers = process.commit(3)
+    process.seal()
+    remove(world, folder(world) / "0" / "raw")
+    world.advance(NOTICED)
+    world.store.down = True
+    world.fs.fail("open", errno.EIO, times=3, when=lambda path: path.suffix == ".tmp" and not in_journal(path))
+    world.advance(60)
+    assert process.backlog.files == 0
+    kill_and_recover(world, process, numbers)
+
+
+def test_c9_a_look_that_the_disk_refuses_latches_nothing_and_is_told_once(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(2)
+    world.fs.fail("stat", errno.EIO, times=20, when=in_journal)
+    world.advance(3 * WATCH_SECONDS)
+    assert len(said(world, "journal_not_looked_at")) == 1
+    numbers += process.commit(2)
+    assert process.answers == committed(numbers)
+    assert said(world, "journal_refused") == []
+
+
+def test_c9_a_name_that_is_lost_while_a_sync_is_under_way_refuses_what_waits_for_it(tmp_path):
+    world = World(tmp_path, durability="fsync", flush_interval="1h")
+    try:
+        process = world.start()
+        numbers = process.commit(2)
+        lost = process.commit(2, run=False)
+        remove(world, folder(world))
+        world.advance(WATCH_SECONDS + 0.01, threads=False)
+        world.run_job(1)  # the look; the sync's thread has the descriptor in hand still
+        assert len(said(world, "journal_refused")) == 1
+        world.advance(NOTICED)
+        assert process.answers == committed(numbers) + refused(lost)
+        kill_and_recover(world, process, numbers)
+    finally:
+        world.close()

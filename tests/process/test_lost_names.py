@@ -1,0 +1,52 @@
+"""Somebody removes or moves the journal's folder under a collector that takes events, and then it is killed (C9)."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.process.client import Load, Sent, send
+from tests.process.ledger import audit, read_directory
+
+MODES = ["journal", "fsync"]
+
+
+def removed(folder, _elsewhere):
+    shutil.rmtree(folder)
+
+
+def moved_away(folder, elsewhere):
+    folder.rename(elsewhere)
+
+
+def another_in_its_place(folder, elsewhere):
+    """What it held is there still, in other files, as when a volume is restored."""
+    moved_away(folder, elsewhere)
+    shutil.copytree(elsewhere, folder)
+
+
+@pytest.mark.parametrize("durability", MODES)
+@pytest.mark.parametrize("befalls", [removed, moved_away, another_in_its_place])
+def test_c9_a_journal_that_lost_its_folder_keeps_every_acknowledged_event_through_a_kill(
+    collectors, tmp_path, durability, befalls
+):
+    sent = Sent()
+    env = {"DURABILITY": durability, "BATCH_SIZE": "1000000", "FLUSH_INTERVAL": "1h"}
+    env |= {"STORE_DIR": str(tmp_path / "objects")}
+    collector = collectors(env, name="robbed").start()
+    send(sent, collector.port, 500, pipeline=4)
+    load = Load(sent, collector.port, rate=1000, connections=4, pipeline=2).start()
+    befalls(collector.dlq_folder / "journal", tmp_path / "elsewhere")
+    collector.wait_said("journal_refused")
+    collector.wait_said("journal_resumed")
+    before = sent.acknowledged
+    collector.wait_until(lambda seen: seen.value("estat_events_accepted_total") > before, what="it takes none")
+    load.stop()
+    collector.kill()
+    last = collectors(env, name="last").start()
+    last.wait_delivered(60)
+    last.stop(15)
+    assert last.left_on_disk() == []
+    assert sent.statuses.keys() <= {200, 503}, sent.statuses
+    assert audit(sent, read_directory(tmp_path / "objects")).assert_kept().acknowledged >= 500
