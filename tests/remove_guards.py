@@ -351,8 +351,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "the latch keeps the disk in peace",
         "intake/journal.py",
-        "        if self._latch.on:\n            return False\n        segment = _segment_of",
-        "        segment = _segment_of",
+        "        if self._latch.on:\n            return False\n        segment = batch.segment",
+        "        segment = batch.segment",
         JOURNAL + "test_while_latched_the_disk_is_left_in_peace_but_for_the_probe",
     ),
     _guard(

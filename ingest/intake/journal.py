@@ -229,7 +229,8 @@ class Journal:
         """Write lines to the end of the segment; False when the disk refuses, with nothing of them left in it."""
         if self._latch.on:
             return False
-        segment = _segment_of(batch)
+        segment = batch.segment
+        assert segment is not None  # noqa: S101 - `begin` made it
         assert segment.fd is not None  # noqa: S101 - open while its batch is, and not latched
         try:
             segment.size = append(

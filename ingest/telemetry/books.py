@@ -10,17 +10,16 @@ Never locks: all verbs are the event loop's. Never counts a file or a byte.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from ingest.config import DEBUG_CHECKS
-from ingest.telemetry.counters import Counters
+from ingest.telemetry.counters import Counters, Label
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Place(Enum):
+class Place(Label):
     """Where an event may wait: the open batch (with what its journal still seals), memory, and two kinds of files."""
 
     OPEN = "open"
@@ -29,7 +28,7 @@ class Place(Enum):
     BACKLOG = "backlog"
 
 
-class DropReason(Enum):
+class DropReason(Label):
     """Why an acknowledged event was given up."""
 
     EVICTED = "evicted"

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 EnumT = TypeVar("EnumT", bound=Enum)
 
 
+class Label(Enum):
+    """The members of a label. They hash as plain objects: an Enum's own hash is a call into Python a look-up."""
+
+    __hash__ = object.__hash__
+
+
 class Counters(Generic[EnumT]):
     """A figure for each member of one enum; a member's value is what the label says."""
 
@@ -73,7 +79,7 @@ class Histogram:
         return f"<Histogram {sum(self.counts)} observed, {self.total:g} in all>"
 
 
-class Reason(Enum):
+class Reason(Label):
     """Why a request or an event is refused."""
 
     BODY_TOO_LARGE = "body_too_large"
@@ -85,7 +91,7 @@ class Reason(Enum):
     OTHER = "other"
 
 
-class SealReason(Enum):
+class SealReason(Label):
     """The causes that seal a batch."""
 
     SIZE = "size"
@@ -96,7 +102,7 @@ class SealReason(Enum):
     STORAGE = "storage"
 
 
-class Overdue(Enum):
+class Overdue(Label):
     """The state of a connection when its time was up."""
 
     IDLE = "idle"
@@ -104,7 +110,7 @@ class Overdue(Enum):
     ANSWER = "answer"
 
 
-class Answer(Enum):
+class Answer(Label):
     """The class of an answer's status."""
 
     OK = "2xx"
@@ -112,7 +118,7 @@ class Answer(Enum):
     UNAVAILABLE = "5xx"
 
 
-class PutError(Enum):
+class PutError(Label):
     """Why a try to put an object failed."""
 
     AWAY = "away"
@@ -121,7 +127,7 @@ class PutError(Enum):
     BUG = "bug"
 
 
-class BreakerState(Enum):
+class BreakerState(Label):
     """The states of the breaker, as they are shown."""
 
     CLOSED = "closed"

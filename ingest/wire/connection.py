@@ -192,9 +192,9 @@ class Connection(asyncio.Protocol):
             return
         was_idle = self._reader.state is _IDLE
         turn = tick.turn
-        answers, events = turn.answers, turn.events
+        answers, events = turn.answers, len(turn.lines)
         self._fed(self._framing.feed(data))
-        if was_idle and turn.events == events + 1 and turn.answers == answers + 1 and self._is_clear():
+        if was_idle and len(turn.lines) == events + 1 and turn.answers == answers + 1 and self._is_clear():
             self.whole = True
             tick.short_way.learn(data, tick.now)
 

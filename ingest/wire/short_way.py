@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade
 
-from ingest.event import ClientError
 from ingest.wire.layouts import EMPTY
 from ingest.wire.parser import ASCII_ONLY, new_parser
 from ingest.wire.turn import Answerer
@@ -76,13 +75,15 @@ class ShortWay:
         answers = self._book.plain if origin == EMPTY else self._book.of(match[origin])
         if post:
             line = encoder.encode_body(turn.seconds, sender.peer, fields)
-            if isinstance(line, ClientError):
+            if type(line) is not bytes:
                 return False
             answer = answers.stored
         else:
             line = encoder.encode_query(turn.seconds, sender.peer, fields)
             answer = answers.pixel
-        turn.event(sender, line, answer, answers.refused)
+        turn.lines.append(line)
+        turn.size += len(line)
+        turn.entries.append((sender, answer, answers.refused, 1))
         return True
 
     def learn(self, data: bytes, now: float) -> None:

@@ -184,7 +184,7 @@ class Tick:
                 connection.abort()
                 context = {"message": "unhandled error", "exception": error, "connection": connection}
                 self._loop.call_exception_handler(context)
-            if turn.events >= TURN_LINES or turn.size >= TURN_BYTES:
+            if len(turn.lines) >= TURN_LINES or turn.size >= TURN_BYTES:
                 self._finish(turn)
                 turn = self.turn = self._new_turn()
                 commits += 1
@@ -204,10 +204,11 @@ class Tick:
 
     def _finish(self, turn: Turn) -> None:
         """Commit a turn, answer, and end the connections that were waiting for no more than that."""
-        if turn.answers:
+        if turn.entries:
+            turn.close()
             if self.deferred:
                 turn.defer()
-            if turn.events or (self.deferred and turn.answers):
+            if turn.events or (self.deferred and turn.entries):
                 self._commit(turn)
             else:
                 turn.settle(committed=True)

@@ -35,7 +35,7 @@ class Answerer(Protocol):
 Settled: TypeAlias = "Callable[[int, float, bool], None]"
 """Told how many requests with events were answered, when the turn began, and whether they were committed."""
 
-_Entry: TypeAlias = "tuple[Answerer, bytes, bytes, int]"
+Entry: TypeAlias = "tuple[Answerer, bytes, bytes, int]"
 """One answer that is due: to whom, what is written once the turn is committed, what if it is refused, and how many
 events it is for. A plain tuple, because one is made for every event."""
 
@@ -43,7 +43,7 @@ events it is for. A plain tuple, because one is made for every event."""
 class Turn:
     """Events of one second, and the answers of one turn in the order of their requests."""
 
-    __slots__ = ("_entries", "_late", "_replies", "_settled", "arrived", "events", "lines", "seconds", "size")
+    __slots__ = ("_late", "_replies", "_settled", "arrived", "entries", "events", "lines", "seconds", "size")
 
     def __init__(self, seconds: int, arrived: float = 0.0, settled: Settled | None = None) -> None:
         self.seconds = seconds
@@ -52,10 +52,11 @@ class Turn:
         self._settled = settled
         self.lines: list[bytes] = []
         """One for each event, until whoever commits them has taken them."""
+        self.entries: list[Entry] = []
         self.events = 0
+        """How many events it has, from `close` on."""
         self.size = 0
         """Bytes of the lines."""
-        self._entries: list[_Entry] = []
         self._replies = 0
         """How many of them are for no event."""
         self._late = False
@@ -63,28 +64,31 @@ class Turn:
 
     def __repr__(self) -> str:
         late = ", late" if self._late else ""
-        return f"<Turn {self.seconds}: {self.events} events, {self.size} bytes, {len(self._entries)} answers{late}>"
+        return f"<Turn {self.seconds}: {self.events} events, {self.size} bytes, {len(self.entries)} answers{late}>"
 
     @property
     def answers(self) -> int:
         """How many answers are due."""
-        return len(self._entries)
+        return len(self.entries)
 
     def event(self, to: Answerer, line: bytes, answer: bytes, refusal: bytes) -> None:
-        """Add an event's line and its answer."""
+        """Add an event's line and its answer. The short way does the same by itself, for a call costs every event."""
         self.lines.append(line)
-        self.events += 1
         self.size += len(line)
-        self._entries.append((to, answer, refusal, 1))
+        self.entries.append((to, answer, refusal, 1))
 
     def reply(self, to: Answerer, answer: bytes) -> None:
         """Add an answer that no commit decides, behind those its connection is owed."""
-        self._entries.append((to, answer, answer, 0))
+        self.entries.append((to, answer, answer, 0))
         self._replies += 1
+
+    def close(self) -> None:
+        """Count what is in it: nothing is added any more."""
+        self.events = len(self.lines)
 
     def split(self, events: int) -> tuple[Turn, Turn]:
         """Return what belongs to the first so many events, and the rest."""
-        entries = self._entries
+        entries = self.entries
         cut, left = 0, events
         while left and cut < len(entries):
             left -= entries[cut][3]
@@ -92,12 +96,12 @@ class Turn:
         taken = events - left
         return self._part(self.lines[:taken], entries[:cut]), self._part(self.lines[taken:], entries[cut:])
 
-    def _part(self, lines: list[bytes], entries: list[_Entry]) -> Turn:
+    def _part(self, lines: list[bytes], entries: list[Entry]) -> Turn:
         part = Turn(self.seconds, self.arrived, self._settled)
         part.lines = lines
-        part.events = len(lines)
         part.size = sum(map(len, lines))
-        part._entries = entries
+        part.entries = entries
+        part.close()
         part._replies = len(entries) - len(lines)
         part._late = self._late
         return part
@@ -108,7 +112,7 @@ class Turn:
         A reply waits only if an answer before it on its connection does: `/health` must not hang with the disk.
         """
         late = []
-        for entry in self._entries:
+        for entry in self.entries:
             to, answer, _, events = entry
             if not events and not to.pending:
                 to.write(answer)
@@ -116,12 +120,12 @@ class Turn:
                 continue
             to.await_commit()
             late.append(entry)
-        self._entries = late
+        self.entries = late
         self._late = True
 
     def settle(self, *, committed: bool) -> None:
         """Answer: the events are durable as promised, or refused and forgotten."""
-        entries = self._entries
+        entries = self.entries
         if committed:
             for to, answer, _, _ in entries:
                 to.write(answer)

@@ -140,6 +140,7 @@ class Rig:
                 turn.event(Client(self, self.count), line.rjust(size, b" ") if size else line, b"yes", b"no")
                 numbers.append(self.count)
                 self.count += 1
+        turn.close()
         self.intake.commit(turn)
         return numbers
 

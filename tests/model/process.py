@@ -121,6 +121,7 @@ class Process:
                 self.world.ledger.send(self.number, number, second)
                 numbers.append(number)
                 turn.event(Client(self, self._turns, number), line(second, number, padding), b"yes", b"no")
+        turn.close()
         self._in_loop(lambda: self.intake.commit(turn))
         if run:
             self.world.run()
