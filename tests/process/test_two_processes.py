@@ -128,7 +128,7 @@ def test_c7_many_dead_slots_are_adopted_a_few_at_a_time(collectors, tmp_path):
 
     def all_stored(metrics):
         held.append(locks(collector.pid))
-        return metrics.value("s3_events_stored_total") == 2 * dead
+        return metrics.value("estat_events_stored_total") == 2 * dead
 
     collector.wait_until(all_stored, 120, "not all was recovered")
     assert max(held) <= 2 * 32 + 2
