@@ -537,15 +537,15 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "412 is stored already",
         "store/s3.py",
-        "if verdict_of(error.response) == _PRECONDITION_FAILED:",
-        "if False:",
+        "            if verdict == _PRECONDITION_FAILED:",
+        "            if False:",
         S3 + "test_412_means_that_the_key_is_stored_already",
     ),
     _guard(
         "412 needs S3's own code",
         "store/s3.py",
-        "if verdict_of(error.response) == _PRECONDITION_FAILED:",
-        "if status_of(error.response) == _PRECONDITION_FAILED[0]:",
+        "            if verdict == _PRECONDITION_FAILED:",
+        "            if verdict[0] == _PRECONDITION_FAILED[0]:",
         S3 + "test_a1_a_412_without_the_stores_own_code_is_a_failed_try",
     ),
     _guard(
