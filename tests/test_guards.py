@@ -29,3 +29,7 @@ def test_a_test_that_the_durability_page_names_is_there(named):
     texts = [found.read_text() for found in (REPOSITORY / "tests").rglob(file)]
     assert texts
     assert not name or any(re.search(rf"^def {name}", text, re.MULTILINE) for text in texts), f"no {name} in {file}"
+
+
+def test_no_guard_is_listed_twice():
+    assert len({guard.name for guard in GUARDS}) == len({guard.edits for guard in GUARDS}) == len(GUARDS)
