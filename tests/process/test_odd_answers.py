@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.faults.proxy import HEALTHY, Fault
 from tests.process.client import Sent, send
 from tests.process.ledger import audit, read_bucket
 from tests.process.s3 import s3_client, s3_environment
-from tests.store.scripted_server import answered
+from tests.store.scripted_server import answered, refused
 
 PAGE = b"<html><title>Sign in to the network</title></html>"
+HTML = "text/html"
 PAGES = {
-    "412": answered(412, PAGE, content_type="text/html"),
-    "200": answered(200, PAGE, content_type="text/html"),
-    "200_weak": answered(200, PAGE, content_type="text/html", etag='W/"68f0-2c"'),
-    "200_strong": answered(200, PAGE, content_type="text/html", etag='"68f0-2c"'),
+    "412": answered(412, PAGE, content_type=HTML),
+    "409": answered(409, PAGE, content_type=HTML),
+    "409_code": refused(409, "ConditionalRequestConflict"),
+    "200": answered(200, PAGE, content_type=HTML),
+    "200_weak": answered(200, PAGE, content_type=HTML, etag='W/"68f0-2c"'),
+    "200_strong": answered(200, PAGE, content_type=HTML, etag='"68f0-2c"'),
     "200_empty": answered(200),
+    "201": answered(201, etag='"68f0-2c"'),
+    "204": answered(204, etag='"68f0-2c"'),
+    "206": answered(206, PAGE, etag='"68f0-2c"', content_range=f"bytes 0-{len(PAGE) - 1}/{len(PAGE)}"),
     "301": answered(301, b"<Error><Code>PermanentRedirect</Code></Error>", content_type="application/xml"),
+    "302": answered(302, location="http://127.0.0.1:1/login"),
     "307": answered(307),
+    "400_code": refused(400, "InvalidRequest"),
+    "403": answered(403, PAGE, content_type=HTML),
+    "403_code": refused(403, "AccessDenied"),
+    "404": answered(404, PAGE, content_type=HTML),
+    "404_code": refused(404, "NoSuchBucket"),
+    "416": answered(416, PAGE, content_type=HTML),
+    "501": answered(501, PAGE, content_type=HTML),
+    "501_code": refused(501, "NotImplemented"),
+    "503_code": refused(503, "SlowDown"),
+    "no_status": b"HTTP/1.1\r\n\r\n",
+    "no_http": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "truncated": answered(200, PAGE[:9], content_length="500", etag='"68f0-2c"'),
+    "too_long": answered(200, PAGE, content_length="0", etag='"68f0-2c"'),
+    "chunked_garbage": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nno size\r\n',
+    "bad_length": answered(200, content_length="-7", etag='"68f0-2c"'),
 }
+FAULTS = {
+    **{name: Fault(page=page) for name, page in PAGES.items()},
+    "reset": Fault(page=answered(200, etag='"e"'), reset_answer_after=12),
+    "silence": Fault(blackhole=True),
+}
+SHORT = {("true", name) for name in ("412", "200_strong", "301", "chunked_garbage")} | {("false", "200")}
 CASES = [
-    *(("true", page) for page in PAGES),
-    *(("false", page) for page in ("412", "200", "200_strong", "301")),
+    pytest.param(conditional, name, marks=() if (conditional, name) in SHORT else pytest.mark.proof)
+    for conditional in ("true", "false")
+    for name in FAULTS
 ]
 
 
-@pytest.mark.parametrize(("conditional", "page"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize(("conditional", "page"), CASES)
 def test_a_page_in_the_place_of_the_store_takes_no_event(
     collectors, s3_server, proxy, bucket, figure, conditional, page
 ):
@@ -38,12 +69,14 @@ def test_a_page_in_the_place_of_the_store_takes_no_event(
     send(sent, collector.port, 500)
     collector.wait_until(lambda m: m.value("estat_events_pending", place="dlq") == 500, what="not all in the DLQ")
     dead_letters = {path.rsplit("/", 1)[-1] for path in collector.left_on_disk()}
-    proxy.fault = Fault(page=PAGES[page])
+    proxy.fault = FAULTS[page]
+    listening = time.monotonic()
     proxy.listen()
     send(sent, collector.port, 500)
 
     def answered_with_pages(_) -> bool:
-        names = [e.target.partition("?")[0].rsplit("/", 1)[-1] for e in list(proxy.exchanges) if e.handed_back]
+        met = [e for e in list(proxy.exchanges) if e.outcome != "open" and e.began > listening]
+        names = [e.target.partition("?")[0].rsplit("/", 1)[-1] for e in met]
         return len(names) >= 2 and not dead_letters.isdisjoint(names)
 
     collector.wait_until(answered_with_pages, 60, "nobody asked what answers with pages")
