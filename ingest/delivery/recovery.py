@@ -292,8 +292,7 @@ class Recovery:
                 return self._not_put(letter, outcome, key)
             self.aside.stored(key)
         self.aside.stored(letter.key)
-        for copy in choice.copies:
-            self._settle(copy, choice)
+        self._settle(choice)
         return Step.STORED
 
     async def _create(self, key: str, body: bytes, copy: Copy) -> Outcome:
@@ -318,33 +317,38 @@ class Recovery:
         letter.refused = outcome.verdict is Verdict.REFUSED
         return Step.REFUSED if isinstance(outcome.error, Refusal) else Step.AWAY
 
-    def _settle(self, copy: Copy, choice: Choice) -> None:
-        """Move a copy's events to where they are now, in this step of the loop."""
-        letter, found = copy.letter, copy.contents.found
-        counted = letter.events
-        # Of the copy that was not put, the store has what the other one had.
-        stored = choice.best.events if copy is choice.best else min(counted, choice.best.events)
-        books, place = self._metrics.books, letter.lender.place
-        if counted > stored:
-            books.dropped(counted - stored, DropReason.CORRUPT, place)
+    def _settle(self, choice: Choice) -> None:
+        """Move the events of all copies to where they are now, in this step of the loop. They are one batch's."""
+        books, best = self._metrics.books, choice.best
+        place = best.letter.lender.place
+        counted = best.letter.events
+        for other in choice.others:
+            books.moved(other.letter.events, other.letter.lender.place, place)
+            counted += other.letter.events
+        lost = max(max(copy.letter.events for copy in choice.copies) - best.events, 0)
+        if counted > best.events:
+            books.dropped(lost, DropReason.CORRUPT, place)
+            books.stored(counted - lost, place)
         else:
-            books.recovered(stored - counted, place)
-        books.stored(stored, place)
-        self._metrics.reuploaded += stored
-        self._metrics.files_reuploaded += 1
-        if choice.why is not Why.ALONE and copy is choice.best:
-            log.info("copy_chosen", key=letter.key, why=choice.why.value, events=stored)
-        if not found.sound:
-            self._metrics.files_quarantined += 1
-            log.error(
-                "file_quarantined",
-                key=letter.key,
-                salvaged=found.events,
-                bad_lines=found.bad_lines,
-                lost=max(counted - stored, 0),
-                prefix=self._dlq_prefix,
-            )
-        letter.settle()
+            books.recovered(best.events - counted, place)
+            books.stored(best.events, place)
+        self._metrics.reuploaded += best.events
+        if choice.why is not Why.ALONE:
+            log.info("copy_chosen", key=best.letter.key, why=choice.why.value, events=best.events)
+        for copy in choice.copies:
+            self._metrics.files_reuploaded += 1
+            found = copy.contents.found
+            if not found.sound:
+                self._metrics.files_quarantined += 1
+                log.error(
+                    "file_quarantined",
+                    key=copy.letter.key,
+                    salvaged=found.events,
+                    bad_lines=found.bad_lines,
+                    lost=max(copy.letter.events - best.events, 0),
+                    prefix=self._dlq_prefix,
+                )
+            copy.letter.settle()
 
     def _is_expired(self, letter: Letter) -> bool:
         return 0 < self._max_age < self._now() - parse_key(letter.key).unix

@@ -8,7 +8,8 @@ and our own whose batch could not be saved to the dead-letter queue. Promises:
     own       a segment of this process is never taken for one of a dead process
     unread    a segment or a folder that cannot be read is told, `unknown`, and tried again in the next `adopt`; what
               lies beside it is listed
-    copies    a segment whose key has a dead letter too counts for no event: the dead letter counts
+    copies    a segment whose key has a dead letter too counts for no event: the dead letter counts. While that cannot
+              be told, the segment is unread
     slots     an adopted slot is let go once nothing is left in it
 
 Never appends to a segment, never judges its lines (`reading` does, for recovery), never blocks the loop: `Segments` has
@@ -342,8 +343,7 @@ class Backlog:
         """Bring a temporary to its end; the segment that it became, if it became one."""
         copy = await self._places.dead_letter(key) if key else Copy.NOT_THERE
         if copy is Copy.UNKNOWN:
-            hint = "a folder of DLQ_DIR cannot be read: make it readable"
-            self._not_read(slot, temporary, StorageError("find", key, hint, transient=True))
+            self._not_read(slot, temporary, _undecided(key))
             return None
         try:
             return await self._lane.run(self._segments.settle_temporary, slot.path, temporary, copy is Copy.KNOWN)
@@ -369,13 +369,17 @@ class Backlog:
             failure = error if isinstance(error, StorageError) else StorageError.of("read", path, error)
             self._not_read(slot, path, failure)
             return
-        copy = await self._places.dead_letter(key) is Copy.KNOWN
+        copy = await self._places.dead_letter(key)
+        if copy is Copy.UNKNOWN:
+            # It could not be put either: the dead letter may hold more.
+            self._not_read(slot, path, _undecided(key))
+            return
         self._told.discard(path)
-        if copy:
+        if copy is Copy.KNOWN:
             events = 0
         self._metrics.books.recovered(events, self.place)
         self._add(KeyedFile(key, path, size, events))
-        log.info("segment_found", key=key, events=events, size=size, copy=copy)
+        log.info("segment_found", key=key, events=events, size=size, copy=copy is Copy.KNOWN)
 
     def _not_read(self, slot: Slot, path: Path, error: StorageError) -> None:
         self._unread[path] = slot
@@ -386,6 +390,10 @@ class Backlog:
         if path not in self._told:
             self._told.add(path)
             log.error(event, path=str(path), error=str(error), hint=error.hint)
+
+
+def _undecided(key: str) -> StorageError:
+    return StorageError("find", key, "a folder of DLQ_DIR cannot be read: make it readable", transient=True)
 
 
 def _key(root: Path, path: Path) -> str:

@@ -73,7 +73,7 @@ class Mark(Flag):
     UNREAD = auto()
     """Counted as a file without events, because it could not be read. Until it is read, or gone."""
     REFUSED = auto()
-    """Set aside, since the store refuses it: the first to be evicted. Until it is stored, or lent and not refused."""
+    """Set aside, since the store refuses it: the first to be evicted. Until it is stored, or said to be taken."""
     TOLD = auto()
     """Its trouble is in the log. Until it is read, or its folder is gone."""
 
@@ -92,6 +92,8 @@ class Lent(NamedTuple):
     path: Path
     size: int
     events: int
+    refused: bool = False
+    """It was set aside when it was lent last."""
 
     @property
     def tally(self) -> Tally:
@@ -172,6 +174,15 @@ class Letters:
         """Return what changed in the books since this was last asked."""
         change, self._change = self._change, Change()
         return change
+
+    def check(self) -> None:
+        """Hold the fields against each other (DEBUG_CHECKS)."""
+        assert self.held == sum(tally.size for tally in self._tallies.values()), self  # noqa: S101 - it is a check
+        unread = sum(Mark.UNREAD in mark for mark in self.marks.values())
+        removing = sum(Mark.REMOVING in mark for mark in self.marks.values())
+        assert (self._unread, self._removing) == (unread, removing), self  # noqa: S101 - as above
+        assert self._failed <= self._uncounted, self  # noqa: S101 - as above
+        assert self._partly.keys() <= self._uncounted, self  # noqa: S101 - as above
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -273,13 +284,13 @@ class Letters:
             return self._lend(path) or Whereabouts.UNKNOWN
         return found
 
-    def take_back(self, lent: Lent, settled: bool, refused: bool) -> None:
-        """Have a lent file off the disk if it was `settled`, else in the queue again, `refused` by the store or not."""
+    def take_back(self, lent: Lent, settled: bool) -> None:
+        """Have a lent file off the disk if it was `settled`, else in the queue again, set aside or not."""
         path = lent.path
         self._unmark(path, Mark.LENT | Mark.REFUSED)
         self._refused.pop(path, None)
         if not settled:
-            if refused and len(self._refused) < MARKS_MAX:
+            if lent.refused and len(self._refused) < MARKS_MAX:
                 self._mark(path, Mark.REFUSED)
                 self._refused[path] = None
             return
@@ -314,7 +325,8 @@ class Letters:
             return None
         self._was_read(path, Tally(0, events or 0, size))
         self._mark(path, Mark.LENT)
-        return Lent(dlq_key(self._root(path), path), path, size, events or 0)
+        refused = self._is(path, Mark.REFUSED)
+        return Lent(dlq_key(self._root(path), path), path, size, events or 0, refused)
 
     def _counted_hours(self) -> list[Path]:
         listing = hour_folders(self._fs, [slot.path for slot in self._slots])

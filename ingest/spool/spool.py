@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, TypeVarTuple
 
 import structlog
 
+from ingest.config import DEBUG_CHECKS
 from ingest.disk import StorageError
 from ingest.spool.letters import DlqFull, Lent, Letters, Pass
 from ingest.spool.places import Copy
@@ -229,19 +230,19 @@ class Spool:
 
     async def take_back(self, letter: Letter) -> None:
         """Have a lent file off the disk if it was settled, else in the queue again. It happens, waited for or not."""
-        lent = Lent(letter.key, letter.path, letter.size, letter.events)
-        task = self._spawn(self._give_back(lent, settled=letter.settled, refused=letter.refused))
+        lent = Lent(letter.key, letter.path, letter.size, letter.events, letter.refused)
+        task = self._spawn(self._give_back(lent, settled=letter.settled))
         await asyncio.wait({task}, timeout=self._wait)
 
-    async def _give_back(self, lent: Lent, *, settled: bool, refused: bool) -> None:
-        await self._hop(self._letters.take_back, lent, settled, refused, bounded=False)
+    async def _give_back(self, lent: Lent, *, settled: bool) -> None:
+        await self._hop(self._letters.take_back, lent, settled, bounded=False)
 
     def _letter(self, lent: Lent) -> Letter:
-        return Letter(lent.key, lent.path, lent.size, lent.events, self)
+        return Letter(lent.key, lent.path, lent.size, lent.events, self, refused=lent.refused)
 
     def _lent_to_nobody(self, lent: Lent | Pass | Whereabouts) -> None:
         if isinstance(lent, Lent):
-            self._spawn(self._give_back(lent, settled=False, refused=False))
+            self._spawn(self._give_back(lent, settled=False))
 
     def _not_answered(self, error: StorageError) -> None:
         log.warning("dlq_not_answering", operation=error.operation, hint=error.hint, errno=error.errno)
@@ -327,6 +328,8 @@ class Spool:
         made.change = self._letters.take_change()
         made.unknown = self._letters.unknown
         made.oldest = self._letters.oldest
+        if DEBUG_CHECKS:
+            self._letters.check()
         return made
 
     def _take_in(self, made: _Made[T]) -> None:

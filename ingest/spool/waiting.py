@@ -81,7 +81,7 @@ class Letter(KeyedFile):
     settled: bool = False
     """From `settle` on: its events are in another book."""
     refused: bool = False
-    """Set by whoever found that the store refuses it. It is the first to be evicted, until it is lent again."""
+    """Set by whoever found that the store refuses it: it is the first to be evicted. It stays so while it waits."""
 
     @property
     def is_segment(self) -> bool:

@@ -210,12 +210,14 @@ class Process:
         return min(len(self.executor.jobs), THREADS) + singles
 
     def run_job(self, which: int = 0) -> None:
-        """Run one job: of the sync's thread, of the lane's, or of the storage's."""
-        singles = [executor for executor in (self.sync_executor, self.lane_executor) if executor.jobs]
-        if which < len(singles):
-            singles[which].run_one()
-        elif self.executor.jobs:
-            self.executor.run_one(which - len(singles))
+        """Run one job: of the sync's thread, of the storage's, or of the lane's."""
+        syncs, stores = min(len(self.sync_executor.jobs), 1), min(len(self.executor.jobs), THREADS)
+        if which < syncs:
+            self.sync_executor.run_one()
+        elif which < syncs + stores:
+            self.executor.run_one(which - syncs)
+        elif self.lane_executor.jobs:
+            self.lane_executor.run_one()
 
     def not_rewritten(self) -> set[int]:
         """Refused events whose lines may be on the disk until their batch is stored: cut and rewrite have failed."""
