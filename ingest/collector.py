@@ -91,6 +91,7 @@ class Left(NamedTuple):
     backlog_files: int
     backlog_events: int
     segment_events: int
+    unknown_files: int
     lost_events: int
 
     @property
@@ -207,10 +208,13 @@ class Collector:
 
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
         await place.scan()
+        again = ADOPT_MORE_SECONDS
         while True:
             more = await self._adopt(base, lane, place)
             self.uploader.recovery.wake()
-            await self._world.sleep(ADOPT_MORE_SECONDS if more else ADOPT_SECONDS)
+            # What cannot be read is tried again soon, and ever more seldom.
+            again = min(2 * again, ADOPT_SECONDS) if place.unknown else ADOPT_MORE_SECONDS
+            await self._world.sleep(ADOPT_MORE_SECONDS if more else again if place.unknown else ADOPT_SECONDS)
 
     async def _adopt(self, base: Path, lane: Lane, place: Backlog | Spool) -> bool:
         """Adopt a few free slots; True if there may be more that we have room for."""
@@ -251,6 +255,7 @@ class Collector:
             backlog_files=self.backlog.files,
             backlog_events=self.backlog.events,
             segment_events=in_memory if has_segments else 0,
+            unknown_files=self.dlq.unknown + self.backlog.unknown,
             lost_events=0 if has_segments else in_memory,
         )
 

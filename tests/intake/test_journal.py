@@ -819,7 +819,7 @@ def test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segm
     world.store.down = False
     world.late_puts = 1  # the one that has the segment is slow
     locked = world.fs.on("open", under=dying.dlq_slot.path / "lock").fail(errno.EACCES)
-    while not other.backlog.files:
+    while not other.link.under_way:
         if not world.run_job():
             world.advance(0.5, threads=False)
     locked.lift()

@@ -380,15 +380,17 @@ def test_c1_a_slot_whose_own_folder_cannot_be_read_is_unknown_until_it_can(bench
 def test_c1_an_adopted_slot_is_kept_while_something_in_it_is_unknown(bench):
     gone = Slot.take_first_free(bench.disk, bench.base)
     bench.leave(key(1), 2, gone.path)
+    bench.leave(key(2, prefix="other"), 2, gone.path)
     gone.release()
     fault = bench.disk.on("scandir", under=gone.path / "raw").fail(errno.EIO)
 
     async def main():
         async with bench.open() as waiting:
-            held = Slot._try(bench.disk, bench.base, gone.number)
-            await waiting.adopt([held])
+            await waiting.adopt(Slot.adopt_free(bench.disk, bench.base).slots)
+            assert (waiting.adopted, waiting.unknown, waiting.files) == (1, 1, 1)
+            await bench.store(await waiting.next())
             assert await bench.one_pass() == []
-            assert (waiting.adopted, waiting.unknown) == (1, 1)
+            assert (waiting.adopted, waiting.unknown, waiting.files) == (1, 1, 0)
             fault.lift()
             await waiting.adopt([])
             await bench.store(await waiting.next() or await waiting.next())

@@ -1,0 +1,51 @@
+"""A dead-letter queue whose disk hangs holds up no put (C6)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.delivery.rig import Batch, Rig
+from tests.stand_ins.letters import Store, files
+
+
+@pytest.mark.parametrize("operation", ["open", "rename", "fsync_dir", "statvfs", "mkdir"])
+def test_c6_puts_go_on_while_the_disk_of_the_dead_letters_hangs(tmp_path, operation):
+    """The store fails for a while and is well again; the disk is back only after all is stored."""
+    rig = Rig(tmp_path, Store(*["fail"] * 6, then="ok"), has_segments=False, s3_app_retries=1, upload_queue=8, wait=0.3)
+
+    async def main():
+        async with rig.running():
+            hang = rig.fs.on(operation, under=rig.root).hang()
+            batches = [Batch(n) for n in range(12)]
+            rig.submit(*batches[:6])
+            await asyncio.get_running_loop().run_in_executor(None, hang.reached.wait, 10)
+            rig.submit(*batches[6:])
+            await rig.until(lambda: rig.metrics.books.events_stored == 36, 20)
+            assert sorted(rig.store_.keys()) == sorted(batch.key for batch in batches)
+            assert rig.uploader.pending_batches == 0
+            hang.lift()
+            await rig.until(lambda: not rig.dlq.hangs and not rig.dlq._late and not files(rig.root), 20)
+            assert (rig.dlq.files, rig.dlq.events) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_c6_a_recovery_that_waits_for_a_disk_that_hangs_leaves_batches_and_the_drain_alone(tmp_path):
+    rig = Rig(tmp_path, Store("fail", "fail", then="ok"), s3_app_retries=1, wait=0.3)
+
+    async def main():
+        async with rig.running():
+            rig.submit(Batch(1))
+            await rig.until(lambda: rig.dlq.files == 1 or rig.metrics.books.events_stored)
+            hang = rig.fs.on("open_read", "scandir", "unlink", under=rig.root).hang()
+            rig.submit(Batch(2), Batch(3))
+            await rig.until(lambda: rig.uploader.pending_batches == 0, 20)
+            left = await asyncio.wait_for(rig.drain(3), 6)
+            assert (left.lost_batches, left.lost_events) == (0, 0)
+            assert rig.uploader.pending_batches == 0
+            assert rig.metrics.books.events_stored + rig.dlq.events + rig.journal.events == 9
+            hang.lift()
+
+    asyncio.run(main())
