@@ -4,7 +4,7 @@ Owns the counts accepted, recovered, stored and dropped, and by place the events
 a verb here, called once, in the same step of the loop in which the place itself changes.
 Promises accepted + recovered = stored + pending + dropped, in events, at every step of the loop's end: `unaccounted`
 compares these counts with what the places say that they hold. With `checked` (DEBUG_CHECKS) each verb also fails when
-more events leave a place than ever came to it.
+more events leave a place than ever came to it, and `story` when a place holds other than the verbs say.
 Never locks: all verbs are the event loop's. Never counts a file or a byte.
 """
 
@@ -112,6 +112,11 @@ class Books:
         taken = self.events_accepted + self.events_recovered
         left = self.events_stored + self.events_dropped.total()
         return taken - left - sum(count() for count in self._witnesses.values())
+
+    def differing(self) -> dict[Place, tuple[int, int]]:
+        """Return the places that hold other than the verbs say, with what the verbs say and what the place does."""
+        asked = {place: (self.waiting[place], count()) for place, count in self._witnesses.items()}
+        return {place: counts for place, counts in asked.items() if counts[0] != counts[1]}
 
     def _check(self, n: int) -> None:
         if n < 0 or any(count < 0 for _, count in self.waiting):

@@ -80,6 +80,9 @@ class Story:
 
     def tick(self) -> None:
         """Look at the figures, and tell what has begun or ended since the last look."""
+        books = self._metrics.books
+        if books.checked and (differing := books.differing()):
+            raise AssertionError(f"the places hold other than the books say: {differing}, {books!r}")
         self._tell_store()
         self._tell_recovery()
         self._tell_refusals()

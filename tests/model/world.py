@@ -257,6 +257,7 @@ class World:
         """What holds at every instant."""
         for process in self.processes:
             assert process.metrics.books.unaccounted() == 0, (process.number, process.metrics)
+            assert process.metrics.books.differing() == {}, (process.number, process.metrics)
             assert not process.unhandled, process.unhandled
             self.reached.update(process.states())
         for key, old, new in self.store.replaced[self._seen_replaced :]:

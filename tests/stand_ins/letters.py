@@ -157,6 +157,7 @@ class Books:
     async def _watch(self):
         while True:
             assert self.metrics.books.unaccounted() == 0, self.metrics
+            assert self.metrics.books.differing() == {}, self.metrics
             self.turns += 1
             await asyncio.sleep(0)
 

@@ -213,6 +213,15 @@ def test_books_that_are_checked_let_no_event_leave_a_place_to_which_it_never_cam
             verb(books)
 
 
+def test_a_place_that_holds_other_than_the_verbs_say_is_named():
+    books = Books()
+    books.accepted(3)
+    books.ask(Place.OPEN, lambda: 2)
+    books.ask(Place.DLQ, lambda: 1)
+    assert books.unaccounted() == 0, "the sum is right"
+    assert books.differing() == {Place.OPEN: (3, 2), Place.DLQ: (0, 1)}
+
+
 def test_the_tests_run_with_the_checks_on():
     assert DEBUG_CHECKS
     assert Metrics().books.checked

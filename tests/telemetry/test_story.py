@@ -196,3 +196,10 @@ def test_the_status_says_the_same_in_a_sentence(stage):
     assert status().sentence().startswith("Events are refused since 2025-12-02T14:00:00Z (queue_full); 50 events")
     assert (status().phase, status().refused) == (Phase.REFUSING, 1)
     assert "Events are refused" in repr(stage.story)
+
+
+def test_under_debug_checks_a_place_that_differs_from_the_books_ends_the_process(stage):
+    stage.metrics.books.accepted(1, Place.QUEUE)
+    stage.metrics.books.ask(Place.QUEUE, lambda: 0)
+    with pytest.raises(AssertionError, match="the places hold other than the books say"):
+        stage.story.tick()
