@@ -388,8 +388,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a dead letter is synced",
         "spool/letters.py",
-        "publish(self._fs, path, body, root=self._own, synced=self._synced)",
-        "publish(self._fs, path, body, root=self._own, sync=False)",
+        "self._tree.publish(path, body)",
+        "disk.publish.publish(self._fs, path, body, root=self._own, sync=False)",
         DLQ + "test_a_save_is_published_temporary_synced_renamed_folder_synced",
     ),
     _guard(
@@ -565,8 +565,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "the directory store creates",
         "store/directory.py",
-        "partial(self._write, publish_new,",
-        "partial(self._write, publish,",
+        "partial(self._tree.publish_new,",
+        "partial(self._tree.publish,",
         STORES + "test_create_only_never_replaces",
     ),
 )

@@ -11,6 +11,7 @@ from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, slot_folders
+from ingest.disk.tree import Tree
 
 __all__ = [
     "ADOPT_AT_ONCE",
@@ -26,6 +27,7 @@ __all__ = [
     "Slot",
     "StorageError",
     "TornTail",
+    "Tree",
     "create",
     "exists",
     "files_below",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE
 from ingest.disk.folders import make_dirs
-from ingest.disk.reading import Identity, files_below, has_name
+from ingest.disk.reading import Identity, files_below, has_name, is_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LOCK_NAME = "lock"
 ADOPT_AT_ONCE = 8
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_OF_ONE_SLOT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ELOOP)
 
 
 class Adopted(NamedTuple):
@@ -131,11 +132,21 @@ def slot_folders(fs: Filesystem, base: Path) -> list[Path]:
 
 
 def _lock_first_free(fs: Filesystem, base: Path) -> tuple[int, int]:
-    """Return the lowest number of which nobody holds the slot, and the descriptor that now holds it."""
+    """Return the lowest number of which nobody holds the slot, and the descriptor that now holds it.
+
+    A slot that another run left and that is bad is passed over, for instance one of another user. The error is raised
+    when a new slot is no better, or when it is not about one slot.
+    """
     number = 0
     while True:
+        was_there = is_folder(fs, base / str(number))
         make_dirs(fs, base / str(number), base, sync=True)
-        fd = _lock(fs, base, number)
+        try:
+            fd = _lock(fs, base, number)
+        except StorageError as error:
+            if not was_there or error.errno not in _OF_ONE_SLOT:
+                raise
+            fd = None
         if fd is not None:
             return number, fd
         number += 1

@@ -38,7 +38,6 @@ import structlog
 
 from ingest import disk
 from ingest.disk import StorageError
-from ingest.disk.publish import publish
 from ingest.format import codec, dlq_key, dlq_path, unix_of
 from ingest.spool.census import Census, Counted, Done, Unreadable
 from ingest.spool.hours import Walk, by_hour, hour_folders, look
@@ -115,7 +114,7 @@ class Letters:
         self._room = room
         self._token = f"-{token}_"
         self._change = Change()
-        self._synced: set[Path] = set()
+        self._tree = disk.Tree(fs, self._own)
 
         # What is below the slots, as far as it is known.
         self._unlisted = list(slots)
@@ -208,7 +207,7 @@ class Letters:
 
     def _publish(self, path: Path, body: bytes) -> None:
         try:
-            publish(self._fs, path, body, root=self._own, synced=self._synced)
+            self._tree.publish(path, body)
         except StorageError:
             # `publish` leaves the file standing if only the folder's sync failed. Our caller still has the batch, so a
             # file that is in nobody's books goes; if even that fails it is passed over from now on.
@@ -373,13 +372,12 @@ class Letters:
             return
         if any(Mark.LENT in mark and path.parent == folder for path, mark in self.marks.items()):
             return  # it is out of the books already, or will be, and not out of the tally
-        disk.prune(self._fs, folder, self._root(folder))
+        self._tree_of(folder).prune(folder)
         try:
             if disk.exists(self._fs, folder):
                 return
         except StorageError:
             return  # not known to be gone: it is settled when it is
-        self._synced.difference_update([folder, *folder.parents])
         for path in [path for path in self.marks if path == folder or path.parent == folder]:
             self._unmark(path, ~Mark(0))
             self._refused.pop(path, None)
@@ -573,7 +571,7 @@ class Letters:
                 file.seek(0)
                 body = file.read_all() if found.sound else found.body
             if found.events and body is not None:
-                publish(self._fs, target, body, root=self._root(temporary))
+                self._tree_of(target).publish(target, body)
                 counted = Tally(1, found.events, len(body))
         # Crash point: both names stand. The next start finds the key published and only removes the temporary.
         with suppress(OSError):
@@ -641,6 +639,9 @@ class Letters:
 
     def _tally(self, folder: Path) -> Tally:
         return self._tallies.setdefault(folder, Tally())
+
+    def _tree_of(self, path: Path) -> disk.Tree:
+        return self._tree if path.is_relative_to(self._own) else disk.Tree(self._fs, self._root(path))
 
     def _root(self, path: Path) -> Path:
         for slot in [*self._slots, *self._unlisted]:

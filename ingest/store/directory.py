@@ -3,7 +3,7 @@
 Owns `<STORE_DIR>/<key>` and the temporaries in `<STORE_DIR>/.tmp`, which lie apart so that whoever lists or copies the
 objects never meets half of one. Several processes may share one directory.
 
-Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`durable.publish`),
+Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
 and `create` is `link(2)`, which the kernel refuses for a name that exists.
 
 Never keeps metadata: a plain directory has nowhere to put it that every copy would carry along. The number of events
@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from ingest.disk import StorageError, make_dirs, publish_new, read_file
-from ingest.disk.publish import publish
+from ingest.disk import StorageError, Tree, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,14 +41,14 @@ TEMPORARY_MAX_AGE = 3600.0
 class DirectoryStore:
     """An `ObjectStore` in `STORE_DIR`; everything that touches the disk runs in the executor."""
 
-    __slots__ = ("_executor", "_fs", "_root", "_synced", "_temporaries")
+    __slots__ = ("_executor", "_fs", "_root", "_temporaries", "_tree")
 
     def __init__(self, settings: Settings, fs: Filesystem, executor: Executor) -> None:
         self._fs = fs
         self._executor = executor
         self._root = settings.store_dir
         self._temporaries = settings.store_dir / TEMPORARIES
-        self._synced: set[Path] = set()
+        self._tree = Tree(fs, self._root, temporaries=self._temporaries)
 
     @property
     def address(self) -> str:
@@ -65,11 +64,11 @@ class DirectoryStore:
 
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:  # noqa: ARG002 - see the module's text
         """Store the body under the key."""
-        await self._run(partial(self._write, publish, self._path("put", key), body))
+        await self._run(partial(self._tree.publish, self._path("put", key), body))
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:  # noqa: ARG002 - see the module's text
         """Store the body only if nothing has the key; False if something does."""
-        return await self._run(partial(self._write, publish_new, self._path("create", key), body))
+        return await self._run(partial(self._tree.publish_new, self._path("create", key), body))
 
     async def get(self, key: str) -> bytes:
         """Return the body."""
@@ -92,7 +91,7 @@ class DirectoryStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def _start(self) -> None:
-        self._make_temporaries()
+        self._tree.make(self._temporaries)
         too_old = time.time() - TEMPORARY_MAX_AGE
         try:
             left = self._fs.listdir(self._temporaries)
@@ -102,14 +101,6 @@ class DirectoryStore:
             with suppress(OSError):  # another process may sweep at the same time
                 if self._fs.stat(temporary).st_mtime < too_old:
                     self._fs.unlink(temporary)
-
-    def _write(self, how: Callable[..., _Result], path: Path, body: bytes) -> _Result:
-        # Each time, since the start may have failed, and since whoever tidies up here may take an empty folder away.
-        self._make_temporaries()
-        return how(self._fs, path, body, root=self._root, synced=self._synced, temporary_in=self._temporaries)
-
-    def _make_temporaries(self) -> None:
-        make_dirs(self._fs, self._temporaries, self._root, sync=True, synced=self._synced)
 
     def _read(self, path: Path) -> bytes:
         try:

@@ -754,6 +754,32 @@ def test_c3_a_bad_slot_is_passed_over_and_the_others_are_adopted(tmp_path, opera
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_c3_a_slot_of_another_user_does_not_keep_a_process_from_one_of_its_own(tmp_path, error):
+    left_by_the_dead(tmp_path, 3)
+    slot = Slot.take_first_free(bad_slot("open", error, tmp_path / "0"), tmp_path)
+    assert slot.number == 1
+    slot.release()
+    for number in range(3):
+        (tmp_path / str(number) / LOCK_NAME).unlink()
+        (tmp_path / str(number) / LOCK_NAME).mkdir()
+    slot = Slot.take_first_free(Filesystem(), tmp_path)
+    assert slot.number == 3
+    slot.release()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENOLCK, errno.EMFILE])
+def test_c4_where_no_slot_can_be_had_the_error_is_raised_and_no_folders_pile_up(tmp_path, error):
+    disk = Disk()
+    disk.on("open", under="lock").fail(error)
+    for _ in range(3):
+        with pytest.raises(StorageError) as caught:
+            Slot.take_first_free(disk, tmp_path)
+        assert caught.value.errno == error
+    if error in (errno.EROFS, errno.ENOLCK, errno.EMFILE):
+        assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_c3_a_folder_of_slots_that_cannot_be_read_is_a_value(tmp_path, error):
     found = Slot.adopt_free(bad_slot("listdir", error, tmp_path), tmp_path)
     assert found.slots == []
