@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
     """One client's connection; made by the event loop's server for each it accepts."""
 
     __slots__ = (
+        "_fed_to",
         "_flow",
         "_framing",
         "_input",
@@ -106,6 +107,8 @@ class Connection(asyncio.Protocol):
 
         # Bytes that wait.
         self._input = b""
+        self._fed_to = 0
+        """How much of it has been fed. The rest is not copied for that: all reads of a turn are in memory already."""
         self.held = 0
         """How much of `Tick.held` is ours."""
         self._overrun = False
@@ -344,19 +347,25 @@ class Connection(asyncio.Protocol):
             self._reader.refuse(UNAVAILABLE_CLOSE)
             return
         if data:
-            self._input = self._input + data if self._input else data
+            self._input = self._input[self._fed_to :] + data if self._input else data
+            self._fed_to = 0
         if self._input and self._flow.stalled_until is None:
-            size = self._tick.limits.slice
-            piece = self._input[:size]
-            self._input = self._input[size:]
-            self._fed(self._framing.feed(piece))
+            self._feed_piece(self._tick.limits.slice)
             rest = self._reader.request.awaited
             if rest and self._input and self.ending is _OPEN:
                 # A body causes one answer, however long it is: what came whole is not left unfinished.
-                piece, self._input = self._input[:rest], self._input[rest:]
-                self._fed(self._framing.feed(piece))
+                self._feed_piece(rest)
         if self.ending is _OPEN:
             self._go_on()
+
+    def _feed_piece(self, size: int) -> None:
+        """Feed some of what waits."""
+        at, self._fed_to = self._fed_to, self._fed_to + size
+        piece = self._input[at : self._fed_to]
+        if self._fed_to >= len(self._input):
+            self._input = b""
+            self._fed_to = 0
+        self._fed(self._framing.feed(piece))
 
     def _go_on(self) -> None:
         """Come back for what is left, end at the end of input, or take the short way again."""

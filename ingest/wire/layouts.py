@@ -9,14 +9,16 @@ Promises that what is found is what the parser would tell: a layout is learned f
 which no header that is read or frames the message stands twice, and none asks for more than a plain request. Never
 decides whether a request is sound: `ShortWay` has a parser read the same bytes before what is found is believed.
 
-Clients choose what is learned, so that it is bounded, in number and in time: compiling costs milliseconds. When no
-layout fits in any more all are forgotten, and those that are frequent are learned again first.
+Clients choose what is learned, so that it is bounded, in number and in time: compiling costs milliseconds, and after a
+lesson nothing is learned for a hundred times as long as it took. When no layout fits in any more, the one goes that was
+met least; that is most often the last, so that a flood of new layouts takes the place of one.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, TypeAlias
+import time
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ingest.wire.headers import (
     CONNECTION,
@@ -30,12 +32,19 @@ from ingest.wire.headers import (
     UPGRADE,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
 """Headers of a layout; a browser behind two proxies sends about 25."""
 HEAD_KEPT: Final = 4096
-SECONDS_PER_LAYOUT: Final = 0.02
-"""How long to learn nothing after a lesson, for each layout known: the more there are, the longer the next takes."""
+LINES_KNOWN: Final = 320
+"""Lines of all layouts together: they decide how long a lesson takes, which holds up the loop."""
+PAUSE: Final = 100
+"""How many times as long as a lesson took nothing is learned after it."""
+LEAST_PAUSE: Final = 0.02
+"""Seconds."""
 
 EMPTY: Final = 1
 """The number of the group that is always empty: the value of a header which a layout does not have."""
@@ -62,51 +71,62 @@ _Line: TypeAlias = "tuple[bytes, bytes]"
 
 
 class _Node:
-    """The continuations of a line in the trie: other lines, or (`ends`) the end of the head."""
+    """The continuations of a line in the trie: other lines, or the end of the head of the layout that `ends` here."""
 
     __slots__ = ("ends", "following")
 
     def __init__(self) -> None:
         self.following: dict[_Line, _Node] = {}
-        self.ends = False
+        self.ends: tuple[_Line, ...] | None = None
 
 
 class Layouts:
     """The layouts a process knows. `match` and `found` go together: `found[match(data).lastindex]`."""
 
-    __slots__ = ("_headers", "_heeded", "_known", "_learn_at", "_root", "found", "match")
+    __slots__ = ("_clock", "_headers", "_heeded", "_known", "_learn_at", "_numbers", "found", "last", "match")
 
-    def __init__(self, headers: tuple[bytes, ...]) -> None:
+    def __init__(self, headers: tuple[bytes, ...], clock: Callable[[], float] = time.perf_counter) -> None:
         self._headers = headers
         self._heeded = frozenset({*headers, HOST, ORIGIN, CONNECTION, CONTENT_LENGTH, *_UNFIT})
+        self._clock = clock
         self._learn_at = 0.0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._root = _Node()
-        self._known = 0
+        self._known: dict[tuple[_Line, ...], int] = {}
+        """How often each was met, as far as `count` has seen."""
+        self._numbers: dict[int | None, tuple[_Line, ...]] = {}
+        self.last: int | None = None
+        """The number of the layout that was met last, set by who matches."""
         self.found: dict[int | None, Layout] = {}
         self.match = re.compile(b"(?!)").match
+
+    def count(self) -> None:
+        """Count the layout that was met last. Called once a turn, so that what is frequent is counted often."""
+        lines = self._numbers.get(self.last)
+        if lines is not None:
+            self._known[lines] += 1
+            self.last = None
 
     def learn(self, data: bytes, now: float) -> None:
         """Learn the layout of a read that the parser took for one event, unless it is too early for a lesson."""
         if now < self._learn_at:
             return
-        self._learn_at = now + (self._known + 1) * SECONDS_PER_LAYOUT  # also if nothing comes of it: looking costs too
+        began = self._clock()
         lines = self._lines_of(data)
-        if lines is None or self.match(data) is not None:
-            return
-        if self._known >= LAYOUTS_KEPT:
-            self._forget()
-            re.purge()  # it keeps every pattern that was compiled, up to 512 of these
-        node = self._root
-        for line in lines:
-            node = node.following.setdefault(line, _Node())
-        node.ends = True
-        self._known += 1
-        self._compile()
+        if lines is not None and self.match(data) is None:
+            self._known = {known: count // 2 for known, count in self._known.items()}  # what was frequent once may go
+            self._make_room(lines)
+            self._known[lines] = 0
+            self._compile()
+        # Also if nothing came of it, because looking costs too.
+        self._learn_at = now + max(PAUSE * (self._clock() - began), LEAST_PAUSE)
 
-    def _lines_of(self, data: bytes) -> list[_Line] | None:
+    def _make_room(self, lines: tuple[_Line, ...]) -> None:
+        """Forget what was met least, until the new layout fits in."""
+        room = LINES_KNOWN - len(lines)
+        while self._known and (len(self._known) >= LAYOUTS_KEPT or sum(map(len, self._known)) > room):
+            newest_first = reversed(self._known)
+            del self._known[min(newest_first, key=self._known.__getitem__)]
+
+    def _lines_of(self, data: bytes) -> tuple[_Line, ...] | None:
         """Take a layout from a head; None when it is not worth one, or asks for more than a plain request."""
         first, *headers = data[: max(0, data.find(b"\r\n\r\n", 0, HEAD_KEPT))].split(b"\r\n")
         post = first.startswith(b"POST")
@@ -124,7 +144,7 @@ class Layouts:
                 names.append(name)
             lines.append(line)
         framed = HOST in names and (CONTENT_LENGTH in names) is post
-        return lines if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
+        return tuple(lines) if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
 
     def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
         """Return the pattern of a header's line, and the name of the value in it if that is read."""
@@ -154,15 +174,22 @@ class Layouts:
         return start[:length]
 
     def _compile(self) -> None:
-        self.found = {}
+        root = _Node()
+        for lines in self._known:
+            node = root
+            for line in lines:
+                node = node.following.setdefault(line, _Node())
+            node.ends = lines
+        self.found, self._numbers, self.last = {}, {}, None
         parts = [b"()"]
-        self._write(self._root, parts, {}, EMPTY)
+        self._write(root, parts, {}, EMPTY)
+        re.purge()  # it keeps every pattern that was compiled, up to 512 of these
         self.match = re.compile(b"".join(parts)).match
 
     def _write(self, node: _Node, parts: list[bytes], groups: dict[bytes, int], count: int) -> int:
         """Write what follows a line, with `groups` before it; return the number of groups there are then."""
         branches: list[tuple[_Line, _Node | None]] = [*node.following.items()]
-        if node.ends:
+        if node.ends is not None:
             branches.append(((_END_OF_GET, b"") if _QUERY in groups else (_END_OF_POST, b""), None))
         parts.append(b"(?:" if len(branches) > 1 else b"")
         for number, ((pattern, name), follower) in enumerate(branches):
@@ -173,6 +200,8 @@ class Layouts:
             else:
                 count += 1
                 self.found[count] = self._layout(groups, count)
+                if node.ends is not None:
+                    self._numbers[count] = node.ends
         parts.append(b")" if len(branches) > 1 else b"")
         return count
 

@@ -57,7 +57,8 @@ class ShortWay:
         match = layouts.match(data)
         if match is None:
             return False
-        post, origin, where = layouts.found[match.lastindex]
+        layouts.last = number = match.lastindex
+        post, origin, where = layouts.found[number]
         fields = match.group(*where)
         size = len(fields[0])
         if size > self._body_limit or (post and size != int(fields[-1])):
@@ -85,6 +86,10 @@ class ShortWay:
         turn.size += len(line)
         turn.entries.append((sender, answer, answers.refused, 1))
         return True
+
+    def count(self) -> None:
+        """Count the layout that was met last."""
+        self._layouts.count()
 
     def learn(self, data: bytes, now: float) -> None:
         """Learn the layout of a read that the parser took for one event."""

@@ -191,6 +191,7 @@ class Tick:
                 if commits == TURN_COMMITS:
                     break
         self.unread -= size
+        self.short_way.count()
         if self.held > self.limits.unfinished:
             self._refuse_largest()
         self._finish(turn)

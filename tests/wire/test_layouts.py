@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import permutations
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ingest.wire.connection import Connection
-from ingest.wire.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, Layouts
+from ingest.wire.layouts import HEAD_KEPT, LAYOUTS_KEPT, LINES_KEPT, LINES_KNOWN, Layouts
 from tests.stand_ins.wire import Client, Wire, chunked, counted, post, request
 from tests.wire.corpus import CORPUS, filled
 
@@ -250,24 +251,63 @@ def test_each_of_many_layouts_is_found():
         assert expected.items() <= values.items()
 
 
-def test_no_more_than_so_many_layouts_are_kept_and_the_frequent_come_back():
+def test_no_more_than_so_many_layouts_are_kept_and_the_least_used_goes_E5():
     layouts = Layouts(HEADERS)
     for number in range(LAYOUTS_KEPT + 1):
         layouts.learn(layout(number), number * 1000)
         assert len(layouts.found) <= LAYOUTS_KEPT
-    assert not knows(layouts, layout(0))
-    layouts.learn(layout(0), 1e9)
-    assert knows(layouts, layout(0))
-    assert knows(layouts, layout(LAYOUTS_KEPT))
+    assert not knows(layouts, layout(LAYOUTS_KEPT - 1)), "all are unused: the newest of them goes"
+    assert all(knows(layouts, layout(number)) for number in [*range(LAYOUTS_KEPT - 1), LAYOUTS_KEPT])
 
 
-def test_a_flood_of_new_layouts_is_not_compiled_one_by_one():
-    layouts = Layouts(HEADERS)
+def test_the_cost_of_a_lesson_sets_the_pause_after_it_E5():
+    """The clock of lessons moves by what compiling costs; a second of a flood has a hundredth of a second of them."""
+    spent = itertools.count(0.0, 0.0005)
+    layouts = Layouts(HEADERS, clock=lambda: next(spent))
     compiled = set()
     for number in range(10_000):
         layouts.learn(layout(number), number / 10_000)
         compiled.add(layouts.match)
-    assert len(compiled) <= 10  # 1 + 2 + ... + 10 of SECONDS_PER_LAYOUT are more than this second
+    assert 15 <= len(compiled) <= 21
+
+
+def test_a_flood_of_new_layouts_does_not_push_out_what_is_in_use_E5():
+    layouts = Layouts(HEADERS)
+    used = [layout(1000 + number) for number in range(4)]
+    for number, data in enumerate(used):
+        layouts.learn(data, number * 1000)
+    for number in range(500):
+        for data in used:
+            match = layouts.match(data)
+            assert match is not None
+            layouts.last = match.lastindex
+            layouts.count()
+        layouts.learn(layout(number), 1e6 + number * 1000)
+        assert len(layouts.found) <= LAYOUTS_KEPT
+    assert all(knows(layouts, data) for data in used)
+    assert knows(layouts, layout(499)), "what is new has its chance"
+
+
+def test_what_fell_out_of_use_gives_way_E5():
+    layouts = Layouts(HEADERS)
+    old, new = [layout(number) for number in range(LAYOUTS_KEPT)], [layout(100 + n) for n in range(LAYOUTS_KEPT)]
+    for number, data in enumerate(old + new):
+        layouts.learn(data, number * 1000)
+        for _ in range(50):
+            for known in (old + new)[max(0, number + 1 - LAYOUTS_KEPT) : number + 1]:
+                match = layouts.match(known)
+                layouts.last = match and match.lastindex
+                layouts.count()
+    assert all(knows(layouts, data) for data in new[1:])
+
+
+def test_the_size_of_all_layouts_together_is_bounded_E5():
+    layouts = Layouts(HEADERS)
+    for number in range(40):
+        lines = ("A: a" if digit == "1" else "B: b" for digit in f"{number:040b}")
+        layouts.learn(post(b"1", *lines), number * 1000)
+        assert sum(map(len, layouts._known)) <= LINES_KNOWN
+    assert layouts.found
 
 
 def test_a_layout_seen_again_is_no_lesson_and_forgets_nothing():
