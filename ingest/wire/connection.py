@@ -181,8 +181,9 @@ class Connection(asyncio.Protocol):
         del exc
         self._flow.lost()
         self.write = discard
+        if not self._reader.over:
+            self._let_go()
         self.ending = Ending.GONE
-        self._let_go()
         self._tick.crowd.dismiss(self)
 
     # The turn's calls.
@@ -195,9 +196,9 @@ class Connection(asyncio.Protocol):
             return
         was_idle = self._reader.state is _IDLE
         turn = tick.turn
-        answers, events = turn.answers, len(turn.lines)
+        answers, events = len(turn.entries), len(turn.lines)
         self._fed(self._framing.feed(data))
-        if was_idle and len(turn.lines) == events + 1 and turn.answers == answers + 1 and self._is_clear():
+        if was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1 and self._is_clear():
             self.whole = True
             tick.short_way.learn(data, tick.now)
 

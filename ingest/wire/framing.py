@@ -69,10 +69,10 @@ class Framing:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader
         reader.said = 0
-        if reader.state is not _IDLE or _OTHER_PROTOCOL in data:
+        if reader.state is not _IDLE or data.find(_OTHER_PROTOCOL) >= 0:
             return self._feed_by_lines(data)
         turn = self._tick.turn
-        answers = turn.answers
+        answers = len(turn.entries)
         taken = self._parse(data)
         if reader.over:
             return _ALL
@@ -84,7 +84,7 @@ class Framing:
             self.used = 0
             return _ALL
         head = data[:taken]
-        if turn.answers == answers:
+        if len(turn.entries) == answers:
             self.used = len(head.lstrip(EMPTY_LINES)) - reader.request.size
         else:
             self.used = Meter().measure(head)

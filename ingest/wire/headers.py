@@ -6,6 +6,7 @@ Owns the names that frame a message, `HeaderNames`, and the form of a Host. Neve
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -43,12 +44,21 @@ _SOUND_HOST: Final = re.compile(
     rb"(?:\[(?:[0-9A-Fa-f:.]+(?:%25[-.0-9A-Z_a-z~]+)?|v[0-9A-Fa-f]+\.[-.0-9A-Z_a-z~!$&'()*+,;=:]+)\]"
     rb"|(?:[-.0-9A-Z_a-z~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
 )
+_HOSTS_KEPT: Final = 1024
+_HOST_BYTES: Final = 256
 DIGITS: Final = 18
 """The most digits that are read as a number; more bytes than that can say are sent by nobody."""
 
 
 def is_host(value: bytes) -> bool:
     """Tell whether a Host has the form that RFC 9110 §7.2 and RFC 3986 §3.2.2 give it; an empty one has."""
+    if len(value) <= _HOST_BYTES:
+        return _is_short_host(value)
+    return _SOUND_HOST.fullmatch(value) is not None
+
+
+@lru_cache(_HOSTS_KEPT)
+def _is_short_host(value: bytes) -> bool:
     return _SOUND_HOST.fullmatch(value) is not None
 
 

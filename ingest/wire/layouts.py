@@ -39,7 +39,7 @@ LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
 """Headers of a layout; a browser behind two proxies sends about 25."""
 HEAD_KEPT: Final = 4096
-LINES_KNOWN: Final = 320
+LINES_KNOWN: Final = 512
 """Lines of all layouts together: they decide how long a lesson takes, which holds up the loop."""
 PAUSE: Final = 100
 """How many times as long as a lesson took nothing is learned after it."""

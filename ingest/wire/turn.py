@@ -53,6 +53,7 @@ class Turn:
         self.lines: list[bytes] = []
         """One for each event, until whoever commits them has taken them."""
         self.entries: list[Entry] = []
+        """The answers that are due."""
         self.events = 0
         """How many events it has, from `close` on."""
         self.size = 0
@@ -65,11 +66,6 @@ class Turn:
     def __repr__(self) -> str:
         late = ", late" if self._late else ""
         return f"<Turn {self.seconds}: {self.events} events, {self.size} bytes, {len(self.entries)} answers{late}>"
-
-    @property
-    def answers(self) -> int:
-        """How many answers are due."""
-        return len(self.entries)
 
     def event(self, to: Answerer, line: bytes, answer: bytes, refusal: bytes) -> None:
         """Add an event's line and its answer. The short way does the same by itself, for a call costs every event."""

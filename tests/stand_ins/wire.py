@@ -404,7 +404,7 @@ class Wire:
         self.loop.now = until
 
     def _commit(self, turn: Turn) -> None:
-        assert len(turn.lines) == turn.events <= turn.answers
+        assert len(turn.lines) == turn.events <= len(turn.entries)
         assert turn.size == sum(map(len, turn.lines))
         assert turn.seconds == int(self.clock)
         if self.deferred:

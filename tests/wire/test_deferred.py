@@ -110,12 +110,12 @@ def test_what_one_client_may_have_waiting_is_bounded():
     client = wire.connect()
     for _ in range(4):
         client.send(post(b"x") * 1000)
-    waiting = sum(turn.answers for turn in wire.commits)
+    waiting = sum(len(turn.entries) for turn in wire.commits)
     assert PENDING_ANSWERS <= waiting <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
     assert not client.transport.reading
     while wire.commits:
         wire.sync()
-        assert sum(turn.answers for turn in wire.commits) <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
+        assert sum(len(turn.entries) for turn in wire.commits) <= PENDING_ANSWERS + 8192 // len(post(b"x")) + 1
     assert client.statuses == [200] * 4000
     assert client.transport.reading
 
