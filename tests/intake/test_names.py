@@ -127,8 +127,11 @@ def test_c9_a_slot_that_another_process_made_anew_is_left_to_it(journal):
     other = world.start()
     theirs = other.commit(2)
     assert other.journal_slot.number == 0
+    world.fs.calls.clear()
     world.advance(NOTICED + 1)
     assert process.journal_slot.number == 1
+    published = [path for operation, path in world.fs.calls if operation == "rename"]
+    assert [path.relative_to(folder(world)).parts[0] for path in published] == ["1"], "nothing was in the other's slot"
     more = process.commit(2)
     assert process.answers == committed(numbers + more)
     assert {path.parts[2] for path in segments(world)} == {"0", "1"}
