@@ -5,8 +5,8 @@ Owns the source of credentials that the SDK settled on, and the keys that sign u
 Promises:
 
     apart      finding or refreshing keys is no part of a put's time. A helper that takes 4 s works with S3_TIMEOUT=3s
-    bounded    whoever waits is told after `LONGEST_WAIT` that the source did not answer; the look ends too, so that the
-               next one begins afresh
+    bounded    whoever waits is told after `LONGEST_WAIT` that the source did not answer; the look ends too, and a
+               helper that was started for it, so that the next one begins afresh
     once       puts that wait at the same time wait for one look
     early      keys are refreshed `ADVISORY` before they expire, beside the puts, which go on with the old ones; from
                `MANDATORY` before it on a put waits
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.disk import StorageError
 from ingest.store.s3_errors import NO_ANSWER_FROM_SOURCE, NO_CREDENTIALS
+from ingest.store.sdk import Helpers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,10 +58,11 @@ class Source(Protocol):
 class Credentials:
     """See the module's text. `open_session` makes a session that has read nothing yet."""
 
-    __slots__ = ("_doubted", "_looked", "_looking", "_open_session", "_signing", "_source")
+    __slots__ = ("_doubted", "_helpers", "_looked", "_looking", "_open_session", "_signing", "_source")
 
     def __init__(self, open_session: Callable[[], Awaitable[AioSession]]) -> None:
         self._open_session = open_session
+        self._helpers = Helpers()
         self._source: Source | None = None
         self._signing: object = None
         self._doubted = False
@@ -96,6 +98,7 @@ class Credentials:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait((self._looking,))
+        self._helpers.end()
 
     def _look_once(self) -> asyncio.Task[None]:
         if self._looking is None or self._looking.done():
@@ -112,6 +115,7 @@ class Credentials:
                 keys = await source.get_frozen_credentials()
         except TimeoutError as error:
             self._doubted = True
+            self._helpers.end()
             cause: dict[str, str | int] = {"error": f"TimeoutError: no answer within {LONGEST_WAIT:.0f} s"}
             raise StorageError("start", "credentials", NO_ANSWER_FROM_SOURCE, transient=True, cause=cause) from error
         except Exception:
@@ -125,6 +129,7 @@ class Credentials:
 
     async def _find(self) -> Source:
         session = await self._open_session()
+        self._helpers.adopt(session)
         source: Source | None = await session.get_credentials()
         if source is None:
             raise StorageError("start", "credentials", NO_CREDENTIALS, transient=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,45 @@ def load(settings: Settings, models: Models) -> tuple[AioSession, AioConfig]:
         gc.freeze()
         if collecting:
             gc.enable()
+
+
+class Helpers:
+    """The processes that a session starts for credentials (`credential_process`), so that one that hangs can be ended.
+
+    The SDK leaves a helper alone when nobody waits for it any more; with one more a minute they would fill the machine.
+    """
+
+    __slots__ = ("_started",)
+
+    def __init__(self) -> None:
+        self._started: list[asyncio.subprocess.Process] = []
+
+    def adopt(self, session: AioSession) -> None:
+        """Have the session start its helper by us."""
+        from aiobotocore.credentials import AioProcessProvider  # type: ignore[import-untyped]  # it ships no types
+
+        sources = session.get_component("credential_provider")
+        ours = AioProcessProvider(
+            profile_name=session.get_config_variable("profile") or "default",
+            load_config=lambda: session.full_config,
+            popen=self._start,
+        )
+        sources.insert_after(ours.METHOD, ours)
+        sources.remove(ours.METHOD)  # the first of that name, which is the SDK's own
+
+    def end(self) -> None:
+        """Kill those that still run."""
+        for helper in self._started:
+            if helper.returncode is None:
+                with suppress(ProcessLookupError):
+                    helper.kill()
+        self._started.clear()
+
+    async def _start(self, *command: str, stdout: int, stderr: int) -> asyncio.subprocess.Process:
+        helper = await asyncio.create_subprocess_exec(*command, stdout=stdout, stderr=stderr)
+        self._started = [started for started in self._started if started.returncode is None]
+        self._started.append(helper)
+        return helper
 
 
 def open_session(models: Models) -> AioSession:

@@ -46,8 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def credentials_source() -> Iterator[Source]:
-    server = Source(("127.0.0.1", 0), _Handler)
+def credentials_source(port: int = 0) -> Iterator[Source]:
+    server = Source(("127.0.0.1", port), _Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -76,6 +76,9 @@ BAD = {
     "b3_without_keys": document(AccessKeyId=None, SecretAccessKey=None),
     "b3_no_date": document(Expiration="tomorrow or so"),
     "b3_no_json": b"<html>Sign in</html>",
+    "b3_empty": b"",
+    "b3_nulls": b'{"AccessKeyId": null, "SecretAccessKey": null, "Token": null, "Expiration": null}',
+    "b3_a_list": b"[]",
 }
 
 
@@ -146,6 +149,19 @@ def test_b4_a_bad_aws_config_file_is_an_outage_until_it_is_mended(collectors, s3
     assert collector.metrics().value("estat_events_stored_total") == 0
     file.write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
     end_well(collector, sent, s3_server, bucket)
+
+
+def test_a_source_that_refuses_connections_is_an_outage(collectors, s3_server, bucket):
+    sent = Sent()
+    with credentials_source() as source:
+        port = source.server_port
+    uri = f"http://127.0.0.1:{port}/"
+    collector = collectors(environment(s3_server, bucket, AWS_CONTAINER_CREDENTIALS_FULL_URI=uri)).start()
+    send(sent, collector.port, EVENTS)
+    wait_for_failures(collector, 2)
+    with credentials_source(port) as source:
+        source.document = document()
+        end_well(collector, sent, s3_server, bucket)
 
 
 HELPER = """#!/bin/sh

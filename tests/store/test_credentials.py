@@ -32,6 +32,18 @@ class Session:
         if expires_in is not None:
             self.refresh_needed = lambda seconds: self.expires_in < (900 if seconds is None else seconds)
 
+    def get_component(self, _name):
+        return self
+
+    def get_config_variable(self, _name):
+        return None
+
+    def insert_after(self, _name, _source):
+        pass
+
+    def remove(self, _name):
+        pass
+
     async def get_credentials(self):
         return None if self.nothing else self
 

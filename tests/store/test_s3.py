@@ -12,6 +12,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -813,6 +814,37 @@ def test_b2_a_start_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of_
 
     run(scenario)
     assert unhandled == []
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_b5_a_helper_that_hangs_is_ended_and_the_next_look_starts_another(monkeypatch, tmp_path):
+    monkeypatch.setattr("ingest.store.credentials.LONGEST_WAIT", 1.0)
+    helper = tmp_path / "helper"
+    helper.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 600\n")
+    helper.chmod(0o755)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    only_credentials_of(monkeypatch, config)
+
+    async def scenario(store, _server):
+        for times in (1, 2):
+            with pytest.raises(StorageError) as caught:
+                await store.put(KEY, BODY, METADATA)
+            assert "source of credentials" in caught.value.hint
+            pids = (tmp_path / "pids").read_text().split()
+            assert len(pids) == times
+            end = time.monotonic() + 10
+            while any(is_running(pid) for pid in pids):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.01)
+
+    run(scenario)
 
 
 def test_starts_that_fail_hold_no_memory_for_good(monkeypatch):
