@@ -18,6 +18,7 @@ Never: touches the journal, puts a file whose key also has a segment there (only
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 import shutil
 import sys
@@ -209,13 +210,16 @@ class _Segments:
 
 
 async def _replay(fs: Filesystem, settings: Settings) -> int:
-    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=sys.maxsize)
+    # Each slot costs a descriptor until the end, and the store needs some as well.
+    at_most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
+    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most)
     for error in unread:
         _say(str(error))
+    more = len(slots) == at_most
     held = [
         slot.name
         for slot in slot_folders(fs, settings.dlq_dir)
-        if slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot, []))
+        if not more and slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot, []))
     ]
     for name in held:
         _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
@@ -260,7 +264,9 @@ async def _replay(fs: Filesystem, settings: Settings) -> int:
     )
     if dlq.unknown:
         _say(f"{dlq.unknown} files or folders cannot be read: what is in them stays")
-    return 1 if held or unread or dlq.files or dlq.unknown else 0
+    if more:
+        _say(f"{at_most} slots are done, as many as the limit of descriptors allows; there may be more: run it again")
+    return 1 if held or more or unread or dlq.files or dlq.unknown else 0
 
 
 # -------------------------------------------------------------------------------------------------------- below

@@ -18,6 +18,7 @@ from ingest.config.variables import VARIABLES
 from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
 from ingest.format import codec
+from tests.process.collector import bare_environment
 from tests.stand_ins.letters import bodies, body, files, key, leave, lines
 
 REPOSITORY = Path(__file__).parents[2]
@@ -218,6 +219,31 @@ def test_replay_holds_the_slot_while_it_works_and_lets_go_of_it(place, monkeypat
     taken = Slot.take_first_free(Filesystem(), place / "dlq")
     assert (seen, taken.number) == ([1], 0)
     taken.release()
+
+
+def test_c7_replay_takes_no_more_slots_than_the_limit_of_descriptors_allows_and_says_so(place):
+    names = [key(n) for n in range(40)]
+    for n, name in enumerate(names):
+        leave(slot(place, n), name, body(3))
+
+    def replay():
+        return subprocess.run(
+            ["prlimit", "--nofile=64:64", "--", sys.executable, "-m", "ingest", "dlq", "replay"],
+            env=bare_environment({"DLQ_DIR": str(place / "dlq"), "STORE_DIR": str(place / "objects")}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    first = replay()
+    assert first.returncode == 1, first.stderr
+    assert "32 slots are done" in first.stderr
+    assert "held by" not in first.stderr
+    assert len(stored(place)) == 32
+    second = replay()
+    assert second.returncode == 0, second.stderr
+    assert stored(place) == names
 
 
 def test_replay_leaves_a_corrupt_file_whose_key_has_a_segment_to_a_server(place, capsys):
