@@ -137,6 +137,15 @@ class Rewritten(NamedTuple):
     identity: Identity | None
 
 
+class Look(NamedTuple):
+    """A segment as it was when a look at it began."""
+
+    segment: Segment
+    path: Path
+    fd: int | None
+    identity: Identity | None
+
+
 class Journal:
     """The segments of this process, in a slot it holds.
 
@@ -221,7 +230,7 @@ class Journal:
         except StorageError as error:
             self._latch.trip(error)
             return False
-        batch.segment = Segment(path, root, fd, self._identity(fd))
+        batch.segment = Segment(path, root, fd)
         self._batches.add(batch)
         return True
 
@@ -474,26 +483,38 @@ class Journal:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             watched = [(batch, _segment_of(batch)) for batch in self._batches]
-            looks = [(segment, segment.path, segment.identity) for _, segment in watched if segment.state in WATCHED]
+            looks = [
+                Look(segment, segment.path, segment.fd, segment.identity)
+                for _, segment in watched
+                if segment.state in WATCHED
+            ]
             try:
-                is_ours, lost = await self._lane.run(self._look, looks)
+                is_ours, lost, learned = await self._lane.run(self._look, looks)
             except StorageError as error:
                 if not self._blind:
                     log.warning("journal_not_looked_at", error=str(error), hint=error.hint)
                 self._blind = True
                 continue
             self._blind = False
+            for look, identity in learned:
+                if look.segment.fd == look.fd and look.segment.identity is None:
+                    look.segment.identity = identity
             root = self._slot.path
             if not is_ours:
                 self._latch.trip(StorageError("look", root, NAME_LOST, transient=True))
             for batch, segment in watched:
-                # It may have been stored meanwhile. Whoever took our slot takes what is left in it too.
-                if batch in self._batches and (segment in lost or segment.root != root):
+                # Whoever took the lock away may have put another folder in its place. Whoever has the slot now takes
+                # what is left in it.
+                in_doubt = not is_ours and segment.state in OPEN
+                if batch in self._batches and (in_doubt or segment in lost or segment.root != root):
                     self._lose_name(batch, segment)
 
-    def _look(self, looks: list[tuple[Segment, Path, Identity | None]]) -> tuple[bool, set[Segment]]:
-        lost = {segment for segment, path, identity in looks if not has_name(self._fs, path, identity)}
-        return self._slot.is_ours(), lost
+    def _look(self, looks: list[Look]) -> tuple[bool, set[Segment], list[tuple[Look, Identity]]]:
+        lost = {look.segment for look in looks if not has_name(self._fs, look.path, look.identity)}
+        # The loop may have closed a descriptor meanwhile, so what is learned counts only if it has not.
+        fresh = [look for look in looks if look.identity is None]
+        learned = [(look, found) for look in fresh if (found := self._identity(look.fd))]
+        return self._slot.is_ours(), lost, learned
 
     def _lose_name(self, batch: Batch, segment: Segment) -> None:
         if segment.state not in WATCHED:
@@ -506,7 +527,9 @@ class Journal:
             segment.enter(SegmentState.BROKEN)
             self._latch.trip(error)
 
-    def _identity(self, fd: int) -> Identity | None:
+    def _identity(self, fd: int | None) -> Identity | None:
+        if fd is None:
+            return None
         try:
             return Identity.of(self._fs.fstat(fd))
         except OSError:

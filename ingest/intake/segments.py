@@ -59,8 +59,8 @@ FOLLOWS: Final[Mapping[SegmentState, frozenset[SegmentState]]] = {
 class Segment:
     """A file of the journal, in the slot `root`.
 
-    `fd` is None once it is closed; `size` counts the bytes that are written to it; `identity` is None if the disk would
-    not tell it.
+    `fd` is None once it is closed; `size` counts the bytes that are written to it; `identity` is None until the
+    first look at it, which the disk may refuse.
     """
 
     __slots__ = ("_state", "fd", "identity", "path", "root", "size")

@@ -27,6 +27,11 @@ HANGS: Final[dict[str, tuple[Fault, ...]]] = {
     "the journal's fdatasync": _hang("journal", "fdatasync"),
     "the journal's unlink": _hang("journal", "unlink"),
     "the journal's write": _hang("journal", "write"),
+    "the journal's stat": _hang("journal", "stat"),
+    "the rename of a rewrite after a failed fdatasync": (
+        Fault(("fdatasync",), "fail", room="journal", armed=True, times=1),
+        *_hang("journal", "rename"),
+    ),
     "the dead letters' open": (*_hang("dlq", "open", "open_read"), STORE_FAILS),
     "the dead letters' statvfs": (*_hang("dlq", "statvfs"), STORE_FAILS),
     "the dead letters' opendir": (*_hang("dlq", "scandir", "listdir"), STORE_FAILS),
