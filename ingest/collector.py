@@ -239,11 +239,13 @@ class Collector:
         """Bring to safety what is here, after `seal`; `skip` jumps to the disk."""
         return await Drain(self.uploader, self.dlq, self.backlog, clock=self._world.clock).run(deadline, skip)
 
-    async def close(self) -> None:
+    async def close(self, within: float) -> None:
         """Wait for what is still being removed, and close the store; the slots are free when the process is gone."""
-        await self.journal.close()
-        with suppress(StorageError):
-            await self.store.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self.journal.close()
+                with suppress(StorageError):
+                    await self.store.close()
 
     def left(self) -> Left:
         """Return what would stay if the process ended now. A batch in memory is safe in its segment, if it has one."""

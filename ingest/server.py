@@ -279,10 +279,8 @@ class Server:
         self._tick.abort()
         for task in list(self._background):
             task.cancel()
-        left = max(self._deadline - time.monotonic(), 0.0) + CLOSE_SECONDS / 2
-        with suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                await self._collector.close()
+        left = max(self._deadline - time.monotonic(), 0.0)
+        await self._collector.close(left + CLOSE_SECONDS / 2)
         self._tell_stopped()
 
     def _cut_short(self) -> None:

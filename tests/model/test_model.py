@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 from tests.model.store import PutFate
 from tests.model.time import START
 from tests.model.world import World
+from tests.stand_ins.disk import LOOKS
 
 MODES = ("memory", "journal", "fsync")
 
@@ -177,12 +178,37 @@ class Collectors(RuleBasedStateMachine):
         times=st.sampled_from([1, 2, 1000]),
     )
     def the_disk_will_fail(self, operation, where, error, nth, times):
+        self.fail(operation, where, error, nth, times)
+
+    def fail(self, operation, where, error, nth, times):
         self.disturbed = True
 
         def concerns(path):
             return where == "both" or ("/journal/" in f"{path}/") == (where == "journal")
 
         self.world.fs.fail(operation, error, nth=nth, times=times, when=concerns)
+
+    @rule(
+        operation=st.sampled_from(LOOKS),
+        where=st.sampled_from(["journal", "dlq", "both"]),
+        error=st.sampled_from([errno.EIO, errno.EACCES, errno.ESTALE]),
+        nth=st.integers(1, 3),
+        times=st.sampled_from([1, 2, 1000]),
+    )
+    def the_disk_will_not_be_read(self, operation, where, error, nth, times):
+        self.fail(operation, where, error, nth, times)
+
+    @rule()
+    def the_disk_hangs(self):
+        """No thread goes on; what the loop itself calls does."""
+        self.disturbed = True
+        self.world.hung = True
+
+    @precondition(lambda self: self.world is not None and self.world.hung)
+    @rule(finish=FINISH)
+    def the_disk_goes_on(self, finish):
+        self.world.hung = False
+        self.run(finish)
 
     @rule(
         takes=st.integers(0, 90),

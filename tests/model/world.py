@@ -81,6 +81,8 @@ class World:
         self.fuse: Fuse | None = None
         self.struck: Process | None = None
         self.folder_sync_failed = False
+        self.hung = False
+        """The disk answers no thread until it is well again."""
         self.unhandled: list[str] = []
         self.reached: Counter[str] = Counter()
         """How often each state was seen, and each log event told."""
@@ -155,7 +157,7 @@ class World:
         """Let every loop and every thread go on until nothing is left to do at this instant."""
         while True:
             self.run_loops()
-            busy = [process for process in self.processes if process.jobs]
+            busy = [process for process in self.processes if process.jobs and not self.hung]
             if not busy:
                 return
             for process in busy:
@@ -173,7 +175,7 @@ class World:
     def run_job(self, which: int = 0) -> bool:
         """Run one of the jobs that threads could be at work on; False if there is none."""
         choices = [(process, n) for process in self.processes for n in range(process.choices)]
-        if not choices:
+        if self.hung or not choices:
             return False
         process, n = choices[which % len(choices)]
         process.run_job(n)
@@ -266,6 +268,7 @@ class World:
 
     def heal(self) -> None:
         """Let disk and store be well from now on."""
+        self.hung = False
         self.fs.heal()
         self.fs.capacity = None
         self.store.down = False
@@ -285,6 +288,13 @@ class World:
             assert self.wait_for(process.takes_an_event, seconds=120, step=5), (process.number, process.figures())
             process.seal()
         self._see_nothing_stays()
+        if self.processes:
+            assert self.wait_for(lambda: not self.left_by_others(), seconds=4000, step=5), self.left_by_others()
+
+    def left_by_others(self) -> list[str]:
+        """Every file on the disk that none of the living writes, but for probes that could not be removed."""
+        own = {".probe.", *(process.token for process in self.processes)}
+        return [name for name in self.files() if not any(token in name for token in own)]
 
     def recover(self) -> None:
         """Let all be well again, and let what is on the disk be recovered; then hold the store against the ledger."""
