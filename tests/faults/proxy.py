@@ -201,7 +201,7 @@ class FaultProxy:
             answer, keep = _own_answer(*fault.answer, head_only=exchange.method == "HEAD"), True
         else:
             answer, keep = await self._ask_upstream(exchange, request)
-        exchange.status = int(answer[9:12])
+        exchange.status = int(answer[9:12]) if answer[9:12].isdigit() else None  # a page need not be HTTP
         if self.on_answer is not None and self.on_answer(exchange) is False:
             raise _CutError("hook ended the answer")
         if fault.answer_delay:
