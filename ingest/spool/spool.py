@@ -116,6 +116,8 @@ class Spool:
         """Scans that have to begin or are under way: one from the start on."""
         self._refused = 1
         """Bytes of the smallest batch that was refused. Until a batch is saved, or there is room for that one."""
+        self._silent = False
+        """From a wait that ended without an answer, which is told once, to the next answer."""
         self._given_up: float | None = None
         """When the call began behind which a wait has ended last."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,7 +247,9 @@ class Spool:
             self._spawn(self._give_back(lent, settled=False))
 
     def _not_answered(self, error: StorageError) -> None:
-        log.warning("dlq_not_answering", operation=error.operation, hint=error.hint, errno=error.errno)
+        if not self._silent:
+            self._silent = True
+            log.warning("dlq_not_answering", operation=error.operation, hint=error.hint, errno=error.errno)
 
     def close(self) -> None:
         """Let go of handles and locks; call it when nothing else runs here any more."""
@@ -313,6 +317,9 @@ class Spool:
         except StorageError:
             self._given_up = self._lane.busy_since
             raise
+        if self._silent:
+            self._silent = False
+            log.info("dlq_answers_again")
         self._take_in(made)
         if made.error is not None:
             raise made.error
