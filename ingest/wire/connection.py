@@ -183,6 +183,7 @@ class Connection(asyncio.Protocol):
         self.write = discard
         if not self._reader.over:
             self._let_go()
+        self._reader.leave()
         self.ending = Ending.GONE
         self._tick.crowd.dismiss(self)
 

@@ -114,8 +114,8 @@ class Request:
 
     @property
     def awaited(self) -> int:
-        """How much of its declared body has not come; 0 also while its head is not complete."""
-        return self.declared - self.size
+        """How much of its declared body has not come; 0 in chunks, and while its head is not complete."""
+        return max(self.declared - self.size, 0)
 
 
 NO_REQUEST: Final = Request()
@@ -317,6 +317,10 @@ class RequestReader:
         self.over = True
         self.request = Request()
         self._fields = {}
+
+    def leave(self) -> None:
+        """Let go of the connection and the parser, which hold this: else all of them wait for the cycles' collector."""
+        del self._owner, self.parser
 
     def begin_anew(self) -> None:
         """Forget the request under way, of which the parser has reported no more than its start."""

@@ -75,6 +75,16 @@ def test_a_streamed_body_is_refused_as_soon_as_it_is_too_long():
     assert client.statuses == [413]
 
 
+def test_a_body_in_chunks_that_is_longer_than_a_slice_is_taken_whole(feed):
+    wire = Wire({"MAX_BODY_SIZE": "200000"})
+    client = wire.connect()
+    body = bytes(range(32, 127)) * 1500
+    pieces = [body[at : at + 20_001] for at in range(0, len(body), 20_001)]
+    feed(client, (request("POST", "/collect", CHUNKED) + chunked(*pieces)) * 2 + post(b"next"))
+    assert client.statuses == [200] * 3
+    assert wire.events == [body.decode()] * 2 + ["next"]
+
+
 def test_the_size_of_one_body_is_not_that_of_the_next(feed):
     wire = Wire(BODY)
     client = wire.connect()

@@ -201,6 +201,13 @@ def final_answers(client: Client) -> list[bytes]:
     limits=LIMITS,
 )
 @example(data=request("POST", "/collect", "Host: b", "Bad Name: x"), sizes=[1], same_turn=False, limits=LIMITS)
+@example(
+    data=request("POST", "/collect", "Transfer-Encoding: chunked")
+    + chunked(b"x" * 299, trailers=["T: " + "t" * 400, "T: " + "t" * 400]),
+    sizes=[1],
+    same_turn=False,
+    limits=LIMITS,
+)
 @example(data=post(b"", "Connection: upgrade", "Upgrade: a") + b"P", sizes=[1], same_turn=False, limits=LIMITS)
 @example(data=post(b"1") + b"GET /collect?\xff HTTP/1.1\r\nHost: x\r\n\r\n", sizes=[7], same_turn=False, limits=LIMITS)
 @example(data=post(b"1") + b"GET /collect RTSP/1.0\r\nHost: x\r\n\r\n", sizes=[9], same_turn=False, limits=LIMITS)
