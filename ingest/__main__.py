@@ -102,7 +102,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
     check.add_argument("--strict", action="store_true", help="take every warning for a problem: exit 2")
     commands.add_parser("health", help="ask the server of these settings whether it is well: 0 yes, 1 no")
-    dlq = commands.add_parser("dlq", help="look at and work on the dead-letter queue")
+    dlq = commands.add_parser("dlq", help="look at and work on what waits on disk for the store")
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli
 

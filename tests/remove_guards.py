@@ -203,6 +203,27 @@ GUARDS: tuple[Guard, ...] = (
         DURABLE + "test_only_free_slots_with_files_are_adopted",
         DURABLE + "test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone",
     ),
+    _guard(
+        "a segment that a process may be writing is not read",
+        "commands/shelf.py",
+        "        if not free:\n            if segments",
+        "        if False:\n            if segments",
+        "commands/test_waiting.py::test_f1_of_two_slots_the_one_that_a_process_holds_is_left_alone",
+    ),
+    _guard(
+        "what is given up by hand is held while it is removed",
+        "commands/discard.py",
+        "            locks.callback(slot.release)\n",
+        "            slot.release()\n",
+        "commands/test_waiting.py::test_discard_holds_the_slot_while_it_removes",
+    ),
+    _guard(
+        "nothing is given up while a process holds its slot",
+        "commands/discard.py",
+        "                return root\n",
+        "                continue\n",
+        "commands/test_waiting.py::test_discard_removes_nothing_while_a_process_holds_one_of_the_slots",
+    ),
     # Write, sync, acknowledge.
     _guard(
         "a tick is written before it is answered",

@@ -1,79 +1,143 @@
-"""The operator's hand on the dead-letter queue: `python -m ingest dlq ls|verify|replay|export`.
+"""The operator's hand on what waits on disk: `estat-ingest dlq ls|verify|replay|export|discard`.
 
-Owns four commands over all slots of `DLQ_DIR`:
+Owns the words of these commands, and the three that only look, over all slots of `DLQ_DIR` and `JOURNAL_DIR`:
 
-    ls        files, events, bytes and age of each hour, from names and gzip headers
+    ls        files, events, bytes and age of each hour, from names, gzip headers and the newlines of segments
     verify    every file read whole; the corrupt ones named, exit 1 if there are any
-    replay    the files of slots nobody holds, put to the store as the server would: create-only, corrupt ones
-              salvaged and quarantined; exit 1 if something stays
-    export    the sound lines of every file, as `.jsonl.gz`, to a directory or to standard output; no file is changed
+    export    the sound lines of every batch, as `.jsonl.gz`, to a directory or to standard output; no file is changed
 
-Promises to be safe beside a running server. A command that only reads takes no lock. A file that is gone when its
-turn comes was stored meanwhile, and is passed over. A command that removes files takes the slot's lock first; it leaves
-alone a slot that a process holds, and says so.
+Promises to be safe beside a running server: what is read is what nobody writes (see `shelf`), and a command that
+removes files holds the lock of their slot. A directory that is not there is an error, never an empty one.
 
-Never: touches the journal, puts a file whose key also has a segment there (only a server may choose between the two).
+Never: writes to a slot, judges a file by other rules than recovery's.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import resource
-import secrets
-import shutil
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ingest.delivery import Aside, Attempts, Course, Phase, Recovery
-from ingest.disk import Filesystem, Lane, Reader, Slot, StorageError, slot_folders
+from ingest.commands.discard import discard
+from ingest.commands.replay import rehearse, replay
+from ingest.commands.report import Report
+from ingest.commands.shelf import Shelf
+from ingest.delivery.choice import choose
+from ingest.disk import Filesystem, Lane, StorageError, is_folder
 from ingest.disk.publish import publish
-from ingest.format import codec, dlq_key, dlq_path, parse_key
-from ingest.spool import Copy, Places, Spool, Walk, Whereabouts, hour_folders, look
-from ingest.store import Head, create_store
-from ingest.telemetry import DropReason, Metrics
+from ingest.format import dlq_path, parse_key
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator
-
     from ingest.config import Settings
-    from ingest.spool import Letter
+    from ingest.delivery.choice import Copy
 
 
-CHUNK: Final = 1_000
 STDOUT: Final = "-"
+_HOUR: Final = re.compile(r"dt=\d{4}-\d{2}-\d{2}/hr=\d{2}")
+_EXITS: Final = "exit codes: 0 {}; 1 {}; 2 a directory is missing, or the words or settings are wrong; 130 interrupted"
+
+# word -> (what it does, exit 0, exit 1, an example)
+_ACTIONS: Final = {
+    "ls": (
+        "show files, events, bytes and age of each hour",
+        "done",
+        "something cannot be read",
+        "ls --hour dt=2026-11-23/hr=13",
+    ),
+    "verify": (
+        "read every file whole and name the corrupt ones",
+        "all are sound",
+        "a file is corrupt or cannot be read",
+        "verify --json | jq .corrupt",
+    ),
+    "replay": (
+        "put what slots hold that belong to no running process",
+        "nothing stays",
+        "something stays, or would",
+        "replay --dry-run",
+    ),
+    "export": (
+        "copy the sound lines as .jsonl.gz, changing nothing",
+        "done",
+        "something cannot be read",
+        "export - | zcat",
+    ),
+    "discard": (
+        "remove one batch's files, its events with them",
+        "they are removed",
+        "no file has the key, a running process holds it, or it cannot be removed",
+        "discard raw/dt=2026-11-23/hr=13/1795442264_web-3978c546747caa01_0000000003.jsonl.gz",
+    ),
+}
 
 
 def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the four commands to `dlq`."""
-    actions.add_parser("ls", help="show files, events, bytes and age of each hour")
-    actions.add_parser("verify", help="read every file whole and name the corrupt ones; exit 1 if there are any")
-    actions.add_parser("replay", help="put what slots hold that belong to no running process")
-    export = actions.add_parser("export", help="copy the sound lines as .jsonl.gz, changing nothing")
-    export.add_argument("target", help="a directory, or - for standard output")
+    """Add the commands to `dlq`."""
+    words = {}
+    for word, (what, good, bad, example) in _ACTIONS.items():
+        words[word] = parser = actions.add_parser(
+            word,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"{_EXITS.format(good, bad)}\n\nexample: estat-ingest dlq {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        if word != "discard":
+            parser.add_argument("--hour", type=_hour, metavar="dt=YYYY-MM-DD/hr=HH", help="this hour only")
+        if word in ("replay", "discard"):
+            parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    words["export"].add_argument("target", help="a directory, or - for standard output")
+    words["discard"].add_argument("key", help="the whole key: the file's path below its slot, ending in .jsonl.gz")
+
+
+def _hour(text: str) -> str:
+    if not _HOUR.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not dt=YYYY-MM-DD/hr=HH")
+    return text
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run the command; 0 done, 1 something is wrong or stays, 2 it cannot be run."""
     fs = Filesystem()
+    settings = replace(settings, dlq_dir=settings.dlq_dir.absolute(), journal_dir=settings.journal_dir.absolute())
+    hour: str | None = getattr(arguments, "hour", None)
+    report = Report(arguments.action, settings, hour, as_json=arguments.json)
     try:
+        if (missing := _missing(fs, settings)) is not None:
+            report.say(missing)
+            return 2
         match arguments.action:
             case "ls":
-                return _list(fs, settings)
+                return _list(Shelf(fs, settings, hour), report)
             case "verify":
-                return _verify(fs, settings)
+                return asyncio.run(_verify(Shelf(fs, settings, hour), report))
             case "export":
-                return _export(fs, settings, arguments.target)
+                return _start_export(fs, Shelf(fs, settings, hour), report, arguments.target)
+            case "discard":
+                return discard(fs, settings, report, arguments.key, dry_run=arguments.dry_run)
             case _:
-                return asyncio.run(_replay(fs, settings))
+                return asyncio.run((rehearse if arguments.dry_run else replay)(fs, settings, report, hour))
     except StorageError as error:
-        _say(str(error))
+        report.say(str(error))
         return 2
+
+
+def _missing(fs: Filesystem, settings: Settings) -> str | None:
+    """Return the line about a directory that is not there."""
+    folders = {"DLQ_DIR": settings.dlq_dir, "JOURNAL_DIR": settings.journal_dir}
+    if settings.journal_dir.is_relative_to(settings.dlq_dir):
+        del folders["JOURNAL_DIR"]  # it is on the volume that is there, so that nothing is in it
+    for name, folder in folders.items():
+        if not is_folder(fs, folder):
+            return f"{name}={folder}: there is no such directory; name the one that the server has"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------- ls
@@ -87,35 +151,49 @@ class _Hour:
     oldest: int | None = None
 
 
-def _list(fs: Filesystem, settings: Settings) -> int:
-    hours: dict[str, _Hour] = {}
-    unread: list[StorageError] = []
-    for root, path in _files(fs, settings, unread):
-        try:
-            size, events = look(fs, path)
-        except OSError as error:
-            _unreadable(root, path, error)
-            continue
-        parsed = parse_key(dlq_key(root, path))
-        hour = hours.setdefault(f"{parsed.partition} {parsed.prefix}", _Hour())
-        hour.files += 1
-        hour.events += events or 0
-        hour.size += size
-        hour.oldest = parsed.unix if hour.oldest is None else min(hour.oldest, parsed.unix)
-    now = time.time()
+def _list(shelf: Shelf, report: Report) -> int:
+    hours: dict[tuple[str, str, str], _Hour] = {}
     total = _Hour()
-    row = "{:<24} {:<16} {:>9} {:>12} {:>12} {:>8}\n".format
-    sys.stdout.write(row("hour", "prefix", "files", "events", "bytes", "age"))
-    for name in sorted(hours):
-        hour = hours[name]
-        partition, prefix = name.split(" ")
+    for group in shelf.measured():
+        for letter in group:
+            parsed = parse_key(letter.key)
+            place = "journal" if letter.is_segment else "dlq"
+            hour = hours.setdefault((parsed.partition, parsed.prefix, place), _Hour())
+            hour.oldest = parsed.unix if hour.oldest is None else min(hour.oldest, parsed.unix)
+            for row in (hour, total):
+                row.files += 1
+                row.events += letter.events
+                row.size += letter.size
+    unread = shelf.tell(report)
+    return report.end(
+        1 if unread else 0,
+        _table(hours, total),
+        hours=[
+            {
+                "hour": partition,
+                "prefix": prefix,
+                "place": place,
+                "files": hour.files,
+                "events": hour.events,
+                "bytes": hour.size,
+                "oldest": hour.oldest,
+            }
+            for (partition, prefix, place), hour in sorted(hours.items())
+        ],
+        total={"files": total.files, "events": total.events, "bytes": total.size},
+        **shelf.facts(),
+    )
+
+
+def _table(hours: dict[tuple[str, str, str], _Hour], total: _Hour) -> str:
+    row = "{:<24} {:<16} {:<8} {:>9} {:>12} {:>12} {:>8}".format
+    now = time.time()
+    lines = [row("hour", "prefix", "place", "files", "events", "bytes", "age")]
+    for (partition, prefix, place), hour in sorted(hours.items()):
         age = _age(now - (hour.oldest or 0))
-        sys.stdout.write(row(partition, prefix, hour.files, hour.events, hour.size, age))
-        total.files += hour.files
-        total.events += hour.events
-        total.size += hour.size
-    sys.stdout.write(row("total", "", total.files, total.events, total.size, ""))
-    return 1 if _told(unread) else 0
+        lines.append(row(partition, prefix, place, hour.files, hour.events, hour.size, age))
+    lines.append(row("total", "", "", total.files, total.events, total.size, "").rstrip())
+    return "\n".join(lines)
 
 
 def _age(seconds: float) -> str:
@@ -128,210 +206,90 @@ def _age(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------------- verify
 
 
-def _verify(fs: Filesystem, settings: Settings) -> int:
-    sound = corrupt = unread = 0
-    folders: list[StorageError] = []
-    for root, path in _with_progress("verify", fs, settings, folders):
+async def _verify(shelf: Shelf, report: Report) -> int:
+    sound = 0
+    corrupt: list[dict[str, object]] = []
+    lane = Lane("dlq")
+    with ThreadPoolExecutor(1) as executor:
         try:
-            with Reader(fs, path) as file:
-                found = codec.inspect_gzip(file, salvage=False)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            _unreadable(root, path, error)
-            unread += 1
-            continue
-        if found.sound:
-            sound += 1
-            continue
-        corrupt += 1
-        cut = ", cut off" if found.torn_tail else ""
-        _say(f"{dlq_key(root, path)}: corrupt, {found.events} sound lines, {found.bad_lines} bad ones{cut}")
-    sys.stdout.write(f"{sound} sound, {corrupt} corrupt, {unread} unreadable\n")
-    return 1 if _told(folders) or corrupt or unread else 0
+            for group in shelf.with_bar("verify"):
+                for copy in await shelf.judge(group, lane, executor):
+                    found = copy.contents.found
+                    if found.sound:
+                        sound += 1
+                        if found.torn_tail:
+                            report.say(
+                                f"{copy.letter.path}: sound; its last line was cut off before it was acknowledged"
+                            )
+                        continue
+                    corrupt.append(_damage(copy))
+                    cut = ", cut off" if found.torn_tail else ""
+                    counts = f"{found.events} sound lines, {found.bad_lines} bad ones{cut}"
+                    report.say(f"{copy.letter.path}: corrupt, {counts}")
+        finally:
+            lane.abandon()
+    unread = shelf.tell(report)
+    return report.end(
+        1 if corrupt or unread else 0,
+        f"{sound} sound, {len(corrupt)} corrupt, {len(shelf.unread)} unreadable",
+        sound=sound,
+        corrupt=corrupt,
+        **shelf.facts(),
+    )
+
+
+def _damage(copy: Copy) -> dict[str, object]:
+    found = copy.contents.found
+    return {
+        "path": str(copy.letter.path),
+        "key": copy.letter.key,
+        "events": found.events,
+        "bad_lines": found.bad_lines,
+        "torn_tail": found.torn_tail,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- export
 
 
-def _export(fs: Filesystem, settings: Settings, target: str) -> int:
-    if target == STDOUT and sys.stdout.isatty():
-        _say("export: standard output is a terminal: redirect it, or name a directory")
+def _start_export(fs: Filesystem, shelf: Shelf, report: Report, target: str) -> int:
+    if target == STDOUT and (report.as_json or sys.stdout.isatty()):
+        busy = "has the document of --json" if report.as_json else "is a terminal: redirect it"
+        report.say(f"export: standard output {busy}, or name a directory")
         return 2
-    folder = Path(target)
-    files = events = unread = 0
-    folders: list[StorageError] = []
-    for root, path in _with_progress("export", fs, settings, folders):
-        try:
-            with Reader(fs, path) as file:
-                found = codec.inspect_gzip(file)
-                file.seek(0)
-                body = file.read_all() if found.sound else found.body
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            _unreadable(root, path, error)
-            unread += 1
-            continue
-        if not found.events or body is None:
-            continue
-        key = dlq_key(root, path)
-        if target == STDOUT:
-            # Gzip members one behind the other are a gzip file.
-            sys.stdout.buffer.write(body)
-        else:
-            publish(fs, dlq_path(folder, key), body, root=folder)
-        if not found.sound:
-            _say(f"{key}: corrupt, its {found.events} sound lines are exported")
-        files += 1
-        events += found.events
-    sys.stdout.flush()
-    _say(f"{files} files, {events} events exported")
-    return 1 if _told(folders) or unread else 0
+    return asyncio.run(_export(fs, shelf, report, None if target == STDOUT else Path(target).absolute()))
 
 
-# ------------------------------------------------------------------------------------------------------- replay
-
-
-class _Segments:
-    """The journal as `Recovery` sees it here: never a file to put, and a file whose key has a segment has to wait."""
-
-    scanning = False
-
-    def __init__(self, places: Places) -> None:
-        self._places = places
-
-    async def next(self) -> Letter | None:
-        return None
-
-    async def find(self, key: str) -> Letter | Whereabouts:
-        copy = await self._places.segment(key)
-        return Whereabouts.NOT_THERE if copy is Copy.NOT_THERE else Whereabouts.UNKNOWN
-
-
-async def _replay(fs: Filesystem, settings: Settings) -> int:
-    # Each slot costs a descriptor until the end, and the store needs some as well.
-    at_most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
-    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most)
-    for error in unread:
-        _say(str(error))
-    more = len(slots) == at_most
-    held = [
-        slot.name
-        for slot in slot_folders(fs, settings.dlq_dir)
-        if not more and slot.name not in {str(free.number) for free in slots} and any(_files_of(fs, slot, []))
-    ]
-    for name in held:
-        _say(f"slot {name} is held by a running process, which recovers its files itself: left alone")
-    if not slots:
-        if not held and not unread:
-            sys.stdout.write("nothing to replay\n")
-        return 1 if held or unread else 0
-    metrics = Metrics()
+async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | None) -> int:
+    files = events = 0
+    corrupt: list[dict[str, object]] = []
     lane = Lane("dlq")
-    places = Places(fs, (settings.journal_dir, lane), (settings.dlq_dir, lane))
-    with ThreadPoolExecutor(2) as executor:
-        store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
-        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=secrets.token_hex(8))
+    with ThreadPoolExecutor(1) as executor:
         try:
-            await store.start()
-            await dlq.scan()
-            with _bar("replay", dlq.files) as show:
-                course = Course()
-                recovery = Recovery(
-                    settings,
-                    dlq,
-                    _Segments(places),
-                    Attempts(settings, store, metrics, course, clock=time.monotonic),
-                    Aside(time.monotonic),
-                    metrics,
-                    course,
-                    on_stored=lambda: show(dlq.files),
-                    clock=time.monotonic,
-                    now=time.time,
-                )
-                course.enter(Phase.HURRYING)
-                await recovery.run()
+            for group in shelf.with_bar("export"):
+                copies = await shelf.judge(group, lane, executor)
+                if not copies:
+                    continue
+                best = choose(copies).best
+                if best.contents.body is None:
+                    continue
+                if folder is None:
+                    # Gzip members one behind the other are a gzip file.
+                    sys.stdout.buffer.write(best.contents.body)
+                else:
+                    publish(fs, dlq_path(folder, best.letter.key), best.contents.body, root=folder)
+                if not best.contents.found.sound:
+                    corrupt.append(_damage(best))
+                    report.say(f"{best.letter.path}: corrupt, its {best.events} sound lines are exported")
+                files += 1
+                events += best.events
         finally:
-            dlq.close()
             lane.abandon()
-            await store.close()
-    dropped = metrics.books.events_dropped
-    sys.stdout.write(
-        f"{metrics.books.events_stored} events stored, {metrics.files_quarantined} corrupt files quarantined, "
-        f"{dropped[DropReason.CORRUPT]} events lost in them, {dropped[DropReason.EXPIRED]} expired; "
-        f"{dlq.files} files with {dlq.events} events stay\n"
-    )
-    if dlq.unknown:
-        _say(f"{dlq.unknown} files or folders cannot be read: what is in them stays")
-    if more:
-        _say(f"{at_most} slots are done, as many as the limit of descriptors allows; there may be more: run it again")
-    return 1 if held or more or unread or dlq.files or dlq.unknown else 0
-
-
-# -------------------------------------------------------------------------------------------------------- below
-
-
-def _files(fs: Filesystem, settings: Settings, unread: list[StorageError]) -> Iterator[tuple[Path, Path]]:
-    """Slot and path of every dead-letter file, oldest hour first within a slot; add to `unread` what may hide more."""
-    for root in slot_folders(fs, settings.dlq_dir):
-        for path in _files_of(fs, root, unread):
-            yield root, path
-
-
-def _files_of(fs: Filesystem, root: Path, unread: list[StorageError]) -> Iterator[Path]:
-    listing = hour_folders(fs, [root])
-    unread += listing.unreadable.values()
-    walk = Walk(fs, listing.hours, lambda _: root)
-    try:
-        while (chunk := walk.step(CHUNK)) is not None:
-            yield from chunk.paths
-            if chunk.error is not None:
-                unread.append(chunk.error)
-    finally:
-        walk.close()
-
-
-def _with_progress(
-    what: str, fs: Filesystem, settings: Settings, unread: list[StorageError]
-) -> Iterator[tuple[Path, Path]]:
-    """Yield the files, with a bar on the terminal; only then is it worth counting them first."""
-    total = sum(1 for _ in _files(fs, settings, [])) if sys.stderr.isatty() else 0
-    with _bar(what, total) as show:
-        for number, found in enumerate(_files(fs, settings, unread)):
-            yield found
-            show(total - number - 1)
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what takes the number of files that are left."""
-    if not total or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    # Asked here, because tqdm takes a terminal that tells no size for one without room.
-    columns, lines = shutil.get_terminal_size()
-    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as progress:
-
-        def show(left: int) -> None:
-            progress.update(total - left - progress.n)
-
-        yield show
-
-
-def _told(unread: list[StorageError]) -> bool:
-    """Name the folders that cannot be read, each of which may hide files; False if there are none."""
-    for error in unread:
-        _say(str(error))
-    return bool(unread)
-
-
-def _unreadable(root: Path, path: Path, error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        _say(f"{dlq_key(root, path)}: unreadable: {StorageError.of('read', path, error)}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    unread = shelf.tell(report)
+    code = 1 if unread else 0
+    text = f"{files} files, {events} events exported"
+    if not report.as_json:
+        sys.stdout.flush()
+        report.say(text)
+        return code
+    return report.end(code, text, target=str(folder), files=files, events=events, corrupt=corrupt, **shelf.facts())

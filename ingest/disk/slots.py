@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.disk.errors import StorageError
@@ -19,6 +19,7 @@ from ingest.disk.folders import make_dirs
 from ingest.disk.reading import Identity, files_below, has_name, is_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ingest.disk.filesystem import Filesystem
@@ -59,6 +60,12 @@ class Slot:
         """Hold the lowest slot that nobody holds, made if need be."""
         number, fd = _lock_first_free(fs, base)
         return cls(fs, base / str(number), number, fd)
+
+    @classmethod
+    def take(cls, fs: Filesystem, base: Path, number: int) -> Slot | None:
+        """Hold this slot, which is there; None if somebody else does."""
+        fd = _lock(fs, base, number)
+        return None if fd is None else cls(fs, base / str(number), number, fd)
 
     @classmethod
     def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE) -> Adopted:
@@ -124,6 +131,37 @@ class Slot:
         if fd is not None:
             with suppress(OSError):
                 self._fs.close(fd)
+
+
+@contextmanager
+def kept_free(fs: Filesystem, slot: Path) -> Iterator[bool]:
+    """Keep a slot that nobody holds from being taken while its names are read; yield False if somebody holds it.
+
+    Several may do so at once. No file is made: a slot without a lock is nobody's.
+    """
+    lock = slot / LOCK_NAME
+    try:
+        fd = fs.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
+    except OSError as error:
+        raise StorageError.of("open", lock, error) from error
+    try:
+        yield _share(fs, fd, lock)
+    finally:
+        with suppress(OSError):
+            fs.close(fd)
+
+
+def _share(fs: Filesystem, fd: int, lock: Path) -> bool:
+    try:
+        fs.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise StorageError.of("flock", lock, error) from error
+    return True
 
 
 def slot_folders(fs: Filesystem, base: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """All that waits on disk for the store: dead letters, and the journal's backlog."""
 
-from ingest.spool.backlog import Backlog
+from ingest.spool.backlog import Backlog, Segments
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DlqFull
 from ingest.spool.places import Copy, Places
@@ -15,6 +15,7 @@ __all__ = [
     "KeyedFile",
     "Letter",
     "Places",
+    "Segments",
     "Spool",
     "Waiting",
     "Walk",

@@ -135,7 +135,7 @@ class Backlog:
     def __init__(
         self,
         fs: Filesystem,
-        own: Slot,
+        own: Slot | None,
         metrics: Metrics,
         lane: Lane,
         executor: Executor,
@@ -144,7 +144,7 @@ class Backlog:
         token: str,
         wait: float = WAIT,
     ) -> None:
-        """`own` is the slot in which this process, of this `token`, writes; `lane` is that of its disk."""
+        """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk."""
         self.place: Final = Place.BACKLOG
         self.events = 0
         self.files = 0
@@ -193,7 +193,8 @@ class Backlog:
 
     async def scan(self) -> None:
         """List what earlier processes left in our own slot."""
-        await self._list(self._own)
+        if self._own is not None:
+            await self._list(self._own)
 
     async def adopt(self, slots: Iterable[Slot]) -> None:
         """List the segments of slots whose processes are gone, and try again what could not be read.
@@ -264,7 +265,8 @@ class Backlog:
         if not letter.settled:
             self._lent.discard(letter.path)
             return
-        root = next((slot.path for slot in (self._own, *self._adopted) if slot.path in letter.path.parents), None)
+        slots = self._adopted if self._own is None else [self._own, *self._adopted]
+        root = next((slot.path for slot in slots if slot.path in letter.path.parents), None)
         task = asyncio.ensure_future(self._remove(letter.path, root or letter.path.parent))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

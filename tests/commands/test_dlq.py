@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.__main__ import main
-from ingest.commands import dlq as dlq_cli
+from ingest.commands import replay
 from ingest.config.variables import VARIABLES
 from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
@@ -47,11 +47,36 @@ def stored(place):
     return files(place / "objects")
 
 
-@pytest.mark.parametrize("command", [["ls"], ["verify"], ["replay"], ["export", "out"]])
+LOOKING = [["ls"], ["verify"], ["replay"], ["replay", "--dry-run"], ["export", "out"]]
+DISCARD = ["discard", key(1)]
+
+
+@pytest.mark.parametrize("command", LOOKING, ids=" ".join)
 def test_every_command_is_at_ease_where_there_is_nothing(place, command, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    (place / "dlq").mkdir()
     assert main(["dlq", *command]) == 0
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err in {"", "0 files, 0 events exported\n"}
+    assert files(place / "dlq") == []
+
+
+@pytest.mark.parametrize("command", [*LOOKING, DISCARD], ids=" ".join)
+def test_f1_a_directory_that_is_missing_is_an_error_in_one_line(place, command, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(["dlq", *command]) == 2
+    expected = f"DLQ_DIR={place / 'dlq'}: there is no such directory; name the one that the server has\n"
+    assert capsys.readouterr() == ("", expected)
+    (place / "dlq").mkdir()
+    monkeypatch.setenv("JOURNAL_DIR", "elsewhere")
+    assert main(["dlq", *command]) == 2
+    assert capsys.readouterr().err.startswith(f"JOURNAL_DIR={place / 'elsewhere'}: there is no such directory")
+    assert not (place / "elsewhere").exists()
+
+
+def test_f1_a_file_in_the_place_of_the_directory_is_an_error_too(place, capsys):
+    (place / "dlq").touch()
+    assert main(["dlq", "ls"]) == 2
+    assert capsys.readouterr().err.startswith("DLQ_DIR=")
 
 
 # ---------------------------------------------------------------------------------------------------------- ls
@@ -65,9 +90,9 @@ def test_ls_shows_files_events_bytes_and_age_of_each_hour(place, capsys):
     leave(slot(place), key(3, hour="dt=2025-12-03/hr=00", prefix="other", unix=now - 10 * 86400), body(5))
     assert main(["dlq", "ls"]) == 0
     out = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert out[0] == ["hour", "prefix", "files", "events", "bytes", "age"]
-    assert out[1] == ["dt=2025-12-02/hr=14", "raw", "2", "7", str(sizes[0] + sizes[1]), "2h"]
-    assert out[2] == ["dt=2025-12-03/hr=00", "other", "1", "5", str(sizes[2]), "10d"]
+    assert out[0] == ["hour", "prefix", "place", "files", "events", "bytes", "age"]
+    assert out[1] == ["dt=2025-12-02/hr=14", "raw", "dlq", "2", "7", str(sizes[0] + sizes[1]), "2h"]
+    assert out[2] == ["dt=2025-12-03/hr=00", "other", "dlq", "1", "5", str(sizes[2]), "10d"]
     assert out[3] == ["total", "3", "12", str(sum(sizes))]
 
 
@@ -99,7 +124,7 @@ def test_verify_names_each_corrupt_file_and_exits_1(place, capsys):
     out, err = capsys.readouterr()
     assert out == "1 sound, 3 corrupt, 0 unreadable\n"
     said = err.splitlines()
-    assert [line.split(":")[0] for line in said] == [key(1), key(2), key(3)]
+    assert [line.split(":")[0] for line in said] == [str(slot(place) / key(n)) for n in (1, 2, 3)]
     assert said[2].endswith("corrupt, 2 sound lines, 1 bad ones")
     assert files(place / "dlq") == before
 
@@ -109,7 +134,7 @@ def test_verify_exits_1_if_a_file_cannot_be_read(place, capsys):
     assert main(["dlq", "verify"]) == 1
     out, err = capsys.readouterr()
     assert out == "0 sound, 0 corrupt, 1 unreadable\n"
-    assert err.startswith(f"{key(1)}: unreadable: read ")
+    assert err.startswith(f"read {slot(place) / key(1)} [EISDIR]: ")
 
 
 def test_a_file_that_goes_between_its_listing_and_its_turn_was_stored_meanwhile(place, monkeypatch, capsys):
@@ -121,7 +146,7 @@ def test_a_file_that_goes_between_its_listing_and_its_turn_was_stored_meanwhile(
         (slot(place) / key(1)).unlink(missing_ok=True)
         return real(path, **how)
 
-    monkeypatch.setattr(dlq_cli.codec, "inspect_gzip", inspect)
+    monkeypatch.setattr(codec, "inspect_gzip", inspect)
     assert main(["dlq", "verify"]) == 0
     assert capsys.readouterr().out == "2 sound, 0 corrupt, 0 unreadable\n"
 
@@ -140,7 +165,7 @@ def test_export_copies_the_sound_lines_to_a_directory_and_changes_nothing(place,
     assert bodies((place / "out/deep" / key(2, prefix="other")).read_bytes()) == ["0", "1", "2", "3"]
     assert files(place / "dlq") == before
     err = capsys.readouterr().err
-    assert f"{key(2, prefix='other')}: corrupt, its 4 sound lines are exported" in err
+    assert f"{slot(place, 3) / key(2, prefix='other')}: corrupt, its 4 sound lines are exported" in err
     assert err.splitlines()[-1] == "2 files, 7 events exported"
 
 
@@ -195,7 +220,7 @@ def test_replay_leaves_alone_what_a_running_process_holds_and_says_so_in_one_lin
     leave(slot(place, 1), key(2), body(3))
     assert main(["dlq", "replay"]) == 1
     err = capsys.readouterr().err
-    assert err == "slot 0 is held by a running process, which recovers its files itself: left alone\n"
+    assert err == f"{held.path} is held by a running process, which recovers its files itself: left alone\n"
     assert stored(place) == [key(2)]
     assert files(held.path) == [key(1)]
     held.release()
@@ -206,7 +231,7 @@ def test_replay_leaves_alone_what_a_running_process_holds_and_says_so_in_one_lin
 def test_replay_holds_the_slot_while_it_works_and_lets_go_of_it(place, monkeypatch):
     leave(slot(place), key(1), body(3))
     seen = []
-    real = dlq_cli.Recovery.run
+    real = replay.Recovery.run
 
     async def watched(self):
         taken = Slot.take_first_free(Filesystem(), place / "dlq")
@@ -214,7 +239,7 @@ def test_replay_holds_the_slot_while_it_works_and_lets_go_of_it(place, monkeypat
         taken.release()
         await real(self)
 
-    monkeypatch.setattr(dlq_cli.Recovery, "run", watched)
+    monkeypatch.setattr(replay.Recovery, "run", watched)
     assert main(["dlq", "replay"]) == 0
     taken = Slot.take_first_free(Filesystem(), place / "dlq")
     assert (seen, taken.number) == ([1], 0)
@@ -246,13 +271,19 @@ def test_c7_replay_takes_no_more_slots_than_the_limit_of_descriptors_allows_and_
     assert stored(place) == names
 
 
-def test_replay_leaves_a_corrupt_file_whose_key_has_a_segment_to_a_server(place, capsys):
+def test_replay_leaves_a_corrupt_file_whose_segment_a_process_holds(place, capsys):
     """The segment may hold more lines, and what is created first stays."""
     leave(slot(place), key(1), body(300)[:-30])
-    leave(place / "dlq/journal/0", key(1).removesuffix(".gz"), lines(300))
+    held = Slot.take_first_free(Filesystem(), place / "dlq/journal")
+    leave(held.path, key(1).removesuffix(".gz"), lines(300))
     assert main(["dlq", "replay"]) == 1
     assert stored(place) == []
-    assert "1 files with 300 events stay" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 files with 300 events stay" in out
+    assert f"{held.path} is held by a running process" in err
+    held.release()
+    assert main(["dlq", "replay"]) == 0
+    assert len(bodies((place / "objects" / key(1)).read_bytes())) == 300
 
 
 def test_replay_gives_up_when_the_store_does_not_answer(place, capsys):

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ingest.commands.dlq import _Segments
 from ingest.disk.lane import Lane
 from ingest.disk.slots import Slot
 from ingest.spool.backlog import Backlog
@@ -458,20 +457,3 @@ def test_c6_a_file_settled_while_the_disk_hangs_is_out_of_the_books_and_goes_whe
 
 
 # ------------------------------------------------------------------------------------------------------ the command's
-
-
-@pytest.mark.parametrize("number", NUMBERS)
-def test_the_command_s_view_of_the_journal_lends_nothing_and_tells_where_a_key_is(tmp_path, number):
-    disk, lane, chosen = Disk(), Lane("disk"), settings(tmp_path)
-    leave(chosen.journal_dir / "3", key(1).removesuffix(".gz"), lines(2))
-    segments = _Segments(Places(disk, (chosen.journal_dir, lane), (chosen.dlq_dir, lane)))
-
-    async def main():
-        assert await segments.next() is None
-        assert not segments.scanning
-        assert await segments.find(key(1)) is Whereabouts.UNKNOWN
-        assert await segments.find(key(2)) is Whereabouts.NOT_THERE
-        disk.on("stat", under=chosen.journal_dir).fail(number)
-        assert await segments.find(key(2)) is Whereabouts.UNKNOWN
-
-    asyncio.run(main())
