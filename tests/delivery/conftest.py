@@ -10,6 +10,7 @@ def _short_pauses(monkeypatch):
     monkeypatch.setattr(recovery, "IDLE_PAUSE", 0.05)
     monkeypatch.setattr(recovery, "LONGEST_IDLE_PAUSE", 0.2)
     monkeypatch.setattr(recovery, "LONGEST_AWAY_PAUSE", 0.1)
+    monkeypatch.setattr(recovery, "LONGEST_REFUSED_PAUSE", 0.02)
     monkeypatch.setattr(upload, "KEEP_PAUSE", 0.05)
     monkeypatch.setattr(aside, "FIRST_AWAY", 0.05)
     monkeypatch.setattr(aside, "LONGEST_AWAY", 0.2)
