@@ -24,13 +24,18 @@ def meant_name(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str 
         return alias
     if _KUBERNETES.search(spelled) or spelled in _FOREIGN:
         return None
-    near = [(distance(spelled, other), other) for other in known]
+    near = [(distance(spelled, other), other) for other in known if _may_be_near(spelled, other)]
     off, best = min(near, default=(len(spelled), ""))
-    if off <= (1 if len(best) < _SHORT else 2):
+    if off <= (1 if len(best) < _SHORT else _FAR):
         return best
     if not spelled.startswith(tuple(prefixes)):
         return None
     return next(iter(get_close_matches(spelled, known, 1, 0.75)), "")
+
+
+def _may_be_near(one: str, other: str) -> bool:
+    """Tell most names apart by their length and their letters: the distance of each pair would hold up every start."""
+    return abs(len(one) - len(other)) <= _FAR and len(set(one) ^ set(other)) <= 2 * _FAR
 
 
 def distance(one: str, other: str) -> int:
@@ -48,6 +53,8 @@ def distance(one: str, other: str) -> int:
     return last[-1]
 
 
+_FAR: Final = 2
+"""Letters in which a misspelt name may be off."""
 _SHORT: Final = 8
 """A name with fewer letters may be wrong in one, for two make it another word."""
 _KUBERNETES: Final = re.compile(r"_(?:SERVICE_(?:HOST|PORT)|PORT(?:_\d+_(?:TCP|UDP))?)(?:_|$)")
