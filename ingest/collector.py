@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -50,6 +51,10 @@ ADOPT_SECONDS: Final = 30.0
 ADOPT_MORE_SECONDS: Final = 1.0
 ADOPTED_MAX: Final = 32
 """So many slots of dead processes are held at once in each directory: each costs a descriptor until it is emptied."""
+ADOPTED_LIMIT: Final = 1024
+"""So many at the very most, and a sixteenth of the descriptors: slots that stay may not keep others waiting."""
+STANDS_AFTER: Final = 10
+"""Looks in a row that found no room, after which it is made: the slots that are held do not become empty."""
 STORAGE_THREADS: Final = 4
 GZIP_THREADS: Final = 2
 
@@ -209,16 +214,23 @@ class Collector:
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
         await place.scan()
         again = ADOPT_MORE_SECONDS
+        at_most, full = ADOPTED_MAX, 0
         while True:
-            more = await self._adopt(base, lane, place)
+            # Files that the store refuses keep their slots for days, and others may hold files that it takes.
+            full = full + 1 if place.adopted >= at_most else 0
+            if full >= STANDS_AFTER:
+                at_most, full = min(at_most + ADOPT_AT_ONCE, _adopted_limit()), 0
+            elif place.adopted < ADOPTED_MAX:
+                at_most = ADOPTED_MAX
+            more = await self._adopt(base, lane, place, at_most)
             self.uploader.recovery.wake()
             # What cannot be read is tried again soon, and ever more seldom.
             again = min(2 * again, ADOPT_SECONDS) if place.unknown else ADOPT_MORE_SECONDS
             await self._world.sleep(ADOPT_MORE_SECONDS if more else again if place.unknown else ADOPT_SECONDS)
 
-    async def _adopt(self, base: Path, lane: Lane, place: Backlog | Spool) -> bool:
-        """Adopt a few free slots; True if there may be more that we have room for."""
-        room = min(ADOPT_AT_ONCE, ADOPTED_MAX - place.adopted)
+    async def _adopt(self, base: Path, lane: Lane, place: Backlog | Spool, at_most: int) -> bool:
+        """Adopt a few free slots, so that `at_most` are held; True if there may be more."""
+        room = min(ADOPT_AT_ONCE, at_most - place.adopted)
         found = await lane.run(partial(Slot.adopt_free, self._world.fs, base, at_most=room))
         for error in found.unread:
             log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
@@ -328,6 +340,13 @@ class Collector:
         gauges.backlog_bytes = lambda: backlog.bytes
         gauges.unknown_in_dlq = lambda: dlq.unknown
         gauges.unknown_in_journal = lambda: backlog.unknown
+
+
+def _adopted_limit() -> int:
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return ADOPTED_LIMIT
+    return max(min(ADOPTED_LIMIT, descriptors // 16), ADOPTED_MAX)
 
 
 def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:

@@ -30,7 +30,10 @@ _IGNORED: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 
 
 def hold() -> None:
-    """Have the kernel keep our signals until `Watch` hears them. Threads and helpers begun later inherit it."""
+    """Have the kernel keep our signals until `Watch` hears them. Threads begun later inherit it.
+
+    A helper for credentials does not: uvloop begins each process with no signal held.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _heeded() | _IGNORED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -183,6 +184,27 @@ def test_b5_a_helper_that_is_slower_than_a_put_may_be_is_waited_for(collectors, 
     end_well(collector, sent, s3_server, bucket)
     assert collector.said("put_failed") == []
     assert (tmp_path / "helper.log").read_text() == "started\n"
+
+
+PYTHON_HELPER = f"""#!{sys.executable}
+import json, signal
+held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+with open(__file__ + ".log", "w") as log:
+    log.write(f"{{len(held)}} held, {{signal.getsignal(signal.SIGTERM).name}}")
+print(json.dumps(dict(Version=1, AccessKeyId="testing", SecretAccessKey="testing")))
+"""
+
+
+def test_d4_a_helper_does_not_hold_the_signals_that_the_collector_holds(collectors, s3_server, bucket, tmp_path):
+    sent = Sent()
+    helper, config = tmp_path / "helper", tmp_path / "aws_config"
+    helper.write_text(PYTHON_HELPER)
+    helper.chmod(0o755)
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    collector = collectors(environment(s3_server, bucket, AWS_CONFIG_FILE=str(config))).start()
+    send(sent, collector.port, EVENTS)
+    end_well(collector, sent, s3_server, bucket)
+    assert (tmp_path / "helper.log").read_text() == "0 held, SIG_DFL"
 
 
 KEYS = "[default]\naws_access_key_id = {}\naws_secret_access_key = testing\n"

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 from ingest.format import codec
+from tests.faults.proxy import HEALTHY, Fault
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_environment
@@ -133,4 +134,24 @@ def test_c7_many_dead_slots_are_adopted_a_few_at_a_time(collectors, tmp_path):
     collector.wait_until(all_stored, 120, "not all was recovered")
     assert max(held) <= 2 * 32 + 2
     collector.stop(10)
+    assert collector.left_on_disk() == []
+
+
+def test_c7_slots_whose_files_are_all_refused_keep_no_others_waiting(collectors, s3_server, proxy, bucket, tmp_path):
+    """36 dead slots hold what the store refuses, and behind them, one more holds what it takes."""
+    for number in range(37):
+        prefix = "raw/old" if number < 36 else "raw/new"
+        path = tmp_path / "run/data/dlq" / f"{number}/{prefix}/dt=2025-12-02/hr=14"
+        path.mkdir(parents=True)
+        name = f"1764684000_gone-{'a' * 16}_{number:010}.jsonl.gz"
+        (path / name).write_bytes(codec.encode(b'{"ts":1764684000}\n', 1))
+    proxy.fault = Fault(answer=(403, "AccessDenied"), head=b"/old/")
+    sent = Sent()
+    env = s3_environment(proxy.url, bucket, RAW_PREFIX="raw/new", FLUSH_INTERVAL="200ms")
+    collector = collectors(env, prefix=["prlimit", "--nofile=1024:1024", "--"]).start()
+    send(sent, collector.port, 10)
+    collector.wait_until(lambda m: m.value("estat_events_stored_total") == 11, 120, "the last slot was not recovered")
+    assert collector.metrics().value("estat_refused_files") > 0
+    proxy.fault = HEALTHY
+    collector.stop(30)
     assert collector.left_on_disk() == []
