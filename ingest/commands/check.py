@@ -64,9 +64,16 @@ def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
         folders["STORE_DIR"] = settings.store_dir
     fs = Filesystem()
     for name, folder in folders.items():
-        existing = _first_existing(fs, folder.absolute())
-        if not (existing is not None and is_folder(fs, existing) and fs.access(existing, os.W_OK | os.X_OK)):
+        if not _is_usable(fs, folder.absolute()):
             yield ConfigError(name, f"a directory that user {os.geteuid()} can make and write", str(folder))
+
+
+def _is_usable(fs: Filesystem, folder: Path) -> bool:
+    existing = _first_existing(fs, folder)
+    try:
+        return existing is not None and is_folder(fs, existing) and fs.access(existing, os.W_OK | os.X_OK)
+    except StorageError:  # for instance a link that leads to itself
+        return False
 
 
 def _first_existing(fs: Filesystem, folder: Path) -> Path | None:

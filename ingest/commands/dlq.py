@@ -21,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 STDOUT: Final = "-"
-_HOUR: Final = re.compile(r"dt=\d{4}-\d{2}-\d{2}/hr=\d{2}")
+_HOUR: Final = re.compile(r"dt=(\d{4}-\d{2}-\d{2})/hr=(\d{2})", re.ASCII)
 _EXITS: Final = "exit codes: 0 {}; 1 {}; 2 a directory is missing, or the words or settings are wrong; 130 interrupted"
 
 # word -> (what it does, exit 0, exit 1, an example)
@@ -98,8 +99,11 @@ def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _hour(text: str) -> str:
-    if not _HOUR.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not dt=YYYY-MM-DD/hr=HH")
+    hour = _HOUR.fullmatch(text)
+    try:
+        datetime.fromisoformat("{}T{}:00".format(*hour.groups()) if hour else "")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not dt=YYYY-MM-DD/hr=HH") from None
     return text
 
 

@@ -111,11 +111,13 @@ def test_a_variable_that_is_not_text_is_a_problem_and_no_traceback(tmp_path):
     assert ended.stderr == b"BATCH_SIZE: accepted a whole number from 1 to 10000000, got '\\udcff\\udcfe'\n"
 
 
-def test_a_directory_that_cannot_be_one_is_a_problem(environment, tmp_path, capsys):
+@pytest.mark.parametrize("directory", ["nowhere", "loop", "loop/objects", "n" * 300])
+def test_c4_a_directory_that_cannot_be_one_is_a_problem(environment, tmp_path, capsys, directory):
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to("loop")
     environment.setenv("DLQ_DIR", str(tmp_path / "file" / "dlq"))
-    environment.setenv("STORE_DIR", str(tmp_path / "nowhere"))
+    environment.setenv("STORE_DIR", str(tmp_path / directory))
     assert main(["check"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split(": accepted a directory that user ")[0] for line in lines) == [

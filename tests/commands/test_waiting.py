@@ -307,7 +307,17 @@ def test_each_command_can_be_kept_to_one_hour(place, capsys):
     assert document(capsys, "replay")[1]["events_stored"] == 10
 
 
-@pytest.mark.parametrize("hour", ["2025-12-02", "dt=2025-12-02", "dt=2025-12-02/hr=1", "raw/dt=2025-12-02/hr=14"])
+@pytest.mark.parametrize(
+    "hour",
+    [
+        "2025-12-02",
+        "dt=2025-12-02",
+        "dt=2025-12-02/hr=1",
+        "raw/dt=2025-12-02/hr=14",
+        "dt=2025-02-30/hr=14",
+        "dt=2025-12-02/hr=24",
+    ],
+)
 def test_an_hour_that_is_none_is_a_wrong_word(capsys, hour):
     with pytest.raises(SystemExit) as ended:
         main(["dlq", "ls", "--hour", hour])

@@ -62,9 +62,7 @@ PAGES = {
     "999": answered(999, PAGE),
     "100_then_close": b"HTTP/1.1 100 Continue\r\n\r\n",
     "101": answered(101, upgrade="h2c", connection="Upgrade"),
-    "xml_bomb": answered(
-        400, b'<!DOCTYPE x [<!ENTITY a "b">]><Error><Code>&a;</Code>', content_type="application/xml"
-    ),
+    "xml_bomb": answered(400, b'<!DOCTYPE x [<!ENTITY a "b">]><Error><Code>&a;</Code>', content_type="application/xml"),
     "xml_deep": answered(400, b"<a>" * 20_000, content_type="application/xml"),
     "xml_utf16": answered(403, "<Error><Code>AccessDenied</Code></Error>".encode("utf-16"), content_type="text/xml"),
     "gzip_garbage": answered(200, PAGE, content_encoding="gzip", etag='"e"'),

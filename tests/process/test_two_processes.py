@@ -137,7 +137,7 @@ def test_c7_many_dead_slots_are_adopted_a_few_at_a_time(collectors, tmp_path):
     assert collector.left_on_disk() == []
 
 
-def test_c7_slots_whose_files_are_all_refused_keep_no_others_waiting(collectors, s3_server, proxy, bucket, tmp_path):
+def test_c7_slots_whose_files_are_all_refused_keep_no_others_waiting(collectors, proxy, bucket, tmp_path):
     """36 dead slots hold what the store refuses, and behind them, one more holds what it takes."""
     for number in range(37):
         prefix = "raw/old" if number < 36 else "raw/new"
