@@ -26,7 +26,7 @@ def meant_name(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str 
         return None
     near = [(distance(spelled, other), other) for other in known if _may_be_near(spelled, other)]
     off, best = min(near, default=(len(spelled), ""))
-    if off <= (1 if len(best) < _SHORT else _FAR):
+    if best and off <= (1 if len(best) < _SHORT else _FAR):
         return best
     if not spelled.startswith(tuple(prefixes)):
         return None

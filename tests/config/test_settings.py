@@ -444,6 +444,8 @@ def test_f2_a_name_that_only_begins_like_ours_is_told_too():
 
 def test_f2_the_names_of_others_are_none_of_our_business():
     foreign = {
+        "_": "/usr/bin/env",
+        "A": "b",
         "PATH": "",
         "HOME": "",
         "TERM": "",
