@@ -8,9 +8,9 @@ as if it had none. Never knows what a request means (that is `request`).
 The parser reports no offsets. A slice that begins inside a request is therefore fed line by line. One that begins
 between two requests is fed at once; if it ends inside a later one than it began with, `Meter` reads it once more.
 
-Two things about a request line the parser does not do. It takes `RTSP/1.0` for a version of HTTP, and it refuses bytes
-above ASCII in a target, which browsers do send in a query. A slice in which one of these may stand is fed line by line
-too: then the protocol is looked at here, and the parser is shown `~` in place of such a byte.
+Two things about a request line the parser does not do. It takes `RTSP/1.0` and `ICE/1.0` for versions of HTTP, and it
+refuses bytes above ASCII in a target, which browsers do send in a query. A slice in which one of these may stand is fed
+line by line too: then the protocol is looked at here, and the parser is shown `~` in place of such a byte.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _IDLE: Final = State.IDLE
 _BODY: Final = State.BODY
 _FAULTY: Final = -1
 _ODD_TARGET: Final = -2
-_OTHER_PROTOCOL: Final = b"RTSP/"
+_RTSP: Final = b"RTSP/"
+_ICE: Final = b"ICE/"
+_HEAD: Final = b"HEAD "
 
 
 class Fed(Enum):
@@ -69,7 +71,7 @@ class Framing:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader
         reader.said = 0
-        if reader.state is not _IDLE or data.find(_OTHER_PROTOCOL) >= 0:
+        if reader.state is not _IDLE or data.find(_RTSP) >= 0 or data.find(_ICE) >= 0:
             return self._feed_by_lines(data)
         turn = self._tick.turn
         answers = len(turn.entries)
@@ -79,6 +81,7 @@ class Framing:
         if taken == _ODD_TARGET:
             return self._feed_again(data)
         if taken == _FAULTY:
+            self._note_head(data[Meter().start_of_last(data) :])
             return Fed.MALFORMED
         if reader.state is _IDLE:
             self.used = 0
@@ -128,6 +131,7 @@ class Framing:
             if reader.over:
                 break
             if taken < 0:
+                self._note_head(first)
                 return Fed.MALFORMED
             if first:
                 self._first_line(first)
@@ -147,6 +151,13 @@ class Framing:
                     return Fed.HEAD_TOO_LARGE
             at = stop
         return _ALL
+
+    def _note_head(self, start: bytes) -> None:
+        """Note that a malformed request is a HEAD, from its start; once that is behind, the parser names its method."""
+        reader = self._reader
+        if reader.state is not _IDLE:
+            is_head = start.lstrip(EMPTY_LINES).startswith(_HEAD) if start else reader.parser.get_method() == b"HEAD"
+            reader.request.head_only = is_head
 
     def _first_line(self, line: bytes) -> None:
         """Look at the first line of a request, when it is whole."""

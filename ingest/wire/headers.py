@@ -62,6 +62,11 @@ def _is_short_host(value: bytes) -> bool:
     return _SOUND_HOST.fullmatch(value) is not None
 
 
+def names_close(connection: bytes) -> bool:
+    """Tell whether `close` is among the options of a Connection, which wins over `keep-alive` (RFC 9112 §9.3)."""
+    return b"close" in (option.strip(b" \t") for option in connection.lower().split(b","))
+
+
 class HeaderNames:
     """Learns which spellings of header names are wanted, so that one lookup answers for each header of a request.
 

@@ -14,11 +14,13 @@ SLICE: Final = 8192
 """Bytes fed at once: the smallest requests in it cannot cause much more than 64 KiB of answers."""
 ANSWERS_OF_A_SLICE: Final = 65536
 """Bytes of answers to no event after which the next of a slice is the last: a page is larger than its request."""
-TURN_LINES: Final = 512
 TURN_BYTES: Final = 1 << 20
-"""A turn commits as soon as it has so many lines, or bytes of lines, and goes on."""
-TURN_COMMITS: Final = 4
-"""After so many commits it lets the loop read, so that a request for `/health` is not behind all that has come."""
+FULL_TURN: Final = (512, 64)
+SHORT_TURN: Final = (256, 16)
+"""A turn commits and lets the loop read as soon as it has so many answers, or reads fed to a parser, or `TURN_BYTES` of
+lines. A read that causes no answer costs time too: one of 8 KiB in lines of four bytes takes milliseconds."""
+SMALL_READ: Final = 2048
+"""A read of so many bytes at most, which is an event or a few, goes before what others have left to the next turn."""
 
 
 class ConnectionLimits(NamedTuple):

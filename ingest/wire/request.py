@@ -45,6 +45,7 @@ from ingest.wire.headers import (
     UPGRADE,
     HeaderNames,
     is_host,
+    names_close,
 )
 from ingest.wire.limits import ANSWERS_OF_A_SLICE
 from ingest.wire.states import State
@@ -214,6 +215,8 @@ class RequestReader:
             if version not in _VERSIONS:
                 self.refuse(BAD_VERSION)
                 return
+            if request.is_old and keep_alive:  # the parser heeds `keep-alive` alone
+                keep_alive = not names_close(head[CONNECTION])
         if request.two_hosts or not (is_host(head[HOST]) if HOST in head else request.is_old):
             self.refuse(BAD_HOST)
             return

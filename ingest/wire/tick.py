@@ -9,7 +9,9 @@ its requests. Never parses, never writes to disk: `Connection` does the first, t
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
 
-A turn's work and memory are bounded: it commits after 512 lines or 1 MiB, and lets the loop read after four commits.
+A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way,
+whatever came of them, it commits and lets the loop read. The loop accepts one connection between two turns, so that a
+turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
 Bytes count from the read on (`unread`, then `held`, until their line is in the batch): a read that finds no room in
 MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that slow
 clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.telemetry import Answer, Overdue
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import TURN_BYTES, TURN_COMMITS, TURN_LINES
+from ingest.wire.limits import FULL_TURN, SHORT_TURN, SMALL_READ, TURN_BYTES
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
@@ -55,6 +57,7 @@ class Tick:
         "_gathering",
         "_late",
         "_loop",
+        "_newcomers",
         "_refusing",
         "_sleep",
         "_stopwatch",
@@ -123,6 +126,8 @@ class Tick:
         self.arrived = 0.0
         self.crowd = Crowd(metrics, max_connections)
         self._gathering = Gathering()
+        self._newcomers = False
+        """From a new connection until the next turn."""
         self.held = 0
         """Bytes of unfinished requests on all connections, and of reads that wait there."""
         self.unread = 0
@@ -155,6 +160,7 @@ class Tick:
     def joined(self) -> None:
         """Take note of a new connection."""
         self._gathering.joined()
+        self._newcomers = True
 
     def _gather(self) -> None:
         """Let more arrive, which the loop then reads before it calls `run`."""
@@ -169,9 +175,11 @@ class Tick:
         self.read_clocks()
         if reads:
             self._gathering.ran(reads, len(self.crowd.admitted), self.now)
-        turn = self.turn = self._new_turn()
+        turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
         take, idle_deadline = self._take, self.idle_deadline
-        size = commits = 0
+        answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
+        self._newcomers = False
+        size = 0
         left = iter(reads)
         for connection, data in left:
             size += len(data)
@@ -179,17 +187,14 @@ class Tick:
                 if connection.whole and take(connection, data, turn):
                     connection.deadline = idle_deadline
                 else:
+                    feeds -= 1
                     connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 connection.abort()
                 context = {"message": "unhandled error", "exception": error, "connection": connection}
                 self._loop.call_exception_handler(context)
-            if len(turn.lines) >= TURN_LINES or turn.size >= TURN_BYTES:
-                self._finish(turn)
-                turn = self.turn = self._new_turn()
-                commits += 1
-                if commits == TURN_COMMITS:
-                    break
+            if not feeds or len(turn.entries) >= answers or turn.size >= TURN_BYTES:
+                break
         self.unread -= size
         self.short_way.count()
         if self.held > self.limits.unfinished:
@@ -199,9 +204,6 @@ class Tick:
         if self._late and not self.reads:
             self._loop.call_soon(self.run)
         self._measure_room()
-
-    def _new_turn(self) -> Turn:
-        return Turn(self.seconds, self.arrived, self._settled)
 
     def _finish(self, turn: Turn) -> None:
         """Commit a turn, answer, and end the connections that were waiting for no more than that."""
@@ -221,10 +223,21 @@ class Tick:
                     connection.finish()
 
     def _in_order(self) -> list[tuple[Member, bytes]]:
-        """Return what came meanwhile and then what was left: who sends little does not wait for who sends a lot."""
-        left = {connection for connection, _ in self._late}
-        first = [read for read in self.reads if read[0] not in left]
-        return first + self._late + [read for read in self.reads if read[0] in left]
+        """Return what was left and what came meanwhile: who sends little does not wait for who sends a lot.
+
+        All others take turns: who was served comes again behind those that were left. Else a few that send without end
+        would hold up everybody who was left once.
+        """
+        first, rest = [], []
+        waiting = set()
+        for read in (*self._late, *self.reads):
+            connection, data = read
+            if 0 < len(data) <= SMALL_READ and connection not in waiting:
+                first.append(read)
+            else:
+                waiting.add(connection)
+                rest.append(read)
+        return first + rest
 
     def _refuse_largest(self) -> None:
         """Have unfinished requests hold no more than they may; some room is made, because looking costs too."""

@@ -188,6 +188,8 @@ MALFORMED = {
     "HTTP/2.0 (E8)": request("GET", "/collect", version="2.0"),
     "RTSP/1.0 (E8)": request("GET", "/collect").replace(b"HTTP", b"RTSP"),
     "RTSP/1.1 (E8)": post(b"1").replace(b"HTTP", b"RTSP"),
+    "ICE/1.0 (E8)": request("SOURCE", "/collect").replace(b"HTTP/1.1", b"ICE/1.0"),
+    "ICE/1.1 (E8)": request("SOURCE", "/collect", LENGTH).replace(b"HTTP/1.1", b"ICE/1.1") + b"{}",
     "a Host of two words (E8)": request("GET", "/collect", host="a b"),
     "a Host with a user (E8)": request("GET", "/collect", host="a@b"),
     "a Host with a port that is none (E8)": request("GET", "/collect", host="x:abc"),
@@ -515,9 +517,24 @@ def test_a_kept_connection_of_http_1_0_is_told_so_E6(feed):
     assert (refused.status, refused.headers["Connection"]) == (503, "keep-alive")
 
 
+@pytest.mark.parametrize("options", ["close, keep-alive", "keep-alive,\tClose", "Keep-Alive, x, close"])
+def test_close_wins_over_keep_alive_in_http_1_0_E6(options, feed):
+    wire = Wire()
+    client = wire.connect()
+    feed(client, post(b"1", f"Connection: {options}", version="1.0") + post(b"2"))
+    (answer,) = client.answers()
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    assert wire.events == ["1"]
+    assert client.sees_end
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
+        (request("HEAD", "/collect", "A b"), 400),
+        (request("HEAD", "/collect", "A: b", "C: \0"), 400),
+        (request("HEAD", "/collect", version="2.0"), 400),
+        (b"\r\n" + request("HEAD", "/a\x01"), 400),
         (request("HEAD", "/collect", "Content-Length: 99999999"), 413),
         (request("HEAD", "/collect", host="a b"), 400),
         (request("HEAD", "/collect", "X: " + "x" * 20_000), 431),
@@ -538,6 +555,15 @@ def test_an_answer_to_head_has_no_content_but_the_fields_of_get_E7(request_, sta
         get, _, content = bytes(client.transport.sent).partition(b"\r\n\r\n")
         assert get == head
         assert content
+
+
+def test_a_malformed_request_after_a_head_is_answered_with_content_E7(feed):
+    client = Wire().connect()
+    feed(client, request("HEAD", "/nowhere") + request("GET", "/collect", "A b"))
+    head, refusal, content = bytes(client.transport.sent).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert refusal.startswith(b"HTTP/1.1 400 ")
+    assert content
 
 
 def test_an_upgrade_whose_body_cannot_be_read_is_refused_with_its_head(feed):

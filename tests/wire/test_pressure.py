@@ -252,6 +252,42 @@ def test_who_sends_little_is_not_behind_all_that_others_have_sent_E1():
     assert [client.statuses for client in greedy] == [[200] * 200] * 100
 
 
+@pytest.mark.parametrize(
+    ("sent", "reads_at_least"),
+    [
+        pytest.param(request("GET", "/collect", host="") * 400, 1, id="events"),
+        pytest.param(request("GET", "/nowhere", host="") * 400, 1, id="refusals"),
+        pytest.param(request("OPTIONS", "/collect", host="") * 400, 1, id="pages"),
+        pytest.param(b"GET /collect HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 2000, 16, id="lines of a head"),
+        pytest.param(request("POST", "/collect", "Transfer-Encoding: chunked") + b"1\r\na\r\n" * 1300, 16, id="chunks"),
+    ],
+)
+def test_a_turn_is_bounded_whatever_is_sent_and_who_sends_little_is_served_in_the_next_E1(sent, reads_at_least):
+    wire = Wire()
+    greedy, prober = [wire.connect() for _ in range(300)], wire.connect()
+    for client in greedy:
+        client.transport.receive(sent)
+    prober.transport.receive(request("GET", "/health"))
+    wire.loop.turn()
+    assert reads_at_least <= len(greedy) + 1 - len(wire.tick._late) <= 64
+    assert prober.statuses == []
+    wire.loop.turn()
+    assert prober.statuses == [200]
+
+
+def test_who_was_left_once_is_served_before_others_come_again_E1():
+    wire = Wire()
+    greedy = [wire.connect() for _ in range(100)]
+    for client in greedy:
+        client.transport.receive(request("GET", "/collect", host="") * 600)
+    for _ in range(80):
+        wire.loop.turn()
+    assert all(client.statuses for client in greedy)
+    assert not all(len(client.statuses) == 600 for client in greedy)
+    wire.loop.settle()
+    assert [client.statuses for client in greedy] == [[200] * 600] * 100
+
+
 def test_a_drain_answers_what_a_turn_has_left_for_the_next():
     wire = Wire()
     clients = [wire.connect() for _ in range(100)]
