@@ -10,6 +10,8 @@ Promises:
     once       puts that wait at the same time wait for one look
     early      keys are refreshed `ADVISORY` before they expire, beside the puts, which go on with the old ones; from
                `MANDATORY` before it on a put waits
+    usable     what cannot sign (no text, a line end in a key) is no keys: it is asked for again, also where keys never
+               expire
     anew       after `doubt`, or after a look that failed, a session of its own reads every file and asks every source
                again
 
@@ -23,7 +25,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.disk import StorageError
-from ingest.store.s3_errors import NO_ANSWER_FROM_SOURCE, NO_CREDENTIALS
+from ingest.store.s3_errors import NO_ANSWER_FROM_SOURCE, NO_CREDENTIALS, UNUSABLE_KEYS
 from ingest.store.sdk import Helpers
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ class Credentials:
             async with asyncio.timeout(LONGEST_WAIT):
                 source = source or await self._find()
                 keys = await source.get_frozen_credentials()
+            _refuse_unusable(keys)
         except TimeoutError as error:
             self._doubted = True
             self._helpers.end()
@@ -140,6 +143,28 @@ def _expires_within(source: Source, seconds: int | None) -> bool:
     """Tell whether the keys end within so many seconds; None: within what the SDK finds early enough."""
     refresh_needed = getattr(source, "refresh_needed", None)  # keys that never expire have no such method
     return refresh_needed is not None and bool(refresh_needed(seconds))
+
+
+def _refuse_unusable(keys: Keys) -> None:
+    """Raise unless the keys can go into a request: the SDK takes them as the source gives them."""
+    if not _is_plain(keys.access_key):
+        bad = "the access key is no plain text"
+    elif not _is_text(keys.secret_key):
+        bad = "the secret key is no text"
+    elif keys.token and not _is_plain(keys.token):
+        bad = "the session token is no plain text"
+    else:
+        return
+    raise StorageError("start", "credentials", UNUSABLE_KEYS, transient=True, cause={"error": bad})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.encode(errors="replace").decode() == value
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether a header can carry it."""
+    return isinstance(value, str) and value.isascii() and value.isprintable() and value != "" and " " not in value
 
 
 def _fetch(looking: asyncio.Task[None]) -> None:

@@ -32,6 +32,7 @@ _UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and
 _UNFORESEEN = "the SDK or its source of credentials failed: the error says how; it is tried again"
 NO_ANSWER_FROM_SOURCE = "the source of credentials does not answer: check the role's endpoint, or credential_process"
 NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+UNUSABLE_KEYS = "the source of credentials gave what cannot sign: check what it prints, or what it reads"
 
 # The store's error code -> (what the operator can do, whether the same call may succeed later by itself).
 _ADVICE: dict[str, tuple[str, bool]] = {

@@ -172,6 +172,31 @@ echo '{{"Version": 1, "AccessKeyId": "testing", "SecretAccessKey": "testing"}}'
 """
 
 
+UNUSABLE = {
+    "nulls": {"AccessKeyId": None, "SecretAccessKey": None},
+    "numbers": {"AccessKeyId": 1, "SecretAccessKey": 2},
+    "a_line_end": {"AccessKeyId": "testing\n", "SecretAccessKey": "testing"},
+    "half_a_character": {"AccessKeyId": "testing", "SecretAccessKey": "\ud800"},
+    "a_list": {"AccessKeyId": "testing", "SecretAccessKey": "testing", "SessionToken": [1]},
+}
+
+
+@pytest.mark.parametrize("keys", UNUSABLE)
+def test_b3_keys_that_cannot_sign_are_asked_for_again_though_they_never_expire(
+    collectors, s3_server, bucket, tmp_path, keys
+):
+    sent = Sent()
+    told, config = tmp_path / "told", tmp_path / "aws_config"
+    told.write_text(json.dumps({"Version": 1, **UNUSABLE[keys]}))
+    config.write_text(f"[default]\ncredential_process = /bin/cat {told}\n")
+    collector = collectors(environment(s3_server, bucket, AWS_CONFIG_FILE=str(config))).start()
+    send(sent, collector.port, EVENTS)
+    failures = wait_for_failures(collector, 2)
+    assert all("no plain text" in line["error"] or "no text" in line["error"] for line in failures)
+    told.write_text(json.dumps({"Version": 1, "AccessKeyId": "testing", "SecretAccessKey": "testing"}))
+    end_well(collector, sent, s3_server, bucket)
+
+
 def test_b5_a_helper_that_is_slower_than_a_put_may_be_is_waited_for(collectors, s3_server, bucket, tmp_path):
     sent = Sent()
     helper, config = tmp_path / "helper", tmp_path / "aws_config"
