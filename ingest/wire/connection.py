@@ -358,7 +358,7 @@ class Connection(asyncio.Protocol):
                 # A body causes one answer, however long it is: what came whole is not left unfinished.
                 self._feed_piece(rest)
         if self.ending is _OPEN:
-            self._go_on()
+            self._go_on(last=not data)
 
     def _feed_piece(self, size: int) -> None:
         """Feed some of what waits."""
@@ -369,8 +369,12 @@ class Connection(asyncio.Protocol):
             self._fed_to = 0
         self._fed(self._framing.feed(piece))
 
-    def _go_on(self) -> None:
-        """Come back for what is left, end at the end of input, or take the short way again."""
+    def _go_on(self, *, last: bool) -> None:
+        """Come back for what is left, end at the end of input, or take the short way again.
+
+        Reads that a turn has left to the next may still be there when the client has ended its half. The end stands in
+        the queue as an empty read behind them: one that brought bytes is not the `last`.
+        """
         flow = self._flow
         stalled = flow.stalled_until is not None
         if self._input:
@@ -380,7 +384,8 @@ class Connection(asyncio.Protocol):
             if not stalled:
                 self._come_again()
         elif flow.ended:
-            self.end(linger=False)
+            if last:
+                self.end(linger=False)
         elif not stalled:
             self._slow = False
             flow.go_on()

@@ -16,7 +16,7 @@ ANSWERS_OF_A_SLICE: Final = 65536
 """Bytes of answers to no event after which the next of a slice is the last: a page is larger than its request."""
 TURN_BYTES: Final = 1 << 20
 FULL_TURN: Final = (512, 64)
-SHORT_TURN: Final = (256, 16)
+SHORT_TURN: Final = (192, 16)
 """A turn commits and lets the loop read as soon as it has so many answers, or reads fed to a parser, or `TURN_BYTES` of
 lines. A read that causes no answer costs time too: one of 8 KiB in lines of four bytes takes milliseconds."""
 SMALL_READ: Final = 2048

@@ -288,6 +288,20 @@ def test_who_was_left_once_is_served_before_others_come_again_E1():
     assert [client.statuses for client in greedy] == [[200] * 600] * 100
 
 
+def test_who_ends_its_half_while_its_reads_are_left_to_a_later_turn_is_answered_E1():
+    wire = Wire()
+    greedy, client = [wire.connect() for _ in range(100)], wire.connect()
+    for other in greedy:
+        other.transport.receive(request("GET", "/collect", host="") * 600)
+    for byte in post(b"1") + request("GET", "/collect?2"):
+        client.transport.receive(bytes([byte]))
+    client.connection.eof_received()
+    wire.loop.settle()
+    assert client.statuses == [200, 200]
+    assert client.sees_end
+    assert wire.events.count("1") == wire.events.count("2") == 1
+
+
 def test_a_drain_answers_what_a_turn_has_left_for_the_next():
     wire = Wire()
     clients = [wire.connect() for _ in range(100)]
