@@ -158,7 +158,7 @@ def _share(fs: Filesystem, fd: int, lock: Path) -> bool:
     try:
         fs.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno == errno.EWOULDBLOCK:
             return False
         raise StorageError.of("flock", lock, error) from error
     return True
@@ -202,7 +202,7 @@ def _lock(fs: Filesystem, base: Path, number: int) -> int | None:
     except OSError as error:
         with suppress(OSError):
             fs.close(fd)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno == errno.EWOULDBLOCK:
             return None
         raise StorageError.of("flock", lock, error) from error
     return fd

@@ -313,7 +313,7 @@ def test_what_is_acknowledged_is_stored_once_and_what_is_refused_is_not(mode, fi
         mode,
         figure,
         reaches=REACHED[mode],
-        max_examples=60,
+        max_examples=40,
         stateful_step_count=40,
         derandomize=True,
         phases=[Phase.generate, Phase.shrink],

@@ -23,7 +23,7 @@ def moved_away(folder, elsewhere):
 def another_in_its_place(folder, elsewhere):
     """What it held is there still, in other files, as when a volume is restored."""
     moved_away(folder, elsewhere)
-    shutil.copytree(elsewhere, folder)
+    shutil.copytree(elsewhere, folder, dirs_exist_ok=True)  # the process may make it anew meanwhile
 
 
 @pytest.mark.parametrize("durability", MODES)

@@ -29,7 +29,7 @@ def fill(port):
         connection.close()
 
 
-@pytest.mark.parametrize("durability", ["memory", "journal"])
+@pytest.mark.parametrize("durability", [pytest.param("memory", marks=pytest.mark.proof), "journal"])
 def test_c12_rounds_at_max_buffer_bytes_leave_no_memory_behind(collectors, durability):
     env = {"DURABILITY": durability, "BATCH_SIZE": "1000000", "BATCH_BYTES": "1GiB", "FLUSH_INTERVAL": "5s"}
     collector = collectors(env, measured=False).start()
