@@ -211,7 +211,7 @@ def test_b5_a_helper_that_is_slower_than_a_put_may_be_is_waited_for(collectors, 
     assert (tmp_path / "helper.log").read_text() == "started\n"
 
 
-PYTHON_HELPER = f"""#!{sys.executable}
+PYTHON_HELPER = f"""#!{sys.executable} -S
 import json, signal
 held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 with open(__file__ + ".log", "w") as log:
