@@ -21,9 +21,11 @@ def moved_away(folder, elsewhere):
 
 
 def another_in_its_place(folder, elsewhere):
-    """What it held is there still, in other files, as when a volume is restored."""
+    """Older copies of what it held are there in its stead, as when a volume is restored."""
+    copies = elsewhere.with_name("copies")
+    shutil.copytree(folder, copies)
     moved_away(folder, elsewhere)
-    shutil.copytree(elsewhere, folder, dirs_exist_ok=True)  # the process may make it anew meanwhile
+    copies.rename(folder)
 
 
 @pytest.mark.parametrize("durability", MODES)
