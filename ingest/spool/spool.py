@@ -148,6 +148,10 @@ class Spool:
 
     async def save(self, key: str, body: bytes, events: int, *, force: bool = False) -> None:
         """Publish a batch's file and count it; `DlqFull` if there is no room, and with `force` if the disk has none."""
+        if self._given_up is not None and not self.hangs:
+            # The lane answers in order: whatever came late is known when this is answered, and not before.
+            await self._hop(_nothing)
+            self._given_up = None
         if (late := self._late.get(key)) is not None:
             await asyncio.wait({late}, timeout=self._wait)
         if self.hangs or key in self._late:
@@ -365,3 +369,7 @@ class Spool:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, StorageError):
             task.get_loop().call_exception_handler({"message": "a call to the spool failed", "exception": error})
+
+
+def _nothing() -> None:
+    """Make no call: only its answer counts."""
