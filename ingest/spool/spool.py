@@ -119,7 +119,7 @@ class Spool:
         self._silent = False
         """From a wait that ended without an answer, which is told once, to the next answer."""
         self._given_up: float | None = None
-        """When the call began behind which a wait has ended last."""
+        """When the call began behind which a wait has ended last. Until a save knows what became of that call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: dict[str, asyncio.Task[None]] = {}
         """Saves nobody waits for any more, until their file is taken away again."""
@@ -148,10 +148,11 @@ class Spool:
 
     async def save(self, key: str, body: bytes, events: int, *, force: bool = False) -> None:
         """Publish a batch's file and count it; `DlqFull` if there is no room, and with `force` if the disk has none."""
-        if self._given_up is not None and not self.hangs:
+        if (given_up := self._given_up) is not None and not self.hangs:
             # The lane answers in order: whatever came late is known when this is answered, and not before.
             await self._hop(_nothing)
-            self._given_up = None
+            if self._given_up == given_up:
+                self._given_up = None
         if (late := self._late.get(key)) is not None:
             await asyncio.wait({late}, timeout=self._wait)
         if self.hangs or key in self._late:

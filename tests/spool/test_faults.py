@@ -7,6 +7,7 @@ import errno
 import resource
 import sys
 import threading
+import time
 
 import pytest
 
@@ -214,6 +215,27 @@ def test_c6_a_batch_saved_again_after_its_first_save_came_too_late_has_one_file_
                     else:
                         break
             assert await bench.all_keys() == [key(1, token=OWN)]
+            assert await bench.all_keys() == [key(1, token=OWN)]
+            assert (dlq.files, dlq.events) == (1, 3)
+
+    asyncio.run(main())
+
+
+def test_c6_a_batch_saved_again_before_its_late_save_is_heard_of_has_one_file_that_stays(tmp_path):
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open() as dlq:
+            hang = bench.fs.on("rename", times=1).hang()
+            with pytest.raises(StorageError):
+                await bench.save(1)
+            hang.release()
+            # The thread is through, and the loop has not heard of it: that is the moment to save again.
+            for _ in range(5_000):
+                if dlq._lane.busy_since is None:
+                    break
+                time.sleep(0.001)  # noqa: ASYNC251 - the loop is to hear nothing meanwhile
+            await bench.save(1)
             assert await bench.all_keys() == [key(1, token=OWN)]
             assert (dlq.files, dlq.events) == (1, 3)
 
