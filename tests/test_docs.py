@@ -203,7 +203,7 @@ def test_the_table_of_the_drain_is_that_of_the_code(text):
 def test_the_page_on_sending_has_the_routes_of_the_code():
     listed = {
         path.strip("`"): {method.strip("`") for method in methods.split(", ")}
-        for path, methods, _ in rows(section("docs/sending.md"), "Path")
+        for path, methods, _ in rows(section("docs/http-api.md"), "Path")
     }
     known = {route.path.decode(): set(route.methods.split(", ")) for route in ROUTES}
     assert listed == known
