@@ -73,7 +73,7 @@ class World:
     """Compresses and judges files. No disk that hangs can hold it up."""
     sync: Executor = field(default_factory=partial(ThreadPoolExecutor, 1, "sync"))
     lane: Callable[[str], Lane] = Lane
-    """Makes the thread of a disk."""
+    """Makes the thread of a directory."""
     store: ObjectStore | None = None
     """None: the one that the settings name."""
     clock: Callable[[], float] = time.monotonic
@@ -119,7 +119,7 @@ class Collector:
         head = Head(codec.HEAD_BYTES, codec.event_count)
         self.store = world.store or create_store(settings, head, fs=world.fs, executor=world.storage)
         self.dlq_lane = world.lane("dlq")
-        self.journal_lane = self.dlq_lane if self._is_one_disk() else world.lane("journal")
+        self.journal_lane = world.lane("journal")
         places = Places(world.fs, (settings.journal_dir, self.journal_lane), (settings.dlq_dir, self.dlq_lane))
         self.backlog = Backlog(
             world.fs, self.journal_slot, metrics, self.journal_lane, world.gzip, places, token=keys.token
@@ -308,13 +308,6 @@ class Collector:
     def _backlog_bytes(self) -> int:
         return self.backlog.bytes
 
-    def _is_one_disk(self) -> bool:
-        fs = self._world.fs
-        try:
-            return fs.stat(self.dlq_slot.path).st_dev == fs.stat(self.journal_slot.path).st_dev
-        except OSError:
-            return False
-
     # What it shows.
 
     def _register_figures(self) -> None:
@@ -338,8 +331,6 @@ class Collector:
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.bytes
-        gauges.unknown_in_dlq = lambda: dlq.unknown
-        gauges.unknown_in_journal = lambda: backlog.unknown
 
 
 def _adopted_limit() -> int:

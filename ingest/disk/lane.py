@@ -1,4 +1,4 @@
-"""One thread for one disk, so that a disk that hangs holds up nothing but itself.
+"""One thread for one directory, so that a disk that hangs holds up nothing but what lies there.
 
 Owns the thread and the calls that wait for it, which it makes one after the other in the order in which they came.
 

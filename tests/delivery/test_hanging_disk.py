@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 
+from ingest.collector import Collector, World
+from ingest.config.settings import load
+from ingest.telemetry import SealReason
+from ingest.wire.turn import Turn
 from tests.delivery.rig import Batch, Rig
+from tests.stand_ins.disk import Disk
 from tests.stand_ins.letters import Store, files
 
 
@@ -49,3 +54,41 @@ def test_c6_a_recovery_that_waits_for_a_disk_that_hangs_leaves_batches_and_the_d
             hang.lift()
 
     asyncio.run(main())
+
+
+def test_a_call_that_hangs_in_one_directory_holds_up_no_call_to_the_other(tmp_path):
+    """They lie on one volume, as they do by default: a network mount may hang for one file and not for another."""
+    folder = {name: str(tmp_path / name) for name in ("STORE_DIR", "DLQ_DIR", "JOURNAL_DIR")}
+    settings = load({"STORE": "directory", **folder})
+    disk = Disk()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        collector = Collector(settings, World(loop, fs=disk))
+        hang = disk.on("scandir", under=settings.dlq_dir).hang()
+        running = loop.create_task(collector.run())
+        await loop.run_in_executor(None, hang.reached.wait, 10)
+        turn = Turn(1764684000)
+        turn.event(Mute(), b"{}\n", b"", b"")
+        turn.close()
+        collector.intake.commit(turn)
+        collector.intake.seal(SealReason.SIZE)
+        async with asyncio.timeout(20):
+            while not collector.metrics.books.events_stored or any(settings.journal_dir.rglob("*.jsonl")):  # noqa: ASYNC110 - two threads do it
+                await asyncio.sleep(0.01)
+        hang.lift()
+        running.cancel()
+        await collector.close(1.0)
+        collector.journal_lane.abandon()
+        collector.dlq_lane.abandon()
+
+    asyncio.run(main())
+
+
+class Mute:
+    """Who asked, and hears nothing."""
+
+    pending = 0
+
+    def write(self, answer):
+        pass
