@@ -302,7 +302,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "nobody is refused while the lines are on the disk",
         "intake/journal.py",
-        "        if not self._broken:\n            self._commits.answer()\n",
+        "        if not self._broken:\n            self._holds_back = False\n            self._commits.answer()\n",
         "        self._commits.answer()\n",
         JOURNAL + "test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk",
     ),
@@ -316,7 +316,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a torn tail is rewritten before the refusals are answered",
         "intake/journal.py",
-        "            if not self.deferred:\n                self._rewrite_now(batch, segment)\n",
+        "            self._holds_back = not self.deferred\n",
         "",
         JOURNAL + "test_a_torn_tail_is_rewritten_before_anybody_is_refused",
     ),

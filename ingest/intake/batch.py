@@ -41,6 +41,9 @@ class Turn(Protocol):
     def split(self, events: int) -> tuple[Turn, Turn]:
         """Return what belongs to the first so many events, and the rest."""
 
+    def defer(self) -> None:
+        """Have its answers come later, behind those of earlier turns. It may be late already."""
+
     def settle(self, *, committed: bool) -> None:
         """Answer: its events are durable as promised, or refused and forgotten."""
 

@@ -13,6 +13,7 @@ Promises, by `DURABILITY`:
               -> stored, or published as a dead letter -> unlink
 
 When the disk fails, the group that met the failure is refused, and buffer, count and file are cut to the same offset.
+If the file cannot be cut, the refusals wait until it is rewritten: a crash before that would have recovery store them.
 The journal latches: everything is refused until a probe goes through. A descriptor whose `fdatasync` failed is never
 synced again, for the kernel may have dropped the dirty pages and report success; nor is one whose truncate failed
 written again. The batch is then rewritten from memory into a temporary that is published over the segment's name. If
@@ -192,6 +193,8 @@ class Journal:
         self._latch = Latch(
             slot, metrics, mend=self._rewrite_all, probe=self._try_disk, is_whole=lambda: not self._broken
         )
+        self._holds_back = False
+        """From a torn tail until nothing is broken: what is refused waits, as it always does under `fsync`."""
         self._blind = False
         """From a look that the disk refused until one that it allowed."""
         self._removals: set[asyncio.Task[None]] = set()
@@ -247,8 +250,7 @@ class Journal:
             )
         except TornTail as error:
             self._fail(batch, segment, error)
-            if not self.deferred:
-                self._rewrite_now(batch, segment)
+            self._holds_back = not self.deferred
             return False
         except StorageError as error:
             self._latch.trip(error)
@@ -270,7 +272,9 @@ class Journal:
 
     def refuse(self, turn: Turn) -> None:
         """Settle a turn as refused, but not before earlier ones: answers keep their order."""
-        if self.deferred:
+        if self._holds_back:
+            turn.defer()
+        if self.deferred or self._holds_back:
             self._commits.add(Group(turn))
             self._answer()
         else:
@@ -355,6 +359,7 @@ class Journal:
         in between would have recovery store what got a 503.
         """
         if not self._broken:
+            self._holds_back = False
             self._commits.answer()
 
     def _pass_on_sealed(self) -> None:
@@ -407,18 +412,6 @@ class Journal:
             self._rewritten(batch, segment, rewritten)
         finally:
             batch.release_buffer()
-
-    def _rewrite_now(self, batch: Batch, segment: Segment) -> None:
-        """Do the same on the loop: without group commit the refusals are answered as soon as this returns."""
-        self._close(segment)
-        try:
-            rewritten = self._publish_lines(batch.key, segment.path, batch.view())
-        except StorageError as error:
-            self._not_rewritten(batch, error)
-        else:
-            self._rewritten(batch, segment, rewritten)
-        self._broken.remove(batch)
-        self._pass_on_sealed()
 
     def _rewritten(self, batch: Batch, segment: Segment, rewritten: Rewritten) -> None:
         segment.path, segment.root, segment.fd, segment.identity = rewritten
@@ -598,6 +591,8 @@ class Journal:
         They are those of each segment's state, those of the line of groups, and those between the two.
         """
         self._commits.check()
+        if self._holds_back and not self._broken:
+            raise AssertionError(f"refusals wait for no rewrite: {self!r}")
         for batch in self._batches:
             segment = _segment_of(batch)
             segment.check(syncing=self._commits.is_syncing(segment))

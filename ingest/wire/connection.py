@@ -203,23 +203,30 @@ class Connection(asyncio.Protocol):
             self.whole = True
             tick.short_way.learn(data, tick.now)
 
-    def answered(self) -> None:
-        """One answer that waited for a group commit has been written."""
+    def answered(self, size: int) -> None:
+        """One answer that waited for the disk has been written. The last one ends a stall, whatever others are owed."""
+        tick = self._tick
+        tick.owed -= size
         self.pending -= 1
         if self.ending is not _OPEN:
             if not self.pending:
                 self.finish()
-        elif self._flow.stalled_until == NEVER and self.pending < PENDING_ANSWERS // 2:
+        elif self._flow.stalled_until == NEVER and (
+            not self.pending or (self.pending < PENDING_ANSWERS // 2 and tick.owed < tick.limits.unfinished)
+        ):
             self._unstall()
         elif not self.pending and self._reader.state is _IDLE:
-            self.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
-            if self._tick.draining:
+            self.deadline = tick.loop_time() + tick.limits.idle_timeout
+            if tick.draining:
                 self.drain()
 
-    def await_commit(self) -> None:
-        """One answer is owed until the group commit is through."""
+    def await_commit(self, size: int) -> None:
+        """One answer is owed until the disk has done its part; of too many, here or in all, no more are caused."""
+        tick = self._tick
+        tick.owed += size
         self.pending += 1
-        if self.pending >= PENDING_ANSWERS and self._flow.stalled_until is None:
+        too_many = self.pending >= PENDING_ANSWERS or tick.owed >= tick.limits.unfinished
+        if too_many and self._flow.stalled_until is None:
             self._stall(NEVER)
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ turn after a new one is shorter yet: who asks for `/health` may stand behind hun
 Bytes count from the read on (`unread`, then `held`, until their line is in the batch): a read that finds no room in
 MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that slow
 clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
+Answers that wait for the disk have as much; beyond that who is owed one is read no further.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
 class Tick:
     """Collects the reads of a turn and does their work in one go.
 
-    `commit(turn)` must settle the turn, or each of its parts in order, at once; when `deferred`, later.
+    `commit(turn)` must settle the turn, or each of its parts in order: at once, unless it calls `defer` first. When
+    `deferred`, that is done here.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class Tick:
         "loop_time",
         "metrics",
         "now",
+        "owed",
         "pages",
         "read_deadline",
         "reads",
@@ -132,6 +135,8 @@ class Tick:
         """Bytes of unfinished requests on all connections, and of reads that wait there."""
         self.unread = 0
         """Bytes of `reads`."""
+        self.owed = 0
+        """Bytes of memory of all answers that wait for the disk."""
         self.room = limits.buffered
         """As of the last turn: so many bytes may be unread before somebody has to look closer."""
 
@@ -211,7 +216,7 @@ class Tick:
             turn.close()
             if self.deferred:
                 turn.defer()
-            if turn.events or (self.deferred and turn.entries):
+            if turn.events or (turn.entries and (self.deferred or self.owed)):
                 self._commit(turn)
             else:
                 turn.settle(committed=True)

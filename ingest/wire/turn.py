@@ -9,26 +9,30 @@ and settles each part when its lines are as durable as promised or gone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+ENTRY_BYTES: Final = 128
+"""The memory of an answer that waits, and its share of what stands around it. Answers to events share their bytes."""
 
 
 class Answerer(Protocol):
     """Who is owed an answer."""
 
     pending: int
-    """Answers that wait for a group commit."""
+    """Answers that wait for the disk."""
 
     @property
     def write(self) -> Callable[[bytes], object]:
         """Send bytes."""
 
-    def await_commit(self) -> None:
-        """One answer more waits for a group commit."""
+    def await_commit(self, size: int) -> None:
+        """One answer more waits for the disk; it takes `size` bytes of memory meanwhile."""
 
-    def answered(self) -> None:
+    def answered(self, size: int) -> None:
         """One answer that waited has been written."""
 
 
@@ -103,10 +107,12 @@ class Turn:
         return part
 
     def defer(self) -> None:
-        """Have the answers come later, when a group commit is through.
+        """Have the answers come later, when the disk has done its part. A turn that is late already stays so.
 
         A reply waits only if an answer before it on its connection does: `/health` must not hang with the disk.
         """
+        if self._late:
+            return
         late = []
         for entry in self.entries:
             to, answer, _, events = entry
@@ -114,7 +120,7 @@ class Turn:
                 to.write(answer)
                 self._replies -= 1
                 continue
-            to.await_commit()
+            to.await_commit(_memory_of(entry))
             late.append(entry)
         self.entries = late
         self._late = True
@@ -132,5 +138,10 @@ class Turn:
         if self._settled is not None and requests:
             self._settled(requests, self.arrived, committed)
         if self._late:
-            for to, _, _, _ in entries:
-                to.answered()
+            for entry in entries:
+                entry[0].answered(_memory_of(entry))
+
+
+def _memory_of(entry: Entry) -> int:
+    _, answer, _, events = entry
+    return ENTRY_BYTES if events else ENTRY_BYTES + len(answer)

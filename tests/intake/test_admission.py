@@ -94,7 +94,7 @@ class Client:
     def write(self, answer: bytes) -> None:
         self.rig.answers.append((self.asked, answer == b"yes"))
 
-    def await_commit(self) -> None:
+    def await_commit(self, _: int) -> None:
         raise AssertionError("nobody deferred this turn")
 
     answered = await_commit

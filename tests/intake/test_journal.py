@@ -491,6 +491,27 @@ def test_a_torn_tail_is_rewritten_before_anybody_is_refused(journal):
         world.recover()
 
 
+def test_a_torn_tail_is_rewritten_beside_the_loop_and_what_is_refused_meanwhile_keeps_its_order(journal):
+    """Only an open and a write may hang with the disk: a rewrite syncs and renames (§4.13)."""
+    world = journal()
+    process = world.start()
+    kept = process.commit(2)
+    world.fs.on("write", times=1).shorten(60)
+    world.fs.fail("write", errno.EIO)
+    world.fs.fail("truncate", errno.EIO, times=2)
+    rewrites = world.fs.on("open", "fdatasync", "rename", "fsync_dir")
+    lost = process.commit(4, run=False)
+    lost += process.commit(1, blanks=(1,), run=False)
+    world.run_loops()
+    assert rewrites.count == 0
+    assert process.answers == committed(kept)
+    world.run()
+    assert rewrites.count > 0
+    assert process.answers == committed(kept) + refused(lost)
+    assert process.owed == 0
+    world.recover()
+
+
 def test_a_segment_that_cannot_be_rewritten_is_uploaded_from_memory_and_stays_until_it_is_stored(journal):
     world = journal()
     process = world.start()

@@ -35,15 +35,19 @@ class Client(NamedTuple):
     process: Process
     turn: int
     number: int | None
-    pending: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.process.owed
 
     def write(self, answer: bytes) -> None:
         self.process.answer(self, committed=answer == b"yes")
 
-    def await_commit(self) -> None:
-        raise AssertionError("nobody deferred this turn")
+    def await_commit(self, size: int) -> None:
+        self.process.owed += size
 
-    answered = await_commit
+    def answered(self, size: int) -> None:
+        self.process.owed -= size
 
 
 class Process:
@@ -64,6 +68,8 @@ class Process:
         self.answers: list[tuple[int, bool]] = []
         """Number of each event answered, and whether with success, in order."""
         self.failed_start: BaseException | None = None
+        self.owed = 0
+        """Bytes of answers that wait for the disk."""
         self._turns = 0
         self._answered = 0
         self._batches: dict[str, set[int]] = {}

@@ -187,3 +187,37 @@ def test_refusals_at_once_linger_too():
     assert client.transport.half_closed
     assert not client.closed
     wire.tick._commit = commit
+
+
+def test_what_all_clients_together_may_have_waiting_is_bounded():
+    """Pages are larger than their requests, and each waits behind an event of its connection."""
+    wire = Wire({"MAX_BUFFER_BYTES": "16MiB", "BATCH_BYTES": "1MiB", "UPLOAD_QUEUE": "1"}, deferred=True)
+    wire.page = bytes(60_000)
+    clients = [wire.connect().send(post(b"x")) for _ in range(60)]
+    for client in clients * 2:
+        client.send(*[request("GET", "/metrics")] * 20)
+    limit = wire.tick.limits.unfinished
+    assert limit < wire.tick.owed < limit + len(clients) * 2 * len(wire.page)
+    while wire.commits:
+        wire.sync()
+    assert wire.tick.owed == 0
+    assert all(client.statuses == [200] * 41 and client.transport.reading for client in clients)
+
+
+def test_a_commit_may_hold_back_what_it_refuses_and_nothing_overtakes_it(feed):
+    class Torn(Wire):
+        def _commit(self, turn):
+            turn.defer()
+            self.commits.append(turn)
+
+    wire = Torn()
+    client, other = wire.connect(), wire.connect()
+    feed(client, post(b"1"))
+    feed(client, request("GET", "/health"))
+    feed(other, request("GET", "/health"))
+    assert (client.statuses, other.statuses) == ([], [200])
+    while wire.commits:
+        wire.sync(succeeds=False)
+    assert client.statuses == [503, 200]
+    feed(client, request("GET", "/health"))
+    assert client.statuses == [503, 200, 200]
