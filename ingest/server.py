@@ -158,7 +158,7 @@ class Server:
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
-            Layouts(encoder.headers),
+            Layouts(encoder.headers, learns=encoder.also_reads is None),
             Pages(ready=lambda: self._step is DrainStep.RUNNING, metrics=Page(collector.metrics)),
             collector.metrics,
             collector.intake.commit,
@@ -167,7 +167,7 @@ class Server:
             max_connections=self._max_connections(),
             deferred=collector.deferred,
         )
-        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers))
+        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers, encoder.also_reads))
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 

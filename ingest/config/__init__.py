@@ -1,7 +1,19 @@
 """The settings: one environment, read once, checked as a whole, frozen."""
 
 from ingest.config.checks import DEBUG_CHECKS
+from ingest.config.forms import ALL, is_private
 from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.config.variables import GROUPS
 
-__all__ = ["DEBUG_CHECKS", "GROUPS", "ConfigError", "ConfigErrors", "Settings", "load", "shown", "warnings"]
+__all__ = [
+    "ALL",
+    "DEBUG_CHECKS",
+    "GROUPS",
+    "ConfigError",
+    "ConfigErrors",
+    "Settings",
+    "is_private",
+    "load",
+    "shown",
+    "warnings",
+]

@@ -264,9 +264,77 @@ def headers() -> Form:
     """Take the names of header fields."""
 
     def parse(text: str) -> tuple[str, ...]:
-        return tuple(_matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", part) for part in _parts(text))
+        return tuple(_matching(_FIELD_NAME, part) for part in _parts(text))
 
     return Form("header names separated by commas, or none", parse, _show_parts, slips.lists)
+
+
+def cookies() -> Form:
+    """Take the names of cookies, or a word for all of them; RFC 6265 compares names byte by byte."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        if text.lower() == ALL:
+            return (ALL,)
+        names = tuple(_matching(_FIELD_NAME, part) for part in _parts(text))
+        if ALL in names:
+            raise ValueError(text)
+        return names
+
+    return Form("all, or names of cookies separated by commas, or none", parse, _show_parts, slips.lists)
+
+
+def extra_headers() -> Form:
+    """Take the names of header fields that may be stored, in lower case, or what such names begin with."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(_matching(rf"{_NAME_CHARACTER}{{1,64}}\*?", part.lower()) for part in _parts(text))
+        if any(is_private(name.removesuffix("*")) for name in names):
+            raise ValueError(text)
+        return names
+
+    accepted = (
+        "header names separated by commas, `*` at the end of one for all that begin so, or none; "
+        "never a key's, a cookie's, an address's or host"
+    )
+    return Form(accepted, parse, _show_parts, slips.lists)
+
+
+def is_private(header: str) -> bool:
+    """Tell whether a header, in lower case, is never stored under its own name.
+
+    It carries a key, a cookie or an address, which have settings of their own, or the host, which nobody needs.
+    """
+    return header in _PRIVATE or header.startswith(_PRIVATE_BEGINNINGS)
+
+
+ALL: Final = "all"
+_NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
+_FIELD_NAME: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_PRIVATE: Final = frozenset(
+    {
+        "authorization",
+        "x-write-key",
+        "x-api-key",
+        "host",
+        "forwarded",
+        "via",
+        "client-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-real-ip",
+        "x-original-forwarded-for",
+        "x-envoy-external-address",
+        "x-appengine-user-ip",
+        "x-azure-clientip",
+        "x-azure-socketip",
+        "true-client-ip",
+        "fastly-client-ip",
+        "fly-client-ip",
+        "cf-pseudo-ipv4",
+        "cloudfront-viewer-address",
+    }
+)
+_PRIVATE_BEGINNINGS: Final = ("cookie", "set-cookie", "proxy-auth", "x-forwarded", "cf-connecting-ip")
 
 
 def _parts(text: str) -> list[str]:

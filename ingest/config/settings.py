@@ -72,6 +72,14 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     client_ip_headers: tuple[str, ...]
 
+    ip_mode: Literal["full", "mask", "none"]
+    cookies: tuple[str, ...]
+    """`("all",)`, or the names of those that are stored."""
+    respect_gpc: bool
+    extra_headers: tuple[str, ...]
+    """In lower case; one that ends in `*` is the beginning of names."""
+    ts_ms: bool
+
     raw_bucket: str | None
     """None: the directory store under `store_dir`."""
     aws_region: str | None
@@ -184,6 +192,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     key, sse = values.get("s3_sse_kms_key_id"), values.get("s3_sse", ...)
     if key and sse in {None, "AES256"}:
         yield ConfigError("S3_SSE_KMS_KEY_ID", _accepted("S3_SSE_KMS_KEY_ID"), key, secret=True)
+    addresses = {name.lower() for name in values.get("client_ip_headers") or ()}
+    if extra := addresses.intersection(values.get("extra_headers") or ()):
+        yield ConfigError("EXTRA_HEADERS", _accepted("EXTRA_HEADERS"), ",".join(sorted(extra)))
     raw, dlq = values.get("raw_prefix"), values.get("dlq_prefix")
     if raw and dlq and _nested(Path(raw), Path(dlq)):
         yield ConfigError("DLQ_PREFIX", f"a prefix that is neither RAW_PREFIX ('{raw}') nor above or below it", dlq)

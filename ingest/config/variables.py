@@ -106,6 +106,38 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "Where a trusted peer tells the client's address, in this order; behind CloudFront put its header first",
         ),
     ),
+    "Privacy": (
+        Variable(
+            "IP_MODE",
+            "full",
+            forms.choice("full", "mask", "none"),
+            "How much of the client's address is stored: all, its network (/24, IPv6 /48), or nothing",
+        ),
+        Variable(
+            "COOKIES",
+            "all",
+            forms.cookies(),
+            "The cookies that are stored",
+        ),
+        Variable(
+            "RESPECT_GPC",
+            "false",
+            forms.flag(),
+            "Whether `Sec-GPC: 1` and `SP-Anonymous: *` keep address and cookies from being stored",
+        ),
+        Variable(
+            "EXTRA_HEADERS",
+            "none",
+            forms.extra_headers(),
+            "Headers that are stored too, in `headers`; a `*` ends a name that only begins so, and costs CPU",
+        ),
+        Variable(
+            "TS_MS",
+            "false",
+            forms.flag(),
+            "Whether `ts_ms`, the time in milliseconds, is stored too",
+        ),
+    ),
     "Object store": (
         Variable(
             "RAW_BUCKET",

@@ -12,11 +12,13 @@ from __future__ import annotations
 from socket import AF_INET, inet_pton
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from orjson import OPT_APPEND_NEWLINE, dumps
+from orjson import OPT_APPEND_NEWLINE, Fragment, dumps
 
 from ingest.event.bodies import FORMS, header_text, query_text, text_body, text_query
 from ingest.event.client import ClientAddress, headers_read
+from ingest.event.privacy import Privacy, headers_heeded
 from ingest.event.refusals import ClientError
+from ingest.format import OPTIONAL_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +34,8 @@ Line: TypeAlias = "bytes | ClientError"
 
 _SEPARATOR: Final = 0xE2
 """The byte that U+2028 and U+2029 begin with in UTF-8; most lines have none."""
+_ENDS: Final = (*OPTIONAL_KEYS, "body")
+_NO_HEADERS: Final = b"{}"
 
 
 class EventEncoder:
@@ -43,29 +47,44 @@ class EventEncoder:
         "_bare_at",
         "_bare_size",
         "_form",
+        "_privacy",
+        "_tells_more",
+        "_ts_ms",
+        "also_reads",
         "encode_body",
         "encode_query",
+        "fields",
         "headers",
         "peer",
+        "wall",
     )
 
     def __init__(self, settings: Settings) -> None:
-        self.headers: tuple[bytes, ...] = tuple(dict.fromkeys((USER_AGENT, COOKIE, *headers_read(settings))))
+        self.headers: tuple[bytes, ...] = tuple(
+            dict.fromkeys((USER_AGENT, COOKIE, *headers_read(settings), *headers_heeded(settings)))
+        )
         self._absent = (b"",) * len(self.headers)
+        self._privacy = privacy = Privacy(settings, self.headers)
+        self.also_reads: Callable[[bytes], bool] | None = privacy.also_reads
+        """Which headers are read beside `headers`; None: no more. Only `fields` finds those."""
+        self.fields: Callable[[Raw, Mapping[bytes, bytes]], Fields]
+        self.fields = self._fields if self.also_reads is None else self._all_fields
+        """Return the fields of a request whose head is a mapping of lower-case header names to values."""
+        self._ts_ms = settings.ts_ms
+        self.wall = 0.0
+        """The wall clock's time in the turn that is under way, as its owner sets it: `ts_ms` is made of it."""
         client = ClientAddress(settings, self.headers)
         self.peer: Callable[[str], Peer] = client.peer
         self._address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]
-        text = settings.body_format == "text"
+        self._tells_more = privacy.changes or settings.ts_ms
+        """Whether a line is more, or less, than the plain five keys."""
+        text = settings.body_format == "text" and not self._tells_more
         self.encode_body: Callable[[int, Peer, Fields], Line] = self._encode_text if text else self._of_body
         """Return the line of an event accepted at `seconds` (UTC epoch), or why its body is refused."""
         self.encode_query: Callable[[int, Peer, Fields], bytes] = self._encode_text_query if text else self._of_query
         """Return the line of an event that is its query, which stands first in its fields."""
-
-    def fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
-        """Return the fields of a request whose head is a mapping of lower-case header names to values."""
-        return [body, *map(head.get, self.headers, self._absent)]
 
     def encode_both(self, seconds: int, peer: Peer, fields: Fields, query: Raw) -> Line:
         """Return the line of an event that came with a body and a query; one without a body is its query."""
@@ -126,13 +145,34 @@ class EventEncoder:
 
     def _line(self, seconds: int, peer: Peer, fields: Fields, members: Members) -> bytes:
         """Return a line that ends in these members, the last of them `body`."""
-        head = {
-            "ts": seconds,
-            "ip": self._address_of(peer, fields),
-            "user_agent": header_text(fields[1]),
-            "cookie": header_text(fields[2]),
-        }
+        ip = self._address_of(peer, fields)
+        if self._tells_more:
+            ip, cookie = self._privacy.of_sender(ip, fields)
+            members = self._in_order(seconds, fields, members)
+        else:
+            cookie = header_text(fields[2])
+        head = {"ts": seconds, "ip": ip, "user_agent": header_text(fields[1]), "cookie": cookie}
         return _escape_separators(dumps(head | members, None, OPT_APPEND_NEWLINE))
+
+    def _in_order(self, seconds: int, fields: Fields, members: Members) -> Members:
+        """Return these members and what the settings ask for beside them, as `format.record` orders them."""
+        there = dict(members)
+        if self._ts_ms:
+            first = 1000 * seconds
+            there["ts_ms"] = min(max(first, int(1000 * self.wall)), first + 999)
+        if self.also_reads is None:
+            if named := self._privacy.named(fields):
+                there["headers"] = named
+        elif fields[-1] != _NO_HEADERS:
+            there["headers"] = Fragment(bytes(fields[-1]))
+        return {name: there[name] for name in _ENDS if name in there}
+
+    def _fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
+        return [body, *map(head.get, self.headers, self._absent)]
+
+    def _all_fields(self, body: Raw, head: Mapping[bytes, bytes]) -> Fields:
+        """Return the fields with one more, the last: the member `headers`, of which no position is known before."""
+        return [*self._fields(body, head), dumps(self._privacy.begun(head))]
 
 
 def _escape_separators(line: bytes) -> bytes:

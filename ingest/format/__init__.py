@@ -12,9 +12,11 @@ from ingest.format.keys import (
     segment_path,
     unix_of,
 )
+from ingest.format.record import OPTIONAL as OPTIONAL_KEYS
 
 __all__ = [
     "OBJECT_SUFFIX",
+    "OPTIONAL_KEYS",
     "KeyFactory",
     "Partition",
     "dlq_key",

@@ -23,7 +23,9 @@ KEYS: Final = (
     Key("ip", "The client's address, also behind trusted proxies (`TRUSTED_PROXIES`, `CLIENT_IP_HEADERS`)"),
     Key("user_agent", 'The header `User-Agent`, or `""`'),
     Key("cookie", 'The header `Cookie`, or `""`'),
+    Key("ts_ms", "`ts` in milliseconds, with `TS_MS`", optional=True),
     Key("query", "The query string of a request that `body` is not made of", optional=True),
+    Key("headers", "The headers that `EXTRA_HEADERS` names, by their names in lower case", optional=True),
     Key("body_b64", "In base64, a body that is not UTF-8", optional=True),
     Key(
         "body",
@@ -31,4 +33,5 @@ KEYS: Final = (
     ),
 )
 """With `BODY_FORMAT=json` the body of a request is a JSON value, `null` where there is none."""
+OPTIONAL: Final = tuple(key.name for key in KEYS if key.optional)
 PLAIN: Final = tuple(key.name for key in KEYS if not key.optional)

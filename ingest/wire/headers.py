@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 HOST: Final = b"host"
 ORIGIN: Final = b"origin"
@@ -74,16 +74,18 @@ class HeaderNames:
     a plain dict, and callers ask `learn` only for what is not in it: that is the lookup Python does fastest.
     """
 
-    __slots__ = ("_wanted", "learned")
+    __slots__ = ("_also", "_wanted", "learned")
 
-    def __init__(self, wanted: Iterable[bytes]) -> None:
+    def __init__(self, wanted: Iterable[bytes], also: Callable[[bytes], bool] | None = None) -> None:
         self._wanted = frozenset({*wanted, *_READ_BY_THE_WIRE})
+        self._also = also
+        """Tells of a name in lower case whether it is wanted though it is not among these."""
         self.learned: dict[bytes, bytes] = {}
 
     def learn(self, raw: bytes) -> bytes:
         """Return what a spelling maps to, and keep it if there is room."""
         lower = raw.lower()
-        wanted = lower if lower in self._wanted else b""
+        wanted = lower if lower in self._wanted or (self._also is not None and self._also(lower)) else b""
         if len(self.learned) < _SPELLINGS_LEARNED and len(raw) <= _SPELLING_BYTES:
             self.learned[raw] = wanted
         return wanted

@@ -83,10 +83,25 @@ class _Node:
 class Layouts:
     """The layouts a process knows. `match` and `found` go together: `found[match(data).lastindex]`."""
 
-    __slots__ = ("_clock", "_headers", "_heeded", "_known", "_learn_at", "_numbers", "found", "last", "match")
+    __slots__ = (
+        "_clock",
+        "_headers",
+        "_heeded",
+        "_known",
+        "_learn_at",
+        "_learns",
+        "_numbers",
+        "found",
+        "last",
+        "match",
+    )
 
-    def __init__(self, headers: tuple[bytes, ...], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, headers: tuple[bytes, ...], clock: Callable[[], float] = time.perf_counter, *, learns: bool = True
+    ) -> None:
         self._headers = headers
+        self._learns = learns
+        """Whether `headers` are all that is read of a head; else no layout can tell where the values stand."""
         self._heeded = frozenset({*headers, HOST, ORIGIN, CONNECTION, CONTENT_LENGTH, *_UNFIT})
         self._clock = clock
         self._learn_at = 0.0
@@ -107,7 +122,7 @@ class Layouts:
 
     def learn(self, data: bytes, now: float) -> None:
         """Learn the layout of a read that the parser took for one event, unless it is too early for a lesson."""
-        if now < self._learn_at:
+        if now < self._learn_at or not self._learns:
             return
         began = self._clock()
         lines = self._lines_of(data)

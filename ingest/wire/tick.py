@@ -275,7 +275,8 @@ class Tick:
 
     def read_clocks(self) -> None:
         """Read both clocks, once for the turn: wall time stamps events, monotonic time sets deadlines."""
-        seconds = int(self._wall_clock())
+        self.encoder.wall = wall = self._wall_clock()
+        seconds = int(wall)
         if seconds != self.seconds:
             self.seconds = seconds
             self.book.turn(seconds)

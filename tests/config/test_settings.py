@@ -57,6 +57,11 @@ DEFAULTS = {
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
     "CLIENT_IP_HEADERS": "X-Forwarded-For,CloudFront-Viewer-Address",
+    "IP_MODE": "full",
+    "COOKIES": "all",
+    "RESPECT_GPC": "false",
+    "EXTRA_HEADERS": "none",
+    "TS_MS": "false",
     "LOG_LEVEL": "info",
     "LOG_PRETTY": "false",
     "LOG_SAMPLE_N": "1",
@@ -72,6 +77,9 @@ EVERYTHING = {
     "CORS_ORIGINS": "https://a.example, https://B.example:8443",
     "TRUSTED_PROXIES": "10.1.0.0/16,2001:db8::1",
     "CLIENT_IP_HEADERS": "CloudFront-Viewer-Address",
+    "IP_MODE": "Mask",
+    "COOKIES": "sid, __Host-id,SID",
+    "EXTRA_HEADERS": "Content-Type,ce-*",
     "RAW_PREFIX": "env=prod/raw",
     "DLQ_PREFIX": "env=prod/bad",
     "PARTITION_TZ": "Asia/Kolkata",
@@ -120,6 +128,9 @@ def test_every_form_is_read():
     assert settings.cors_origins == ("https://a.example", "https://b.example:8443")
     assert settings.trusted_proxies == (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8::1"))
     assert settings.client_ip_headers == ("CloudFront-Viewer-Address",)
+    assert settings.ip_mode == "mask"
+    assert settings.cookies == ("sid", "__Host-id", "SID")
+    assert settings.extra_headers == ("content-type", "ce-*")
     assert settings.partition_tz == ZoneInfo("Asia/Kolkata")
     assert settings.s3_endpoint_url == "http://127.0.0.1:9000/s3"
     assert settings.s3_sse == "aws:kms"
@@ -203,6 +214,23 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ),
         ("TRUSTED_PROXIES", ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", "*")),
         ("CLIENT_IP_HEADERS", ("X Forwarded For", "X-A:", "a,,b", "X-\nA")),
+        ("COOKIES", ("sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
+        (
+            "EXTRA_HEADERS",
+            (
+                *("*", "a*b", "a**", "A b", "a,", "X-\nA", "Host", "Cookie", "cook ie", "cookie*", "Authorization"),
+                *(
+                    "X-Write-Key",
+                    "Proxy-Authorization",
+                    "Forwarded",
+                    "Via",
+                    "X-Forwarded-*",
+                    "X-Real-IP",
+                    "X-Forwarded-For",
+                ),
+                *("CF-Connecting-IP", "CF-Connecting-IPv6", "True-Client-IP", "CloudFront-Viewer-Address"),
+            ),
+        ),
         ("RAW_BUCKET", ("my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
         ("AWS_REGION", ("eu west", "-eu", "eu_west_1")),
         ("DLQ_DIR", ("a\0b",)),
@@ -344,6 +372,11 @@ def test_a_kms_key_needs_kms():
     assert list(problems_of({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k"})) == ["S3_SSE_KMS_KEY_ID"]
     assert list(problems_of({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k", "S3_SSE": "AES256"})) == ["S3_SSE_KMS_KEY_ID"]
     assert load({**BUCKET, "S3_SSE_KMS_KEY_ID": "alias/k", "S3_SSE": "aws:kms:dsse"}).s3_sse_kms_key_id == "alias/k"
+
+
+def test_a_header_that_tells_the_address_is_not_stored_as_it_is():
+    environ = {"CLIENT_IP_HEADERS": "X-Viewer", "EXTRA_HEADERS": "content-type,x-viewer"}
+    assert "got 'x-viewer'" in problems_of(environ)["EXTRA_HEADERS"]
 
 
 SECRET = "hunter2"

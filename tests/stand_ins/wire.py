@@ -341,7 +341,7 @@ class Wire:
         """How long turns waited for company."""
         self.limit = settings.max_buffer_bytes
         encoder = EventEncoder(settings)
-        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers)
+        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers, learns=encoder.also_reads is None)
         self.tick = Tick(
             self.loop,  # type: ignore[arg-type]
             ConnectionLimits.of(settings),
@@ -359,7 +359,7 @@ class Wire:
             stopwatch=lambda: self.stopwatch,
             sleep=self.rests.append,
         )
-        self.names = HeaderNames(encoder.headers)
+        self.names = HeaderNames(encoder.headers, encoder.also_reads)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
     def connect(self, peer: tuple[str, int] | None = None) -> Client:

@@ -19,6 +19,13 @@ LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
 JSON = {"BODY_FORMAT": "json"}
 AGENT = "User-Agent: agent"
 PROXY = ("10.0.0.1", 1)
+PRIVATE = {
+    "IP_MODE": "mask",
+    "COOKIES": "a",
+    "RESPECT_GPC": "true",
+    "EXTRA_HEADERS": "content-type,accept,origin",
+    "TS_MS": "true",
+}
 
 
 def pixel(*headers: str, query: str = "a=b") -> bytes:
@@ -345,6 +352,15 @@ def test_a_header_that_means_something_else_may_name_the_client_too(name):
     assert wire.records[0] == wire.records[1]
 
 
+def test_where_a_name_only_begins_so_nothing_is_learned_and_all_is_told(fed):
+    data = post(b"1", "Ce-Id: 1", "Ce-Type: a", "Accept: b")
+    wire = taught(data, EXTRA_HEADERS="ce-*")
+    fed.clear()
+    wire.connect().send(data)
+    assert fed == [data]
+    assert wire.records[0]["headers"] == {"ce-id": "1", "ce-type": "a"}
+
+
 # Against the parser alone.
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30).map(str.strip)
@@ -360,9 +376,12 @@ CONTENTS = st.one_of(st.binary(max_size=80), st.sampled_from([b"{}", b'{"a": [1,
     address=ADDRESSES,
     content=CONTENTS,
     body_format=st.sampled_from(["text", "json"]),
+    switches=st.sampled_from([{}, PRIVATE]),
 )
-def test_the_short_way_and_the_long_way_store_the_same_line(name, agent, cookie, address, content, body_format):
-    variables = {"BODY_FORMAT": body_format}
+def test_the_short_way_and_the_long_way_store_the_same_line(
+    name, agent, cookie, address, content, body_format, switches
+):
+    variables = {"BODY_FORMAT": body_format, **switches}
     data = filled(name, agent=agent, cookie=cookie, address=address, content=content)
     short = taught(filled(name), **variables)
     long = Wire(variables, peer=PROXY, learns=False)
@@ -390,6 +409,9 @@ lines = st.lists(
             "Transfer-Encoding: chunked",
             "Upgrade: h2c",
             "X-Empty:",
+            "Content-Type: text/plain",
+            "Sec-GPC: 1",
+            "SP-Anonymous: *",
         ]
     ),
     max_size=5,
@@ -438,7 +460,9 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pairs=st.lists(lesson_and_variation(), min_size=1, max_size=4),
-    variables=st.sampled_from([{}, LIMITS, JSON, {"CORS_ORIGINS": "https://b.example"}]),
+    variables=st.sampled_from(
+        [{}, LIMITS, JSON, {"CORS_ORIGINS": "https://b.example"}, PRIVATE, PRIVATE | {"EXTRA_HEADERS": "c*"}]
+    ),
 )
 @example(pairs=[(post(b"1", "A: 1"), post(b"1", "A:\x00"))], variables={})
 @example(pairs=[(pixel(), b"GET /collect?a\r\nHost: x HTTP/1.1\r\n\r\n")], variables={})
