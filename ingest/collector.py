@@ -324,6 +324,8 @@ class Collector:
         )
         gauges.unknown_in_dlq = lambda: dlq.unknown
         gauges.unknown_in_journal = lambda: backlog.unknown
+        gauges.unremoved_in_dlq = lambda: dlq.unremoved
+        gauges.unremoved_in_journal = lambda: journal.unremoved + backlog.unremoved
         gauges.dlq_files = lambda: dlq.files
         gauges.dlq_bytes = lambda: dlq.bytes
         gauges.spool_limit = lambda: self._settings.dlq_max_size_bytes

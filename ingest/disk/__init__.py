@@ -10,6 +10,7 @@ from ingest.disk.folders import make_dirs, prune
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
+from ingest.disk.removals import Removals
 from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, kept_free, slot_folders
 from ingest.disk.tree import Tree
 
@@ -24,6 +25,7 @@ __all__ = [
     "Identity",
     "Lane",
     "Reader",
+    "Removals",
     "Slot",
     "StorageError",
     "TornTail",

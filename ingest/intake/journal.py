@@ -46,12 +46,12 @@ from ingest.disk import (
     TEMPORARY_SUFFIX,
     Filesystem,
     Identity,
+    Removals,
     StorageError,
     TornTail,
     create,
     has_name,
     make_dirs,
-    prune,
 )
 from ingest.disk.append import append
 from ingest.disk.publish import publish
@@ -85,6 +85,7 @@ class NoJournal:
     sealing: Final = False
     latched: Final = False
     deferred: Final = False
+    unremoved: Final = 0
 
     def __init__(self, metrics: Metrics, submit: Callable[[Batch], None]) -> None:
         self._metrics = metrics
@@ -197,7 +198,7 @@ class Journal:
         """From a torn tail until nothing is broken: what is refused waits, as it always does under `fsync`."""
         self._blind = False
         """From a look that the disk refused until one that it allowed."""
-        self._removals: set[asyncio.Task[None]] = set()
+        self._removals = Removals(fs, lane, lambda folder: folder == self._folder)
 
     def __repr__(self) -> str:
         return f"<Journal {self._latch!r} {self._commits!r} sealing={len(self._sealing)} broken={len(self._broken)}>"
@@ -217,6 +218,11 @@ class Journal:
         """Some sealed batch is not submitted yet."""
         return bool(self._sealing)
 
+    @property
+    def unremoved(self) -> int:
+        """Segments that are to go, and that the disk does not let go."""
+        return len(self._removals)
+
     # The open batch.
 
     def begin(self, batch: Batch) -> bool:
@@ -227,7 +233,7 @@ class Journal:
         path = segment_path(root, batch.key)
         if path.parent != self._folder:
             previous, self._folder = self._folder, path.parent
-            self._in_background(self._prune, previous, root)
+            self._removals.prune(previous, root)
         try:
             fd = create(self._fs, path, root, sync=False)
         except StorageError as error:
@@ -419,7 +425,7 @@ class Journal:
         log.info("segment_rewritten", key=batch.key, events=batch.events)
         if segment.state is SegmentState.REMOVED:
             self._close(segment)
-            self._in_background(self._remove, segment.path, segment.root)
+            self._removals.remove(segment.path, segment.root)
         elif batch.reason is None or batch in self._sealing:
             segment.enter(SegmentState.NAMED)
         else:
@@ -538,7 +544,7 @@ class Journal:
         segment.enter(SegmentState.REMOVED)
         self._batches.discard(batch)
         self._close(segment)
-        self._in_background(self._remove, segment.path, segment.root)
+        self._removals.remove(segment.path, segment.root)
         log.debug("segment_released", key=batch.key)
 
     def retain(self, batch: Batch) -> bool:
@@ -555,35 +561,7 @@ class Journal:
     async def close(self) -> None:
         """Stop probing and wait for the removals under way."""
         await self._latch.close()
-        if self._removals:
-            await asyncio.wait(self._removals)
-
-    def _remove(self, path: Path, root: Path) -> None:
-        try:
-            self._fs.unlink(path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            # It is recovered at the next start, and found stored then.
-            failure = StorageError.of("unlink", path, error)
-            log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
-            return
-        self._prune(path.parent, root)
-
-    def _prune(self, folder: Path, root: Path) -> None:
-        """Remove an hour's folder when its last segment is gone, but not the one that segments are created in."""
-        if folder != self._folder:
-            prune(self._fs, folder, root)
-
-    def _in_background(self, work: Callable[[Path, Path], None], path: Path, root: Path) -> None:
-        task = asyncio.get_running_loop().create_task(self._remove_quietly(work, path, root))
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
-
-    async def _remove_quietly(self, work: Callable[[Path, Path], None], path: Path, root: Path) -> None:
-        # An abandoned lane makes no call any more: the file is recovered at the next start, and found stored then.
-        with suppress(StorageError):
-            await self._lane.run(work, path, root)
+        await self._removals.close()
 
     def _check(self) -> None:
         """Fail if one of the facts does not hold on which the next step relies. Called under DEBUG_CHECKS.

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ingest.disk import Reader, StorageError, exists, files_below, prune, published_path
+from ingest.disk import Reader, Removals, StorageError, exists, files_below, prune, published_path
 from ingest.format import parse_key, segment_key
 from ingest.spool.places import Copy
 from ingest.spool.reading import lines_contents, original
@@ -115,19 +115,6 @@ class Segments:
         """Tell whether a segment is still there; `StorageError` if the disk would not say."""
         return exists(self._fs, path)
 
-    def remove(self, path: Path, root: Path) -> None:
-        """Remove a segment, and its folder with the last one."""
-        try:
-            self._fs.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            # It is listed again at the next start, and found stored then.
-            failure = StorageError.of("unlink", path, error)
-            log.warning("segment_not_removed", path=str(path), error=str(failure), hint=failure.hint)
-            return
-        prune(self._fs, path.parent, root)
-
 
 class Backlog:
     """Segments in the order of their batches' first events; few, for a process has one per batch in memory."""
@@ -165,7 +152,7 @@ class Backlog:
         self._told: set[Path] = set()
         self._pass: list[KeyedFile] | None = None
         self._lent: set[Path] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._removals = Removals(fs, lane)
 
     def __repr__(self) -> str:
         waiting = f"{self.files} files, {self.events} events, {self.bytes} bytes"
@@ -190,6 +177,11 @@ class Backlog:
     def unknown(self) -> int:
         """How many segments and folders could not be read; a folder may hold many segments."""
         return len(self._unread)
+
+    @property
+    def unremoved(self) -> int:
+        """How many segments are stored, and the disk does not let them go."""
+        return len(self._removals)
 
     async def scan(self) -> None:
         """List what earlier processes left in our own slot."""
@@ -267,10 +259,9 @@ class Backlog:
             return
         slots = self._adopted if self._own is None else [self._own, *self._adopted]
         root = next((slot.path for slot in slots if slot.path in letter.path.parents), None)
-        task = asyncio.ensure_future(self._remove(letter.path, root or letter.path.parent))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.wait({task}, timeout=self._wait)
+        removing = self._removals.remove(letter.path, root or letter.path.parent)
+        removing.add_done_callback(lambda _: self._removed(letter.path))
+        await asyncio.wait({removing}, timeout=self._wait)
 
     def close(self) -> None:
         """Let go of the adopted slots."""
@@ -278,11 +269,7 @@ class Backlog:
             slot.release()
         self._adopted.clear()
 
-    async def _remove(self, path: Path, root: Path) -> None:
-        try:
-            await self._lane.run(self._segments.remove, path, root)
-        except StorageError as error:
-            log.warning("segment_not_removed", path=str(path), error=str(error), hint=error.hint)
+    def _removed(self, path: Path) -> None:
         self._lent.discard(path)
         self._release_emptied()
 
@@ -315,7 +302,7 @@ class Backlog:
         if self._listing:
             return
         for slot in list(self._adopted):
-            here = [*self._known, *self._lent, *self._unread]
+            here = [*self._known, *self._lent, *self._unread, *self._removals.left]
             if not any(slot.path in (path, *path.parents) for path in here):
                 self._adopted.remove(slot)
                 slot.release()

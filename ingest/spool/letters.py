@@ -165,6 +165,11 @@ class Letters:
         return len(self._unlistable) + len(self._failed) + len(self._kept) + self._unread
 
     @property
+    def unremoved(self) -> int:
+        """How many files are out of the books, and the disk does not let them go."""
+        return self._removing
+
+    @property
     def adopted(self) -> int:
         """How many slots of dead processes are held."""
         return len(self._slots) + len(self._unlisted) - 1

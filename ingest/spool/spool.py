@@ -64,6 +64,7 @@ class _Made(Generic[T]):
     change: Change
     unknown: int
     oldest: int = 0
+    unremoved: int = 0
     result: T | None = None
     error: OSError | StorageError | None = None
 
@@ -96,6 +97,8 @@ class Spool:
         """Files and folders that could not be read when they were to be counted; a folder may hold many files."""
         self.oldest = 0
         """Unix time of the oldest event that waits here, to the hour; 0 if none does."""
+        self.unremoved = 0
+        """Files that are to go, and that the disk does not let go."""
 
         self._fs = fs
         self._metrics = metrics
@@ -340,6 +343,7 @@ class Spool:
         made.change = self._letters.take_change()
         made.unknown = self._letters.unknown
         made.oldest = self._letters.oldest
+        made.unremoved = self._letters.unremoved
         if DEBUG_CHECKS:
             self._letters.check()
         return made
@@ -353,6 +357,7 @@ class Spool:
         self._metrics.files_evicted += change.evicted.files
         self.unknown = made.unknown
         self.oldest = made.oldest
+        self.unremoved = made.unremoved
 
     def _add(self, tally: Tally) -> None:
         self.files += tally.files

@@ -62,6 +62,8 @@ class Gauges:
     backlog_bytes: Callable[[], float] = _nothing
     unknown_in_dlq: Callable[[], float] = _nothing
     unknown_in_journal: Callable[[], float] = _nothing
+    unremoved_in_dlq: Callable[[], float] = _nothing
+    unremoved_in_journal: Callable[[], float] = _nothing
     refused_files: Callable[[], float] = _nothing
     spool_limit: Callable[[], float] = _nothing
     disk_free: Callable[[], float] = _nothing
@@ -277,6 +279,12 @@ def _rows() -> Iterator[Metric]:
         "unknown_files",
         "Files and folders that cannot be read and are not in the books",
         lambda m: {Place.DLQ.value: m.gauges.unknown_in_dlq(), Place.BACKLOG.value: m.gauges.unknown_in_journal()},
+        "place",
+    )
+    yield gauge(
+        "unremoved_files",
+        "Files whose events are in the store or in another place, and that the disk does not let go",
+        lambda m: {Place.DLQ.value: m.gauges.unremoved_in_dlq(), Place.BACKLOG.value: m.gauges.unremoved_in_journal()},
         "place",
     )
 

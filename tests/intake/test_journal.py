@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.collector import ADOPT_SECONDS
+from ingest.disk.removals import AGAIN_SECONDS, AGAIN_SECONDS_MAX
 from ingest.format import codec
 from ingest.format.keys import dlq_path
 from ingest.intake.repair import PROBE_SECONDS
@@ -671,6 +673,31 @@ def test_a_segment_that_cannot_be_removed_is_recovered_and_found_stored(journal)
     world.advance(10)
     assert segments(world) == []
     assert world.store.objects == before
+    world.recover()
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_segment_that_cannot_be_removed_goes_as_soon_as_the_disk_lets_it(journal, adopted):
+    """The slot of a dead process is held until then: released, it would be adopted again and again."""
+    world = journal(batch_size=2)
+    process, other = world.start(), world.start()
+    process.commit(1)
+    world.fs.fail("unlink", errno.EROFS, times=None, when=is_segment)
+    if adopted:
+        world.kill(process)
+        process = other
+        world.advance(2 * ADOPT_SECONDS)
+    else:
+        process.commit(1)
+    gauge = process.metrics.gauges.unremoved_in_journal
+    assert (len(segments(world)), len(world.store.objects), gauge()) == (1, 1, 1)
+    world.advance(4 * AGAIN_SECONDS)
+    assert len(said(world, "segment_not_removed")) == 1, "told once"
+    assert process.backlog.adopted == adopted
+    world.fs.heal()
+    world.advance(AGAIN_SECONDS_MAX)
+    assert (segments(world), gauge(), process.backlog.adopted) == ([], 0, 0)
+    assert len(said(world, "slot_adopted")) == adopted
     world.recover()
 
 
