@@ -12,16 +12,18 @@ is given up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from httptools import HttpParserError, HttpParserUpgrade
 
 from ingest.wire.layouts import EMPTY
+from ingest.wire.limits import TURN_BYTES
 from ingest.wire.parser import ASCII_ONLY, new_parser
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ingest.event import EventEncoder, Peer
     from ingest.wire.answers import AnswerBook
@@ -31,9 +33,19 @@ if TYPE_CHECKING:
 
 
 class Sender(Answerer, Protocol):
-    """Who may send a whole event: a connection between two requests, with nothing held back."""
+    """Who sends: a connection, of which an event is taken only between two requests, with nothing held back."""
 
     peer: Peer
+    deadline: float
+    whole: bool
+    """The next read may be a whole event."""
+
+    def feed(self, data: bytes) -> None:
+        """Read one read's bytes the long way."""
+
+
+Read: TypeAlias = "tuple[Sender, bytes]"
+"""The bytes of one read, with their sender."""
 
 
 class ShortWay:
@@ -49,43 +61,62 @@ class ShortWay:
         self._layouts = layouts
         self._check: Callable[[bytes], None] = new_parser(None).feed_data
 
-    def take(self, sender: Sender, data: bytes, turn: Turn) -> bool:
-        """Add a read that is one whole event in a known layout to the turn; False when it is anything else."""
-        layouts = self._layouts
-        if len(data) > self._read_limit:
-            return False
-        match = layouts.match(data)
-        if match is None:
-            return False
-        layouts.last = number = match.lastindex
-        post, origin, where = layouts.found[number]
-        fields = match.group(*where)
-        size = len(fields[0])
-        if size > self._body_limit or (post and size != int(fields[-1])):
-            return False
+    def take(self, reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:
+        """Add reads to the turn, as long as each is one whole event in a known layout; return the first that is not.
+
+        None when there are no more, or the turn has so many `answers`, or `TURN_BYTES` of lines. Who sent what is taken
+        has until `deadline` to send the next.
+
+        One loop for all, because a call, and looking up what stays the same, would cost each event.
+        """
+        layouts, encoder, book = self._layouts, self._encoder, self._book
+        match, found, check = layouts.match, layouts.found, self._check
+        read_limit, body_limit = self._read_limit, self._body_limit
+        encode_body, seconds, lines, entries = encoder.encode_body, turn.seconds, turn.lines, turn.entries
+        size, number = turn.size, None
         try:
-            if post or fields[0].isascii():
-                self._check(data)
-            else:
-                end = match.end(where[0])
-                self._check(data[:end].translate(ASCII_ONLY) + data[end:])
-        except (HttpParserError, HttpParserUpgrade):
-            self._check = new_parser(None).feed_data
-            return False
-        encoder = self._encoder
-        answers = self._book.plain if origin == EMPTY else self._book.of(match[origin])
-        if post:
-            line = encoder.encode_body(turn.seconds, sender.peer, fields)
-            if type(line) is not bytes:
-                return False
-            answer = answers.stored
-        else:
-            line = encoder.encode_query(turn.seconds, sender.peer, fields)
-            answer = answers.pixel
-        turn.lines.append(line)
-        turn.size += len(line)
-        turn.entries.append((sender, answer, answers.refused, 1))
-        return True
+            for read in islice(reads, answers - len(entries)):
+                sender, data = read
+                if not sender.whole or len(data) > read_limit:
+                    return read
+                matched = match(data)
+                if matched is None:
+                    return read
+                number = matched.lastindex
+                post, origin, where = found[number]
+                fields = matched.group(*where)
+                body = fields[0]
+                length = len(body)
+                if length > body_limit or (post and length != int(fields[-1])):
+                    return read
+                try:
+                    if post or body.isascii():
+                        check(data)
+                    else:
+                        end = matched.end(where[0])
+                        check(data[:end].translate(ASCII_ONLY) + data[end:])
+                except (HttpParserError, HttpParserUpgrade):
+                    self._check = new_parser(None).feed_data
+                    return read
+                own = book.plain if origin == EMPTY else book.of(matched[origin])
+                if post:
+                    line = encode_body(seconds, sender.peer, fields)
+                    if type(line) is not bytes:
+                        return read
+                    answer = own.stored
+                else:
+                    line = encoder.encode_query(seconds, sender.peer, fields)
+                    answer = own.pixel
+                lines.append(line)
+                entries.append((sender, answer, own.refused, 1))
+                sender.deadline = deadline
+                size += len(line)
+                if size >= TURN_BYTES:
+                    break
+        finally:
+            turn.size = size
+            layouts.last = number
+        return None
 
     def count(self) -> None:
         """Count the layout that was met last."""

@@ -21,6 +21,7 @@ Answers that wait for the disk have as much; beyond that who is owed one is read
 from __future__ import annotations
 
 import time
+from operator import length_hint
 from typing import TYPE_CHECKING, Final
 
 from ingest.telemetry import Answer, Overdue
@@ -32,7 +33,7 @@ from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from ingest.event import ClientError, EventEncoder, Pages
     from ingest.telemetry import Metrics
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ingest.wire.crowd import Member
     from ingest.wire.layouts import Layouts
     from ingest.wire.limits import ConnectionLimits
-    from ingest.wire.short_way import Sender
+    from ingest.wire.short_way import Read
 
 _STATUS_AT: Final = len("HTTP/1.1 ")
 _CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
@@ -137,8 +138,8 @@ class Tick:
         """Bytes of `reads`."""
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
-        self.room = limits.buffered
-        """As of the last turn: so many bytes may be unread before somebody has to look closer."""
+        self.room = limits.buffered // 8
+        """So many bytes may be unread before somebody looks closer; the least there is, until somebody did."""
 
         # For one turn.
         self.reads: list[tuple[Member, bytes]] = []
@@ -181,34 +182,34 @@ class Tick:
         if reads:
             self._gathering.ran(reads, len(self.crowd.admitted), self.now)
         turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
-        take, idle_deadline = self._take, self.idle_deadline
         answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
         self._newcomers = False
-        size = 0
+        take, idle_deadline = self._take, self.idle_deadline
         left = iter(reads)
-        for connection, data in left:
-            size += len(data)
+        while feeds and len(turn.entries) < answers and turn.size < TURN_BYTES:
             try:
-                if connection.whole and take(connection, data, turn):
-                    connection.deadline = idle_deadline
-                else:
-                    feeds -= 1
-                    connection.feed(data)
+                odd = take(left, turn, answers, idle_deadline)
+                if odd is None:
+                    break
+                feeds -= 1
+                connection, data = odd
+                connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
-                connection.abort()
-                context = {"message": "unhandled error", "exception": error, "connection": connection}
-                self._loop.call_exception_handler(context)
-            if not feeds or len(turn.entries) >= answers or turn.size >= TURN_BYTES:
-                break
-        self.unread -= size
+                self._met(error, reads[-1 - length_hint(left)][0])
         self.short_way.count()
         if self.held > self.limits.unfinished:
             self._refuse_largest()
         self._finish(turn)
         self._late = list(left)
+        self.unread = _bytes_of(self._late) + _bytes_of(self.reads)
         if self._late and not self.reads:
             self._loop.call_soon(self.run)
-        self._measure_room()
+        self.room = self.limits.buffered // 8
+
+    def _met(self, error: Exception, connection: Member) -> None:
+        connection.abort()
+        context = {"message": "unhandled error", "exception": error, "connection": connection}
+        self._loop.call_exception_handler(context)
 
     def _finish(self, turn: Turn) -> None:
         """Commit a turn, answer, and end the connections that were waiting for no more than that."""
@@ -254,13 +255,10 @@ class Tick:
 
     def is_full(self) -> bool:
         """Tell whether the unread bytes find no room beside all that is held."""
-        self._measure_room()
-        return self.unread > self.room
-
-    def _measure_room(self) -> None:
         # Where batches have taken all there is, events are still read, to be refused one by one.
         limit = self.limits.buffered
         self.room = max(limit - self.held - self._buffered(), limit // 8)
+        return self.unread > self.room
 
     def _drop_slowest(self) -> None:
         """Have unsent answers take no more than they may."""
@@ -334,6 +332,10 @@ class Tick:
             connection.abort()
 
 
-def _left_to_the_parser(sender: Sender, data: bytes, turn: Turn) -> bool:  # noqa: ARG001 - `ShortWay.take`'s shape
+def _left_to_the_parser(reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:  # noqa: ARG001 - `ShortWay.take`'s shape
     """Take nothing: only the parser's way says `Connection: close`."""
-    return False
+    return next(reads, None)
+
+
+def _bytes_of(reads: Sequence[Read]) -> int:
+    return sum([len(data) for _, data in reads]) if reads else 0
