@@ -1,11 +1,11 @@
 # Estat Ingest: `make` lists what there is. Needs GNU make, bash and a Python >= 3.11 with venv; everything else
-# comes from the lock files into .venv (to run and to test) and .venv-bench (to measure).
+# comes from the lock files into .venv (to run and to test), .venv-bench (to measure) and .venv-api (to check the API).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards bench micro instructions build push lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api bench micro instructions build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -21,7 +21,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
 # made anew. That happens here, and not in a rule, because make looks at the stamps in it before it runs the first rule.
 heal = $(shell [[ ! -e $(1) ]] || { $(1)/bin/python -c 'import pip' && head -2 $(1)/bin/pip | grep -qF "$(CURDIR)/$(1)/bin/python"; } \
   >/dev/null 2>&1 || { echo "$(1) does not work any more: making it anew" >&2; rm -rf $(1); })
-$(call heal,.venv)$(call heal,.venv-bench)
+$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -64,9 +64,9 @@ install: .venv/.installed ## everything that running and testing needs, into .ve
 	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable .
 	@touch .venv/.runtime $@
 
-.venv-bench/.installed: requirements-bench.lock
-	@$(pick_python); echo "Making .venv-bench with $$python ($$($$python --version)) from $<"; "$$python" -m venv --clear .venv-bench
-	@.venv-bench/bin/python $(PIP_INSTALL) --require-hashes -r $<
+.venv-%/.installed: requirements-%.lock
+	@$(pick_python); echo "Making .venv-$* with $$python ($$($$python --version)) from $<"; "$$python" -m venv --clear .venv-$*
+	@.venv-$*/bin/python $(PIP_INSTALL) --require-hashes -r $<
 	@touch $@
 
 run-local: .venv/.runtime ## serve on :8080, objects into ./data/objects
@@ -106,6 +106,9 @@ soak: install ## the long fault-injection rounds
 guards: install ## take out each guard of the durability in turn and see that its test notices (3 minutes)
 	@$(BIN)/python -m tests.remove_guards
 
+api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running server by schemathesis
+	@.venv-api/bin/python -m tests.check_api
+
 bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
 
@@ -125,13 +128,14 @@ push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 	docker tag $(IMAGE):$(TAG) "$$registry/$(ECR_REPOSITORY):$(TAG)"; \
 	docker push "$$registry/$(ECR_REPOSITORY):$(TAG)"
 
-# The dev lock comes first and binds the other two, so that what is tested is what is shipped and measured.
+# The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-index-url --no-emit-find-links pyproject.toml
 lock: ## write the lock files anew from pyproject.toml (needs uv)
 	@$(UV_COMPILE) --extra dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra bench --output-file requirements-bench.lock
+	@$(UV_COMPILE) --constraints requirements-dev.lock --extra api --output-file requirements-api.lock
 
 clean: ## remove what the other targets made, never ./data
-	@rm -rf .venv .venv-bench bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-api bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,36 @@
+"""docs/openapi.yaml says what the code answers: the same paths and methods, the same statuses."""
+
+from pathlib import Path
+
+import yaml
+from openapi_spec_validator import validate
+
+from ingest.event import ROUTES, refusals
+from ingest.event.refusals import ClientError
+
+DESCRIPTION = yaml.safe_load((Path(__file__).parent.parent / "docs" / "openapi.yaml").read_text())
+METHODS = {"get", "head", "post", "options"}
+
+
+def answers():
+    """What the description lists: path, method and the statuses of each."""
+    for path, operations in DESCRIPTION["paths"].items():
+        for method in METHODS & operations.keys():
+            yield path, method.upper(), {int(status) for status in operations[method]["responses"]}
+
+
+def test_the_description_is_valid():
+    validate(DESCRIPTION)
+
+
+def test_the_description_has_the_routes_of_the_code():
+    described = {}
+    for path, method, _ in answers():
+        described.setdefault(path, set()).add(method)
+    assert described == {route.path.decode(): set(route.methods.split(", ")) for route in ROUTES}
+
+
+def test_the_description_has_every_status_that_the_code_refuses_with():
+    known = {error.status for error in vars(refusals).values() if isinstance(error, ClientError)}
+    described = {status for _, _, statuses in answers() for status in statuses if status >= 400}
+    assert described == known - {404}, "404 is the answer to what is not described"
