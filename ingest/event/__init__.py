@@ -1,6 +1,7 @@
 """From a request to a line, or to a refusal. Pure: nothing here does I/O."""
 
 from ingest.event.client import Peer
+from ingest.event.codings import Coding, coding_of, inflate, is_plain
 from ingest.event.line import COOKIE, EventEncoder, Line
 from ingest.event.pages import EMPTY, PIXEL, Page, Pages
 from ingest.event.refusals import (
@@ -39,6 +40,7 @@ __all__ = [
     "UNKNOWN_CODING",
     "UNKNOWN_TRANSFER_CODING",
     "ClientError",
+    "Coding",
     "Event",
     "EventEncoder",
     "Handler",
@@ -50,4 +52,7 @@ __all__ = [
     "Router",
     "Show",
     "Takes",
+    "coding_of",
+    "inflate",
+    "is_plain",
 ]

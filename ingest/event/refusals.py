@@ -30,14 +30,18 @@ BAD_JSON: Final = ClientError(400, "the body is not JSON", Reason.NOT_JSON, clos
 JSON_TOO_DEEP: Final = ClientError(400, "the JSON is nested deeper than 64 levels", Reason.NOT_JSON, close=False)
 NUMBER_TOO_LONG: Final = ClientError(400, "the JSON has a number of more than 100 digits", Reason.NOT_JSON, close=False)
 NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", Reason.OTHER, close=False)
+BROKEN_CODING: Final = ClientError(400, "the body is not what its Content-Encoding says", Reason.MALFORMED, close=False)
 BODY_TOO_LARGE: Final = ClientError(413, "body larger than MAX_BODY_SIZE", Reason.BODY_TOO_LARGE)
+BODY_TOO_LARGE_DECODED: Final = BODY_TOO_LARGE._replace(
+    reason="body larger than MAX_BODY_SIZE when decoded", close=False
+)
 HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
 UNKNOWN_CODING: Final = ClientError(
     415,
-    "bodies are taken without a Content-Encoding",
+    "a Content-Encoding here is gzip or deflate, once",
     Reason.OTHER,
     close=False,
-    headers=(("Accept-Encoding", "identity"),),
+    headers=(("Accept-Encoding", "gzip, deflate"),),
 )
 UNKNOWN_TRANSFER_CODING: Final = ClientError(501, "the only Transfer-Encoding here is chunked", Reason.OTHER)
 UNAVAILABLE: Final = ClientError(

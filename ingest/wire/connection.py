@@ -51,6 +51,7 @@ LINGER_SECONDS: Final = 2.0
 _IDLE: Final = State.IDLE
 _BODY: Final = State.BODY
 _ALL: Final = Fed.ALL
+_HELD: Final = Fed.HELD
 
 
 class Ending(Enum):
@@ -199,7 +200,9 @@ class Connection(asyncio.Protocol):
         turn = tick.turn
         answers, events = len(turn.entries), len(turn.lines)
         self._fed(self._framing.feed(data))
-        if was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1 and self._is_clear():
+        if self._reader.unpacking is not None:
+            self._go_on(last=False)
+        elif was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1 and self._is_clear():
             self.whole = True
             tick.short_way.learn(data, tick.now)
 
@@ -358,12 +361,16 @@ class Connection(asyncio.Protocol):
         if data:
             self._input = self._input[self._fed_to :] + data if self._input else data
             self._fed_to = 0
-        if self._input and self._flow.stalled_until is None:
-            self._feed_piece(self._tick.limits.slice)
-            rest = self._reader.request.awaited
-            if rest and self._input and self.ending is _OPEN:
-                # A body causes one answer, however long it is: what came whole is not left unfinished.
-                self._feed_piece(rest)
+        if self._flow.stalled_until is None:
+            reader = self._reader
+            if reader.unpacking is not None:
+                self._fed(self._framing.unpack())
+            if self._input and reader.unpacking is None and self.ending is _OPEN:
+                self._feed_piece(self._tick.limits.slice)
+                rest = reader.request.awaited
+                if rest and self._input and self.ending is _OPEN:
+                    # A body causes one answer, however long it is: what came whole is not left unfinished.
+                    self._feed_piece(rest)
         if self.ending is _OPEN:
             self._go_on(last=not data)
 
@@ -384,7 +391,7 @@ class Connection(asyncio.Protocol):
         """
         flow = self._flow
         stalled = flow.stalled_until is not None
-        if self._input:
+        if self._input or self._reader.unpacking is not None:
             self._go_slowly()
             self._hold()
             flow.pause()
@@ -407,7 +414,11 @@ class Connection(asyncio.Protocol):
                 self._hold()
             return
         self.whole = False
-        if fed is not _ALL:
+        if fed is _HELD:
+            self._input = self._framing.rest + self._input[self._fed_to :]
+            self._fed_to = 0
+            self._framing.rest = b""
+        elif fed is not _ALL:
             reader.refuse(MALFORMED if fed is Fed.MALFORMED else HEAD_TOO_LARGE)
             return
         self._hold()
@@ -437,7 +448,7 @@ class Connection(asyncio.Protocol):
         reader = self._reader
         held = len(self._input)
         if reader.state is not _IDLE:
-            held += self._framing.used + reader.request.size
+            held += self._framing.used + reader.request.size + reader.request.unpacked
         self._tick.held += held - self.held
         self.held = held
         if held and self._tick.over_budget():

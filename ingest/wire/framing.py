@@ -47,6 +47,8 @@ class Fed(Enum):
     ALL = "all"
     MALFORMED = "malformed"
     HEAD_TOO_LARGE = "head too large"
+    HELD = "held"
+    """A request is held to be unpacked; what stands behind it is in `Framing.rest`."""
 
 
 _ALL: Final = Fed.ALL
@@ -55,7 +57,7 @@ _ALL: Final = Fed.ALL
 class Framing:
     """Feeds the parser of one connection."""
 
-    __slots__ = ("_limit", "_line", "_reader", "_tick", "used")
+    __slots__ = ("_limit", "_line", "_reader", "_tick", "rest", "used")
 
     def __init__(self, reader: RequestReader, tick: Tick) -> None:
         self._reader = reader
@@ -65,6 +67,8 @@ class Framing:
         """Framing bytes of the request under way."""
         self._line = b""
         """The start of its first line, until that has an end."""
+        self.rest = b""
+        """After `Fed.HELD`: the bytes that are to be fed again."""
         reader.parser = new_parser(reader)
 
     def feed(self, data: bytes) -> Fed:
@@ -78,6 +82,8 @@ class Framing:
         taken = self._parse(data)
         if reader.over:
             return _ALL
+        if reader.unpacking is not None:
+            return self._hold(data, len(turn.entries) - answers)
         if taken == _ODD_TARGET:
             return self._feed_again(data)
         if taken == _FAULTY:
@@ -92,16 +98,24 @@ class Framing:
         else:
             self.used = Meter().measure(head)
         if reader.held_up:
-            fed = self._go_on_without_upgrade()
-            if reader.state is _IDLE:
-                self.used = 0
-            if fed is _ALL and taken < len(data):
-                fed = self._feed_by_lines(data[taken:])
-            if fed is not _ALL or reader.over or reader.state is _IDLE:
-                return fed
-        elif reader.state is State.HEADERS:
+            return self._feed_behind_upgrade(data[taken:])
+        if reader.state is State.HEADERS:
             begun = head[len(head) - self.used :]
             self._line = b"" if b"\n" in begun else begun
+        return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
+
+    def _feed_behind_upgrade(self, rest: bytes) -> Fed:
+        """Go on with the request that an Upgrade held up, and with what stands behind its head."""
+        reader = self._reader
+        fed = self._go_on_without_upgrade()
+        if reader.unpacking is not None:
+            return self._give_back(rest)
+        if reader.state is _IDLE:
+            self.used = 0
+        if fed is _ALL and rest:
+            fed = self._feed_by_lines(rest)
+        if fed is not _ALL or reader.over or reader.state is _IDLE:
+            return fed
         return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
 
     def _feed_again(self, data: bytes) -> Fed:
@@ -135,22 +149,46 @@ class Framing:
                 return Fed.MALFORMED
             if first:
                 self._first_line(first)
-            if reader.held_up:
+            if reader.held_up and reader.unpacking is None:
                 self.used += taken
                 fed = self._go_on_without_upgrade()
                 if fed is not _ALL:
                     return fed
-                if reader.state is _IDLE:
-                    self.used = 0
                 stop = at + taken
-            elif reader.state is _IDLE:
+                size = body = 0
+            at = stop
+            if reader.unpacking is not None:
+                return self._give_back(data[at:])
+            if reader.state is _IDLE:
                 self.used = 0
-            else:
+            elif size:
                 self.used += size - (reader.request.size - body)
                 if self._exceeds():
                     return Fed.HEAD_TOO_LARGE
-            at = stop
         return _ALL
+
+    def unpack(self) -> Fed:
+        """Go on with the request that is held."""
+        reader = self._reader
+        reader.unpack()
+        if reader.unpacking is not None:
+            return Fed.HELD
+        self.used = 0
+        return _ALL
+
+    def _hold(self, data: bytes, before: int) -> Fed:
+        """Find where the request ends that is held, with so many before it; a fresh parser goes on behind it."""
+        start, end = Meter().place_of(data, before)
+        reader = self._reader
+        reader.parser = new_parser(reader)
+        fed = self._give_back(data[end:])
+        self.used = len(data[start:end].lstrip(EMPTY_LINES)) - reader.request.size
+        return fed
+
+    def _give_back(self, rest: bytes) -> Fed:
+        self._reader.keep()
+        self.rest = rest
+        return Fed.HELD
 
     def _note_head(self, start: bytes) -> None:
         """Note that a malformed request is a HEAD, from its start; once that is behind, the parser names its method."""
@@ -215,7 +253,7 @@ class Framing:
 class Meter:
     """Reads a slice that begins between requests once more, to tell where its last request begins."""
 
-    __slots__ = ("_body_size", "_declared", "_idle", "_in_body", "_length")
+    __slots__ = ("_body_size", "_complete", "_declared", "_idle", "_in_body", "_length")
 
     def __init__(self) -> None:
         self._idle = True
@@ -223,6 +261,8 @@ class Meter:
         self._declared = 0
         self._body_size = 0
         self._length = 0
+        self._complete = 0
+        """Requests so far."""
 
     # The parser's callbacks, in the order in which they fire.
 
@@ -247,6 +287,7 @@ class Meter:
 
     def on_message_complete(self) -> None:
         """Be between requests again."""
+        self._complete += 1
         self._idle = True
         self._in_body = False
         self._body_size = 0
@@ -265,6 +306,18 @@ class Meter:
                 break
             at = stop
         return start
+
+    def place_of(self, data: bytes, before: int) -> tuple[int, int]:
+        """Return where the complete request begins and ends that has so many before it."""
+        parser = new_parser(self)
+        at = start = 0
+        while self._complete <= before:
+            if self._idle:
+                start = at
+            stop = self._piece_end(data, at)
+            parser.feed_data(data[at:stop])
+            at = stop
+        return start, at
 
     def _piece_end(self, data: bytes, at: int) -> int:
         """Return where the line, or the declared body, ends that begins there."""

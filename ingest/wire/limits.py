@@ -19,6 +19,8 @@ FULL_TURN: Final = (512, 64)
 SHORT_TURN: Final = (192, 16)
 """A turn commits and lets the loop read as soon as it has so many answers, or reads fed to a parser, or `TURN_BYTES` of
 lines. A read that causes no answer costs time too: one of 8 KiB in lines of four bytes takes milliseconds."""
+UNPACKING_SECONDS: Final = 0.02
+"""So long a turn may decode bodies; then the others are served, and what is left goes on in the next turn."""
 SMALL_READ: Final = 2048
 """A read of so many bytes at most, which is an event or a few, goes before what others have left to the next turn."""
 

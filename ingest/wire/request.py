@@ -6,6 +6,10 @@ are cut into reads. RFC 9112 says what a request is; `parser` reads it.
 The callbacks fire in this order: `on_message_begin`, `on_url`, `on_header` …, `on_headers_complete`, `on_body` …,
 `on_message_complete`. The last adds an event's line and its answer to the turn. A refusal is the last thing a reader
 hears (`over`): what was complete before it is answered first, what follows it is read by nobody.
+
+A body that came in a coding is unpacked at its end, in steps. When the turn has no time left for them, the request is
+held (`unpacking`): the parser may go on to the end of its slice, but is not heard, and `framing` gives back what stands
+behind the request. The next turn goes on with it.
 """
 
 from __future__ import annotations
@@ -25,11 +29,15 @@ from ingest.event import (
     UNKNOWN_CODING,
     UNKNOWN_TRANSFER_CODING,
     ClientError,
+    Coding,
     Event,
     Preflight,
     Router,
     Show,
     Takes,
+    coding_of,
+    inflate,
+    is_plain,
 )
 from ingest.wire.answers import said_kept
 from ingest.wire.headers import (
@@ -52,6 +60,8 @@ from ingest.wire.states import State
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from httptools import HttpRequestParser
 
     from ingest.event import Handler, Line, Peer
@@ -69,7 +79,6 @@ _ROUTER: Final = Router()
 _COLLECT: Final = COLLECT.path
 _IN_BODY: Final = Takes.BODY
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
-_IDENTITY: Final = frozenset({b"", b"identity"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
 
 
@@ -107,6 +116,10 @@ class Request:
     body: bytes | bytearray = b""
     size = 0
     """Bytes of the body so far."""
+    coding: Coding | None = None
+    """From the end of its head until its body is decoded."""
+    unpacked = 0
+    """Bytes that unpacking has made of the body so far."""
 
     @property
     def declared(self) -> int:
@@ -133,6 +146,7 @@ class RequestReader:
         "_learned",
         "_names",
         "_owner",
+        "_steps",
         "_tick",
         "held_up",
         "over",
@@ -140,6 +154,7 @@ class RequestReader:
         "request",
         "said",
         "state",
+        "unpacking",
     )
 
     def __init__(self, owner: Owner, tick: Tick, names: HeaderNames) -> None:
@@ -159,7 +174,12 @@ class RequestReader:
         self.over = False
         """From a refusal, or the last request, on: nothing is heard any more."""
         self.held_up = False
-        """From the end of a head with an Upgrade until `go_on`: the parser reports an end that is none."""
+        """Nothing is heard for now: from the end of a head with an Upgrade until `go_on`, for the parser reports an end
+        that is none; and from when a request is held to be unpacked until `keep`."""
+        self.unpacking: Request | None = None
+        """The request that is held, for its unpacking took the turn's time."""
+        self._steps: Iterator[int] | None = None
+        """From the first step of its unpacking to the last."""
         self.said = 0
         """Bytes of answers to no event that the slice under way has caused."""
         self.request = NO_REQUEST
@@ -241,7 +261,8 @@ class RequestReader:
         before = request.size
         size = request.size = before + len(body)
         if size > self._body_limit:
-            self.refuse(BODY_TOO_LARGE)
+            if not self.held_up:
+                self.refuse(BODY_TOO_LARGE)
         elif not before:
             request.body = body
         elif request.takes is _IN_BODY:
@@ -254,6 +275,8 @@ class RequestReader:
         if self.over or self.held_up:
             return
         request = self.request
+        if request.coding is not None and not self._unpack(request):
+            return
         self.request = NO_REQUEST
         self.state = _IDLE
         owner = self._owner
@@ -319,6 +342,7 @@ class RequestReader:
         """Hear nothing any more, and keep nothing."""
         self.over = True
         self.request = Request()
+        self.unpacking = self._steps = None
         self._fields = {}
 
     def leave(self) -> None:
@@ -340,7 +364,44 @@ class RequestReader:
         self.held_up = False
         self._fields = {}
 
+    def keep(self) -> None:
+        """Take back the request that is held: the parser has nothing more to report."""
+        assert self.unpacking is not None  # noqa: S101 - asked for by who has seen it
+        self.request = self.unpacking
+        self.held_up = False
+        self._fields = {}
+
+    def unpack(self) -> None:
+        """Go on with the request that is held."""
+        self.unpacking = None
+        self.on_message_complete()
+        if self.unpacking is not None:
+            self.keep()
+
     # Requests other than a plain POST of an event.
+
+    def _unpack(self, request: Request) -> bool:
+        """Unpack a body while the turn has time for it; False when the request is held, or refused.
+
+        Bytes that are unpacked count beside all that is held, as they come.
+        """
+        tick = self._tick
+        steps = self._steps = self._steps or _unpacking(request, self._body_limit)
+        counted = request.unpacked
+        while not tick.is_spent():
+            size = next(steps, None)
+            if size is None:
+                self._steps = None
+                return True
+            request.unpacked = size
+            if tick.over_budget(size - counted):
+                self.refuse(UNAVAILABLE_CLOSE)
+                return False
+        request.expects = False
+        self.unpacking = request
+        self.request = Request()
+        self.held_up = True
+        return False
 
     def _route(self, method: bytes) -> None:
         """Have the router say what is done with the request; a refusal that closes is told now."""
@@ -401,9 +462,11 @@ class RequestReader:
             if head[TRANSFER_ENCODING].lower() != b"chunked":
                 self.refuse(UNKNOWN_TRANSFER_CODING)
                 return
-        if head.get(CONTENT_ENCODING, b"").lower() not in _IDENTITY and request.takes is _IN_BODY:
-            request.takes = None
-            request.handler = UNKNOWN_CODING
+        if CONTENT_ENCODING in head and request.takes is _IN_BODY and not is_plain(head[CONTENT_ENCODING]):
+            request.coding = coding_of(head[CONTENT_ENCODING])
+            if request.coding is None:
+                request.takes = None
+                request.handler = UNKNOWN_CODING
         if head.get(EXPECT, b"").lower() == b"100-continue" and not request.is_old:
             request.expects = True
             if request.handler is UNKNOWN_CODING:
@@ -416,3 +479,15 @@ class RequestReader:
             # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
             # then stops. The request goes on in `framing`.
             self.held_up = True
+
+
+def _unpacking(request: Request, limit: int) -> Iterator[int]:
+    """Make of a request's body what was meant, or of the request a refusal; yield how many bytes there are so far."""
+    assert request.coding is not None  # noqa: S101 - asked for by who has seen it
+    body = yield from inflate(request.body, request.coding, limit)
+    request.coding = None
+    if isinstance(body, ClientError):
+        request.takes = None
+        request.handler = body
+    else:
+        request.body = body

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.telemetry import Answer, Overdue
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import FULL_TURN, SHORT_TURN, SMALL_READ, TURN_BYTES
+from ingest.wire.limits import FULL_TURN, SHORT_TURN, SMALL_READ, TURN_BYTES, UNPACKING_SECONDS
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
@@ -65,6 +65,7 @@ class Tick:
         "_sleep",
         "_stopwatch",
         "_take",
+        "_unpacks_until",
         "_wall_clock",
         "arrived",
         "book",
@@ -145,6 +146,8 @@ class Tick:
         self.reads: list[tuple[Member, bytes]] = []
         self._late: list[tuple[Member, bytes]] = []
         """Reads that the last turn has left to this one."""
+        self._unpacks_until = 0.0
+        """From the turn's first body that is unpacked on: when there is no more time for it, on the stopwatch."""
         self.closing: list[Member] = []
         self.seconds = 0
         self.now = self.idle_deadline = self.read_deadline = 0.0
@@ -184,6 +187,7 @@ class Tick:
         turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
         answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
         self._newcomers = False
+        self._unpacks_until = 0.0
         take, idle_deadline = self._take, self.idle_deadline
         left = iter(reads)
         while feeds and len(turn.entries) < answers and turn.size < TURN_BYTES:
@@ -300,9 +304,16 @@ class Tick:
         """Count a refusal under the reason its table names."""
         self.metrics.rejected.add(error.counted)
 
-    def over_budget(self) -> bool:
+    def over_budget(self, more: int = 0) -> bool:
         """Tell whether all that is held, unfinished requests and batches, exceeds `MAX_BUFFER_BYTES`."""
-        return self.held + self._buffered() > self.limits.buffered
+        return self.held + self._buffered() + more > self.limits.buffered
+
+    def is_spent(self) -> bool:
+        """Tell whether this turn has no time left to unpack bodies, or no room for what comes of them."""
+        now = self._stopwatch()
+        if not self._unpacks_until:
+            self._unpacks_until = now + UNPACKING_SECONDS
+        return now >= self._unpacks_until or self.turn.size >= TURN_BYTES
 
     def refuses_events(self) -> bool:
         """Tell whether an event that came now would be refused, for whatever reason."""

@@ -1,0 +1,191 @@
+"""Bodies in a coding on a connection: how they arrive changes nothing, and they hold up nobody else."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import zlib
+
+import pytest
+
+from ingest.wire.limits import UNPACKING_SECONDS
+from tests.stand_ins.wire import Wire, chunked, counted, post, request
+
+GZIP = "Content-Encoding: gzip"
+DEFLATE = "Content-Encoding: deflate"
+TEXT = b'{"event":"signup"}'
+
+
+def test_codings_are_decoded_wherever_an_event_stands_in_a_body_E10(feed):
+    wire = Wire()
+    client = wire.connect()
+    packed = gzip.compress(TEXT)
+    feed(
+        client,
+        post(packed, GZIP)
+        + post(zlib.compress(b"zlib"), DEFLATE)
+        + post(zlib.compress(b"bare", wbits=-15), DEFLATE, target="/collect?q=1")
+        + request("POST", "/collect", "content-encoding: X-GZIP", "Transfer-Encoding: chunked")
+        + chunked(packed[:5], packed[5:])
+        + post(gzip.compress(b"\xff"), GZIP, "Connection: upgrade", "Upgrade: a")
+        + post(gzip.compress(b""), GZIP, target="/collect?query")
+        + request("GET", "/collect?pixel", GZIP)
+        + post(b"plain"),
+    )
+    assert client.statuses == [200] * 8
+    assert [(r["body"], r.get("query"), r.get("body_b64")) for r in wire.records] == [
+        (TEXT.decode(), None, None),
+        ("zlib", None, None),
+        ("bare", "q=1", None),
+        (TEXT.decode(), None, None),
+        ("", None, "/w=="),
+        ("query", None, None),
+        ("pixel", None, None),
+        ("plain", None, None),
+    ]
+
+
+def test_a_body_that_cannot_be_decoded_fails_itself_only_E10(feed):
+    wire = Wire({"MAX_BODY_SIZE": "1000"})
+    client = wire.connect()
+    feed(
+        client,
+        post(b"no gzip", GZIP)
+        + post(gzip.compress(TEXT) + b"x", GZIP)
+        + post(gzip.compress(bytes(1001)), GZIP, "Origin: https://a.example")
+        + post(gzip.compress(TEXT), "Content-Encoding: gzip, gzip")
+        + post(gzip.compress(TEXT), GZIP, GZIP)
+        + post(gzip.compress(bytes(1000)), GZIP),
+    )
+    assert client.statuses == [400, 400, 413, 415, 415, 200]
+    assert [len(event) for event in wire.events] == [1000]
+    too_large, unknown = client.answers()[2:4]
+    assert too_large.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert unknown.headers["Accept-Encoding"] == "gzip, deflate"
+    assert counted(wire) == {"2xx": 1, "4xx": 5, "5xx": 0, "malformed": 2, "body_too_large": 1, "other": 2} | {
+        key: 0 for key in counted(Wire()) if key not in {"2xx", "4xx", "5xx", "malformed", "body_too_large", "other"}
+    }
+
+
+def test_what_is_asked_to_be_json_is_looked_at_when_decoded():
+    wire = Wire({"BODY_FORMAT": "json"})
+    client = wire.connect().send(post(gzip.compress(TEXT), GZIP), post(gzip.compress(b"{"), GZIP))
+    assert client.statuses == [200, 400]
+    assert wire.events == [{"event": "signup"}]
+
+
+def slow(wire: Wire, per_reading: float) -> None:
+    """Have time pass with each look at the stopwatch."""
+
+    def look() -> float:
+        wire.stopwatch += per_reading
+        return wire.stopwatch
+
+    wire.tick._stopwatch = look
+
+
+def a_large_body(size: int = 60_000) -> tuple[bytes, bytes]:
+    data = random.Random(size).randbytes(size // 2).hex().encode()
+    return data, gzip.compress(data)
+
+
+@pytest.mark.parametrize("per_reading", [UNPACKING_SECONDS, UNPACKING_SECONDS / 2, UNPACKING_SECONDS * 3])
+def test_a_body_that_takes_long_goes_on_in_the_next_turns_and_its_answers_stay_in_order(feed, per_reading):
+    wire = Wire({"MAX_BODY_SIZE": "70000"})
+    slow(wire, per_reading / 2)
+    client = wire.connect()
+    data, packed = a_large_body()
+    feed(
+        client,
+        post(b"before")
+        + request("GET", "/health")
+        + post(packed, GZIP)
+        + post(b"behind")
+        + request("POST", "/collect", GZIP, "Transfer-Encoding: chunked")
+        + chunked(packed[:100], packed[100:])
+        + post(b"no gzip", GZIP)
+        + post(packed, GZIP, "Connection: Upgrade", "Upgrade: a")
+        + post(b"last", "Connection: close")
+        + post(b"never"),
+    )
+    assert client.statuses == [200, 200, 200, 200, 200, 400, 200, 200]
+    assert wire.events == ["before", data.decode(), "behind", data.decode(), data.decode(), "last"]
+    assert client.sees_end
+    assert wire.tick.held == 0
+    assert wire.loop.failures == []
+
+
+def held_up(settings: dict[str, str] | None = None) -> tuple[Wire, object, bytes]:
+    """Return a client whose body is being decoded, and will be for many turns."""
+    wire = Wire({"MAX_BODY_SIZE": "1000000", **(settings or {})})
+    slow(wire, UNPACKING_SECONDS)
+    client = wire.connect()
+    data, packed = a_large_body(900_000)
+    client.transport.receive(post(packed, GZIP) + post(b"behind"))
+    for _ in range(5):
+        wire.loop.turn()
+    assert client.connection._reader.unpacking is not None
+    return wire, client, data
+
+
+def test_others_are_served_while_a_body_is_decoded():
+    wire, client, data = held_up()
+    other = wire.connect
+    wire.loop.settle, settle = wire.loop.turn, wire.loop.settle
+    second = other()
+    second.transport.receive(post(b"quick"))
+    wire.loop.turn()
+    wire.loop.turn()
+    assert second.statuses == [200]
+    assert client.statuses == []
+    assert wire.events == ["quick"]
+    settle()
+    assert wire.events == ["quick", data.decode(), "behind"]
+
+
+def test_what_is_decoded_counts_into_the_buffer_as_it_comes():
+    wire, client, data = held_up()
+    assert wire.tick.held > len(data) // 2, "what came, and what has been made of it"
+    wire.held_elsewhere = wire.limit - wire.tick.held
+    wire.loop.settle()
+    assert client.statuses == [503]
+    assert wire.events == []
+    assert wire.tick.held == 0
+
+
+def test_a_body_that_is_being_decoded_ends_with_its_time_its_connection_and_its_space():
+    wire, client, _ = held_up()
+    wire.loop.now += 9
+    wire.tick.sweep()
+    wire.loop.settle()
+    assert client.statuses == []
+    assert client.closed
+
+    wire, client, _ = held_up()
+    client.transport.vanish()
+    wire.loop.settle()
+    assert wire.events == []
+    assert wire.tick.held == 0
+
+    wire, client, _ = held_up({"MAX_BUFFER_BYTES": str(4 << 20)})  # unfinished requests have a quarter of it
+    wire.loop.settle()
+    assert client.statuses == [503]
+    assert wire.tick.held == 0
+
+
+def test_a_drain_waits_for_a_body_that_is_being_decoded_and_makes_its_answer_the_last():
+    wire, client, data = held_up()
+    wire.tick.draining = True
+    client.connection.drain()
+    wire.loop.settle()
+    (answer,) = client.answers()
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    assert wire.events == [data.decode()]
+
+
+def test_the_end_of_input_waits_for_a_body_that_is_being_decoded():
+    wire, client, data = held_up()
+    client.end()
+    assert client.statuses == [200, 200]
+    assert wire.events == [data.decode(), "behind"]
+    assert client.closed
