@@ -409,15 +409,15 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a dead letter is synced",
         "spool/letters.py",
-        "self._tree.publish(path, body)",
-        "disk.publish.publish(self._fs, path, body, root=self._own, sync=False)",
+        "self.slots.tree_of(path).publish(path, body)",
+        "disk.publish.publish(self._fs, path, body, root=self.slots.own, sync=False)",
         DLQ + "test_a_save_is_published_temporary_synced_renamed_folder_synced",
     ),
     _guard(
         "a save that failed leaves no file that nobody counts",
         "spool/letters.py",
         "            try:\n                self._fs.unlink(path)\n            except FileNotFoundError:\n"
-        "                pass\n            except OSError:\n                self._mark(path, Mark.REMOVING)\n"
+        "                pass\n            except OSError:\n                self.marks.add(path, Mark.REMOVING)\n"
         "            raise",
         "            raise",
         DLQ + "test_a_save_whose_folder_cannot_be_synced_is_not_lent_even_if_it_cannot_be_removed",
@@ -425,8 +425,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "room for a dead letter is reserved",
         "spool/letters.py",
-        "        self.held += size\n        self._room.took(size)\n",
-        "        self._room.took(size)\n",
+        "        self.holdings.add(path, saved)\n",
+        "",
         DLQ + "test_saves_at_once_do_not_pass_the_limit_together",
     ),
     # What a crash left.
@@ -453,7 +453,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a torn dead letter is not salvaged while its segment is there",
-        "spool/letters.py",
+        "spool/temporaries.py",
         "not disk.exists(self._fs, target) and not has_segment:",
         "not disk.exists(self._fs, target):",
         JOURNAL + "test_a_torn_dead_letter_is_not_salvaged_while_another_process_holds_the_segment",

@@ -249,7 +249,7 @@ def log_events():
         match call.func:
             case ast.Attribute(value=ast.Name(id="log"), attr=level) if level in levels:
                 told = {level}
-            case ast.Attribute(attr="_complain"):
+            case ast.Attribute(attr="complain" | "_complain"):
                 told = {"error"}
             case ast.Name(id="tell" | "write"):
                 told = levels

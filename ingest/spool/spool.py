@@ -269,11 +269,11 @@ class Spool:
         """Count what earlier runs left, and see to their temporaries; returns when all was counted or tried."""
         async with self._counting:
             try:
-                await self._hop(self._letters.begin_count, bounded=False)
+                await self._hop(self._letters.counting.begin, bounded=False)
                 while True:
                     began = self._clock()
-                    goes_on = await self._hop(self._letters.count, bounded=False)
-                    for key, temporary in await self._hop(self._letters.take_temporaries, bounded=False):
+                    goes_on = await self._hop(self._letters.counting.step, bounded=False)
+                    for key, temporary in await self._hop(self._letters.temporaries.take, bounded=False):
                         await self._see_to(key, temporary)
                     if not goes_on:
                         return
@@ -284,16 +284,16 @@ class Spool:
     async def _see_to(self, key: str, temporary: Path) -> None:
         segment = await self._places.segment(key)
         if segment is Copy.UNKNOWN:
-            await self._hop(self._letters.keep, temporary, bounded=False)
+            await self._hop(self._letters.temporaries.keep, temporary, bounded=False)
         else:
-            await self._hop(self._letters.salvage, temporary, segment is Copy.KNOWN, bounded=False)
+            await self._hop(self._letters.temporaries.salvage, temporary, segment is Copy.KNOWN, bounded=False)
 
     async def adopt(self, slots: Iterable[Slot]) -> None:
         """Take over slots of processes that are gone: count their files, lend them, release each when it is empty."""
         slots = list(slots)
         self._scans += bool(slots)
         self._slots += [slot.path for slot in slots]
-        await self._hop(self._letters.adopt, slots, bounded=False)
+        await self._hop(self._letters.slots.adopt, slots, bounded=False)
         await self.scan()
 
     @property

@@ -382,7 +382,11 @@ def test_c8_nothing_grows_with_the_files_in_our_slot(tmp_path):
                 await dlq.take_back(await dlq.next())
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
             assert grown < 4 << 20
-            assert sum(sys.getsizeof(value) for value in vars(dlq._letters).values()) < 1 << 20
+            letters = dlq._letters
+            kept = [*vars(letters).values(), *vars(letters.counting).values()]
+            for part in (letters.marks, letters.holdings, letters.temporaries, letters.slots):
+                kept += [getattr(part, name) for name in part.__slots__]
+            assert sum(map(sys.getsizeof, kept)) < 1 << 20
 
     asyncio.run(main())
 

@@ -444,7 +444,7 @@ def test_the_scan_sleeps_three_times_as_long_as_it_works(bench, monkeypatch):
     async def main():
         async with bench.open(scan=False) as dlq:
             worked = []
-            real = dlq._letters.count
+            real = dlq._letters.counting.step
 
             def slow():
                 began = time.monotonic()
@@ -454,7 +454,7 @@ def test_the_scan_sleeps_three_times_as_long_as_it_works(bench, monkeypatch):
                 finally:
                     worked.append(time.monotonic() - began)
 
-            dlq._letters.count = slow
+            dlq._letters.counting.step = slow
             await dlq.scan()
             assert len(bench.slept) >= 10
             assert sum(bench.slept) >= 3 * sum(worked[: len(bench.slept)])
