@@ -13,8 +13,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ingest import signals
-
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -24,7 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit code."""
     _hold_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
+    if words == ["health"]:  # run every few seconds: it loads its own little
+        from ingest.commands import health
+
+        return health.run(os.environ)
     if not words or words[0] == "serve":
+        from ingest import signals
+
         signals.hold()  # before the imports, which take a while
     from ingest.config import ConfigErrors
 
@@ -61,10 +65,6 @@ def _run(arguments: argparse.Namespace) -> int:
         from ingest.commands import check
 
         return check.run(os.environ, store=arguments.store, strict=arguments.strict)
-    if arguments.command == "health":
-        from ingest.commands import health
-
-        return health.run(os.environ)
     from ingest.config import load, warnings
     from ingest.telemetry import log
 

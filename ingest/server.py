@@ -20,16 +20,15 @@ The drain is the table `DRAIN`, worked off from top to bottom; a second signal s
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import os
 import resource
-import socket
 import sys
 import time
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import structlog
@@ -37,11 +36,23 @@ import uvloop
 
 from ingest import signals
 from ingest.collector import Collector, World
-from ingest.disk import Filesystem, StorageError
+from ingest.config import shown_value
+from ingest.disk import Filesystem, SocketFile, StorageError
 from ingest.event import EventEncoder, Pages
+from ingest.listeners import bind
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
-from ingest.wire import AnswerBook, Connection, ConnectionLimits, HeaderNames, Layouts, Tick
+from ingest.wire import (
+    HOUSE,
+    OFFICE,
+    STREET,
+    AnswerBook,
+    Connection,
+    ConnectionLimits,
+    HeaderNames,
+    Layouts,
+    Tick,
+)
 
 if TYPE_CHECKING:
     import signal
@@ -58,8 +69,6 @@ SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
 CLOSE_SECONDS: Final = 0.5
 """The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
-ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
-"""A host name stands for an address that this machine does not have: `::1` without IPv6."""
 
 log = structlog.get_logger()
 
@@ -114,6 +123,7 @@ class Server:
         self._pipeline: Collector | None = None
         """None until it is built: a signal may come before."""
         self._listeners: list[asyncio.Server] = []
+        self._socket_file: SocketFile | None = None
 
     async def run(self) -> NoReturn:
         """Start, serve, drain, and end the process."""
@@ -131,11 +141,13 @@ class Server:
         except StorageError as error:
             variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             _refuse_to_start(f"{variable}{error}")
-        try:
-            await self._listen(loop)
-        except OSError as error:
-            where = f"{self._settings.http_host}:{self._settings.http_port}"
-            _refuse_to_start(f"HTTP_ADDR: cannot listen on {where}: {error.strerror or error}")
+        for variable, listen in (("ADMIN_ADDR", self._listen_for_operators), ("HTTP_ADDR", self._listen)):
+            try:
+                await listen(loop)
+            except OSError as error:
+                where = shown_value(variable, self._settings)
+                self._leave_socket_file()
+                _refuse_to_start(f"{variable}: cannot listen on {where}: {error.strerror or error}")
         self._start_background()
         # What lives now lives for good: the collector of cycles need not look at it again.
         gc.collect()
@@ -159,7 +171,11 @@ class Server:
             encoder,
             AnswerBook(settings.cors_origins),
             Layouts(encoder.headers, learns=encoder.also_reads is None),
-            Pages(ready=lambda: self._step is DrainStep.RUNNING, metrics=Page(collector.metrics)),
+            Pages(
+                ready=lambda: self._step is DrainStep.RUNNING,
+                metrics=Page(collector.metrics),
+                status=collector.story.status,
+            ),
             collector.metrics,
             collector.intake.commit,
             collector.intake.refusing,
@@ -168,6 +184,7 @@ class Server:
             deferred=collector.deferred,
         )
         self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers, encoder.also_reads))
+        """Needs a door yet."""
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
@@ -186,8 +203,9 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        for bound in await _bind(loop, settings.http_host or None, settings.http_port):
-            self._listeners.append(await loop.create_server(self._new_connection, sock=bound, backlog=LISTEN_BACKLOG))
+        connect = partial(self._new_connection, HOUSE if settings.admin_addr is None else STREET)
+        for bound in await bind(loop, settings.http_host or None, settings.http_port):
+            self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
             log.info(
                 "listening",
@@ -196,6 +214,19 @@ class Server:
                 durability=settings.durability,
                 store=f"s3://{settings.raw_bucket}" if settings.raw_bucket else str(settings.store_dir),
             )
+
+    async def _listen_for_operators(self, loop: asyncio.AbstractEventLoop) -> None:
+        where = self._settings.admin_addr
+        connect = partial(self._new_connection, OFFICE)
+        if isinstance(where, Path):
+            self._socket_file = found = SocketFile(self._fs, where, LISTEN_BACKLOG)
+            self._listeners.append(await loop.create_unix_server(connect, sock=found.socket))
+            log.info("listening_for_operators", path=str(where))
+        elif where is not None:
+            for bound in await bind(loop, where[0] or None, where[1]):
+                self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
+                host, port = bound.getsockname()[:2]
+                log.info("listening_for_operators", host=host, port=port)
 
     def _start_background(self) -> None:
         self._spawn(self._collector.run())
@@ -258,6 +289,7 @@ class Server:
         """Stop listening and answer what is under way."""
         for listener in self._listeners:
             listener.close()
+        self._leave_socket_file()
         self._tick.drain()
         loop = asyncio.get_running_loop()
         # A quarter of the time at most: the store and the disk need theirs.
@@ -287,8 +319,13 @@ class Server:
         """End as we are: something hangs, and what was acknowledged is on disk. Runs in the thread of the signals."""
         try:
             self._tell_stopped(at=self._step.value)
+            self._leave_socket_file()
         finally:
             _leave(self._code())
+
+    def _leave_socket_file(self) -> None:
+        if self._socket_file is not None:
+            self._socket_file.remove()
 
     def _tell_stopped(self, *, at: str | None = None) -> None:
         """Say what stays, and, where the time was up, `at` which step."""
@@ -334,27 +371,3 @@ DRAIN: Final[tuple[Step, ...]] = (
     Step(DrainStep.UPLOAD, Server.upload, "nothing left, or DRAIN_TIMEOUT"),
     Step(DrainStep.CLOSE, Server.close, "exit"),
 )
-
-
-async def _bind(loop: asyncio.AbstractEventLoop, host: str | None, port: int) -> list[socket.socket]:
-    """Bind to each address of `host` that this machine has; an `OSError` when it has none, or one is taken."""
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    bound: list[socket.socket] = []
-    absent: OSError | None = None
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        try:
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-        except OSError as error:
-            if error.errno not in ABSENT:
-                raise
-            absent = error
-            continue
-        listener.setblocking(False)
-        bound.append(listener)
-    if not bound and absent is not None:
-        raise absent
-    return bound

@@ -33,4 +33,10 @@ def test_the_description_has_the_routes_of_the_code():
 def test_the_description_has_every_status_that_the_code_refuses_with():
     known = {error.status for error in vars(refusals).values() if isinstance(error, ClientError)}
     described = {status for _, _, statuses in answers() for status in statuses if status >= 400}
-    assert described == known - {404}, "404 is the answer to what is not described"
+    assert described == known
+
+
+def test_the_description_has_404_for_the_pages_of_operators_alone():
+    """To others it is the answer to what is not described."""
+    hidden = {path for path, _, statuses in answers() if 404 in statuses}
+    assert hidden == {route.path.decode() for route in ROUTES if route.operators}

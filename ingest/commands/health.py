@@ -1,34 +1,103 @@
 """The health check: whether the server that these settings start answers.
 
-Owns one question, `GET /health`, to where the settings listen. Exit 0 if the answer is 200, else 1 and one line.
-Promises an end within `PATIENCE`, also against a server that hangs. Never asks `/ready`: a task that drains is not a
-task to be killed. Loads no HTTP client, because an orchestrator runs this every few seconds.
+Owns one question, `GET /health`, put as the settings are. Exit 0 if the answer is 200, else 1 and one line. With
+`ADMIN_ADDR` it is asked there, because that door opens also when MAX_CONNECTIONS are open: a full server is not to be
+killed. Promises an end within `PATIENCE`, also against a server that hangs. Never asks `/ready`: a task that drains is
+not a task to be killed.
+
+An orchestrator runs this every few seconds, so it loads next to nothing: no HTTP client, and the settings only if the
+few variables it needs have any but the plainest form.
 """
+
+from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Final
 
-from ingest.config import load
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PATIENCE: Final = 4.0
 EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen: to ask
 _QUESTION: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_UNIX: Final = "unix:"
+_READ: Final = ("HTTP_ADDR", "ADMIN_ADDR")
 
 
 def run(environ: Mapping[str, str]) -> int:
-    """Ask, and return the exit code."""
-    settings = load(environ)
-    host, port = EVERYWHERE.get(settings.http_host, settings.http_host), settings.http_port
+    """Ask, and return the exit code; 2 if the settings are wrong."""
     try:
-        with socket.create_connection((host, port), PATIENCE) as connection:
-            connection.sendall(_QUESTION)
-            answer = connection.recv(64)
-    except OSError as error:
-        answer = (error.strerror or str(error)).encode()
-    if answer.startswith(b"HTTP/1.1 200 "):
+        where = plain_address(environ)
+        if where is None:
+            where = _address(environ)
+    except ValueError as problems:
+        sys.stderr.write(f"{problems}\n")
+        return 2
+    told = ask(where)
+    if told is None:
         return 0
-    told = answer.split(b"\r\n")[0].decode("ascii", "backslashreplace") or "closed without an answer"
-    sys.stderr.write(f"{host}:{port} is not healthy: {told}\n")
+    sys.stderr.write(f"{where} is not healthy: {told}\n")
     return 1
+
+
+def plain_address(environ: Mapping[str, str]) -> str | None:
+    """Return where to ask, if it is said as nearly everybody says it; None if the settings have to be read."""
+    http, admin = (environ.get(name, "").strip() for name in _READ)
+    where = admin or http or ":8080"
+    if where.startswith(_UNIX):
+        return None
+    host, colon, port = where.rpartition(":")
+    plain = host.replace(".", "").replace("-", "")
+    if not (colon and port.isascii() and port.isdigit() and 0 < int(port) <= 65535 and (not host or plain.isalnum())):
+        return None
+    return f"{EVERYWHERE.get(host, host)}:{port}" if host.isascii() else None
+
+
+def _address(environ: Mapping[str, str]) -> str:
+    """Return where to ask; a `ValueError` that has each problem in a line."""
+    from ingest.config import ConfigErrors, load
+
+    try:
+        settings = load(environ)
+    except ConfigErrors as problems:
+        raise ValueError(str(problems)) from None
+    where = settings.http_addr if settings.admin_addr is None else settings.admin_addr
+    if not isinstance(where, tuple):
+        return f"{_UNIX}{where}"
+    return f"{EVERYWHERE.get(where[0], where[0])}:{where[1]}"
+
+
+def ask(where: str) -> str | None:
+    """Ask, and return why the server is not healthy, if it is not."""
+    until = time.monotonic() + PATIENCE
+    answer = b""
+    try:
+        with _connect(where) as connection:
+            connection.sendall(_QUESTION)
+            while b"\r\n" not in answer and (left := until - time.monotonic()) > 0:
+                connection.settimeout(left)
+                data = connection.recv(64)
+                if not data:
+                    break
+                answer += data
+    except OSError as error:
+        return error.strerror or str(error)
+    if answer.startswith(b"HTTP/1.1 200 "):
+        return None
+    return answer.split(b"\r\n")[0].decode("ascii", "backslashreplace") or "closed without an answer"
+
+
+def _connect(where: str) -> socket.socket:
+    if not where.startswith(_UNIX):
+        host, _, port = where.rpartition(":")
+        return socket.create_connection((host, int(port)), PATIENCE)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(PATIENCE)
+        connection.connect(where.removeprefix(_UNIX))
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -2,7 +2,7 @@
 
 from ingest.config.checks import DEBUG_CHECKS
 from ingest.config.forms import ALL, is_private
-from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, warnings
+from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, shown_value, warnings
 from ingest.config.variables import GROUPS
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "is_private",
     "load",
     "shown",
+    "shown_value",
     "warnings",
 ]

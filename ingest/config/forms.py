@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from zoneinfo import ZoneInfo
@@ -61,6 +61,7 @@ _DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]{1,18})(B|KiB|MiB|GiB|TiB)?")
 _LONGEST: Final = "87600h"
+_LONGEST_SOCKET: Final = 107  # what a `sockaddr_un` holds, its end left out
 _LONGEST_PREFIX: Final = 512  # S3 keys end at 1,024 bytes; partition and name need less than 200
 
 
@@ -172,6 +173,25 @@ def address() -> Form:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     return Form("host:port, :port or [IPv6]:port, the port from 0 to 65535", parse, show, slips.addresses)
+
+
+def address_or_socket() -> Form:
+    """Take where to listen: what `address` takes, or `unix:` and the absolute path of a socket."""
+    tcp = address()
+
+    def parse(text: str) -> tuple[str, int] | Path:
+        if not text.startswith("unix:"):
+            where: tuple[str, int] = tcp.parse(text)
+            return where
+        path = _matching(r"/[^\0]*[^/\0]", text.removeprefix("unix:"))
+        _within(len(path.encode()), 1, _LONGEST_SOCKET)
+        return Path(path)
+
+    def show(value: tuple[str, int] | Path) -> str:
+        return f"unix:{value}" if isinstance(value, PurePath) else tcp.show(value)
+
+    accepted = f"{tcp.accepted}; or unix:/path, at most {_LONGEST_SOCKET} bytes long"
+    return Form(accepted, parse, show, tcp.guesses)
 
 
 def directory() -> Form:

@@ -61,6 +61,8 @@ class Settings:
     http_host: str
     """Empty: every interface."""
     http_port: int
+    admin_addr: tuple[str, int] | Path | None
+    """Host and port, or the path of a Unix socket."""
     read_timeout: float
     idle_timeout: float
     max_connections: int
@@ -163,6 +165,11 @@ def shown(variable: Variable, settings: Settings) -> str:
     return "(set, not shown)" if variable.secret else variable.form.show(value)
 
 
+def shown_value(name: str, settings: Settings) -> str:
+    """Return what `shown` does for the variable of this name."""
+    return shown(next(variable for variable in VARIABLES if variable.name == name), settings)
+
+
 def _found(variable: Variable, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return the name that gave the value, and its text; no text when an optional one is unset."""
     for name in (variable.name, *variable.fallbacks):
@@ -195,6 +202,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     addresses = {name.lower() for name in values.get("client_ip_headers") or ()}
     if extra := addresses.intersection(values.get("extra_headers") or ()):
         yield ConfigError("EXTRA_HEADERS", _accepted("EXTRA_HEADERS"), ",".join(sorted(extra)))
+    admin = values.get("admin_addr")
+    if isinstance(admin, tuple) and admin[1] and admin == values.get("http_addr"):
+        yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin))
     raw, dlq = values.get("raw_prefix"), values.get("dlq_prefix")
     if raw and dlq and _nested(Path(raw), Path(dlq)):
         yield ConfigError("DLQ_PREFIX", f"a prefix that is neither RAW_PREFIX ('{raw}') nor above or below it", dlq)
@@ -222,6 +232,10 @@ def _nested(one: Path, other: Path) -> bool:
 
 def _accepted(name: str) -> str:
     return next(variable.accepted for variable in VARIABLES if variable.name == name)
+
+
+def _shown_address(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
 
 
 # --- what is probably not meant --------------------------------------------------------------------------------------
@@ -255,6 +269,11 @@ def _warnings(settings: Settings) -> Iterator[str]:
         yield (
             f"MAX_BUFFER_BYTES: {format_size(settings.max_buffer_bytes)} is less than the {format_size(held)} that "
             "1 + UPLOAD_QUEUE + UPLOAD_CONCURRENCY batches of BATCH_BYTES take; 503 may come before the queue is full"
+        )
+    if settings.admin_addr is None:
+        yield (
+            "ADMIN_ADDR: it is unset, so /metrics and /status answer a client on this machine only, and one that comes "
+            "through no proxy; set it to a port that the internet does not reach, and scrape that"
         )
     yield from _store_warnings(settings)
     yield from _disk_warnings(settings)

@@ -48,6 +48,14 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "Where to listen; no host means every interface, port 0 a free port",
         ),
         Variable(
+            "ADMIN_ADDR",
+            "unset",
+            forms.address_or_socket(),
+            "Where `/metrics`, `/status`, `/health` and `/ready` answer, and no event is taken; unset, `/metrics` and "
+            "`/status` answer on `HTTP_ADDR`, only to a client on this machine",
+            optional=True,
+        ),
+        Variable(
             "READ_TIMEOUT",
             "8s",
             forms.duration("1ms"),

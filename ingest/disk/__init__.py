@@ -12,6 +12,7 @@ from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.removals import Removals
 from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, kept_free, slot_folders
+from ingest.disk.socket_file import SocketFile
 from ingest.disk.tree import Tree
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reader",
     "Removals",
     "Slot",
+    "SocketFile",
     "StorageError",
     "TornTail",
     "Tree",

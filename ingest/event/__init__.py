@@ -12,6 +12,7 @@ from ingest.event.refusals import (
     HEAD_TOO_LARGE,
     MALFORMED,
     NOT_FOUND,
+    NOT_HERE,
     RETRY_AFTER,
     UNAVAILABLE,
     UNAVAILABLE_CLOSE,
@@ -19,7 +20,18 @@ from ingest.event.refusals import (
     UNKNOWN_TRANSFER_CODING,
     ClientError,
 )
-from ingest.event.routes import COLLECT, ROUTES, Event, Handler, Preflight, Router, Show, Takes
+from ingest.event.routes import (
+    COLLECT,
+    FOR_EVERYBODY,
+    FOR_OPERATORS,
+    ROUTES,
+    Event,
+    Handler,
+    Preflight,
+    Router,
+    Show,
+    Takes,
+)
 
 __all__ = [
     "BAD_FRAMING",
@@ -29,9 +41,12 @@ __all__ = [
     "COLLECT",
     "COOKIE",
     "EMPTY",
+    "FOR_EVERYBODY",
+    "FOR_OPERATORS",
     "HEAD_TOO_LARGE",
     "MALFORMED",
     "NOT_FOUND",
+    "NOT_HERE",
     "PIXEL",
     "RETRY_AFTER",
     "ROUTES",

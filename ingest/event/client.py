@@ -38,17 +38,23 @@ _QUOTES_READ: Final = 8 * ELEMENTS_READ
 _FORWARDED: Final = b"forwarded"
 LONGEST_IPV4: Final = len("255.255.255.255")
 _EMPTY_ELEMENTS: Final = b", \t"
+_LOOPBACK: Final = 127
+_LOOPBACK_V6: Final = bytes(15) + b"\x01"
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 address inside IPv6 (RFC 4291 §2.5.5.2)
 
 
 class Peer:
-    """The other end of a connection: its address as text, and whether its headers are believed."""
+    """The other end of a connection: its address as text, and whether its headers are believed.
 
-    __slots__ = ("address", "trusted")
+    `local`: it is a process on this machine, which connected by itself.
+    """
 
-    def __init__(self, address: str, *, trusted: bool) -> None:
+    __slots__ = ("address", "local", "trusted")
+
+    def __init__(self, address: str, *, trusted: bool, local: bool = False) -> None:
         self.address = address
         self.trusted = trusted
+        self.local = local
 
 
 class TrustedNetworks:
@@ -115,7 +121,8 @@ class ClientAddress:
         packed = pack(address)
         if packed is None:
             return Peer(address, trusted=False)
-        return Peer(text_of(packed), trusted=packed in self._trusted)
+        local = packed[0] == _LOOPBACK if len(packed) == 4 else packed == _LOOPBACK_V6
+        return Peer(text_of(packed), trusted=packed in self._trusted, local=local)
 
     def of(self, peer: Peer, fields: Fields) -> str:
         """Return the client's address: from the first header that has one, if the peer is believed; else the peer's."""

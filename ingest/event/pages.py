@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from orjson import OPT_APPEND_NEWLINE, dumps
+
 from ingest.event.refusals import RETRY_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ingest.telemetry import Status
 
 Headers: TypeAlias = "tuple[tuple[str, str], ...]"
 
@@ -32,6 +36,7 @@ class Pages(NamedTuple):
 
     ready: Callable[[], bool]
     metrics: Callable[[], tuple[str, bytes]]
+    status: Callable[[], Status]
 
 
 EMPTY: Final = Page(200)
@@ -62,3 +67,10 @@ def metrics(pages: Pages) -> Page:
     """Show the figures."""
     kind, text = pages.metrics()
     return Page(200, (("Content-Type", kind), _NO_STORE), text)
+
+
+def status(pages: Pages) -> Page:
+    """Say how the process is: one sentence, and the figures in it."""
+    told = pages.status()
+    body = dumps({"sentence": told.sentence()} | told.figures(), option=OPT_APPEND_NEWLINE)
+    return Page(200, (("Content-Type", "application/json"), _NO_STORE), body)

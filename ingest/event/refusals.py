@@ -31,6 +31,7 @@ JSON_TOO_DEEP: Final = ClientError(400, "the JSON is nested deeper than 64 level
 NUMBER_TOO_LONG: Final = ClientError(400, "the JSON has a number of more than 100 digits", Reason.NOT_JSON, close=False)
 NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", Reason.OTHER, close=False)
 BROKEN_CODING: Final = ClientError(400, "the body is not what its Content-Encoding says", Reason.MALFORMED, close=False)
+NOT_HERE: Final = ClientError(404, "no such path on ADMIN_ADDR; events go to HTTP_ADDR", Reason.OTHER, close=False)
 BODY_TOO_LARGE: Final = ClientError(413, "body larger than MAX_BODY_SIZE", Reason.BODY_TOO_LARGE)
 BODY_TOO_LARGE_DECODED: Final = BODY_TOO_LARGE._replace(
     reason="body larger than MAX_BODY_SIZE when decoded", close=False

@@ -4,6 +4,8 @@ Owns `ROUTES`, which the code, the docs and the tests read, and the way from a r
 look-up by path, byte for byte, whatever the form of the target (RFC 9112 §3.2), and a handler for every request: a
 refusal is one too. Never reads a header or a body.
 
+A row for operators is no row to anybody else: its path is a 404. Whom a listening socket takes for one, `wire` says.
+
 A row says what each method does. HEAD goes wherever GET does, and is never an event; OPTIONS wherever `preflight` is
 set. A new path is a new row.
 """
@@ -45,9 +47,10 @@ class Event(NamedTuple):
 
 
 class Show(NamedTuple):
-    """The request is answered with a page and stores nothing."""
+    """The request is answered with a page and stores nothing; `for_scripts`: those of a web page may read it."""
 
     page: Callable[[Pages], Page]
+    for_scripts: bool = True
 
 
 class Preflight(NamedTuple):
@@ -68,6 +71,8 @@ class Route:
     get: Event | Show | None = None
     post: Event | None = None
     preflight: bool = False
+    operators: bool = False
+    """Only they are answered."""
 
     @property
     def methods(self) -> str:
@@ -95,8 +100,12 @@ ROUTES: Final = (
     COLLECT,
     Route(b"/health", get=Show(pages.health)),
     Route(b"/ready", get=Show(pages.ready)),
-    Route(b"/metrics", get=Show(pages.metrics)),
+    Route(b"/metrics", get=Show(pages.metrics, for_scripts=False), operators=True),
+    Route(b"/status", get=Show(pages.status, for_scripts=False), operators=True),
 )
+FOR_EVERYBODY: Final = tuple(route for route in ROUTES if not route.operators)
+FOR_OPERATORS: Final = tuple(route for route in ROUTES if isinstance(route.get, Show))
+"""The routes of `ADMIN_ADDR`: no event is taken there."""
 _SERVER: Final = Preflight(COLLECT.methods)
 """The answer to `OPTIONS *`, which asks about the server, not a path (RFC 9110 §9.3.7)."""
 _NO_TUNNEL: Final = method_not_allowed(COLLECT.methods)._replace(close=True)
@@ -104,11 +113,12 @@ _NO_TUNNEL: Final = method_not_allowed(COLLECT.methods)._replace(close=True)
 
 
 class Router:
-    """Finds the handler of a request among some routes."""
+    """Finds the handler of a request among some routes; a path that none of them has is `missing`."""
 
-    __slots__ = ("_by_path",)
+    __slots__ = ("_by_path", "missing")
 
-    def __init__(self, routes: Iterable[Route] = ROUTES) -> None:
+    def __init__(self, routes: Iterable[Route] = ROUTES, missing: ClientError = NOT_FOUND) -> None:
+        self.missing = missing
         self._by_path = {route.path: (route.handlers(), method_not_allowed(route.methods)) for route in routes}
 
     def find(self, method: bytes, target: bytes) -> tuple[Handler, bytes]:
@@ -127,7 +137,7 @@ class Router:
             return _NO_TUNNEL, query
         if method == b"OPTIONS" and target == b"*":
             return _SERVER, query
-        return (NOT_FOUND if found is None else not_allowed), query
+        return (self.missing if found is None else not_allowed), query
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ sentence says first what an operator would ask first. Never looks anything up: `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -42,6 +42,10 @@ class Status:
     error: str = ""
     """The last failure of the store, while it is away."""
     code: str = ""
+
+    def figures(self) -> dict[str, object]:
+        """Return it as plain values, which JSON has too."""
+        return asdict(self) | {"phase": self.phase.value, "since": clock_time(self.since)}
 
     def sentence(self) -> str:
         """Return it in words."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ingest.event import Peer
+    from ingest.wire.door import Door
     from ingest.wire.headers import HeaderNames
     from ingest.wire.tick import Tick
 
@@ -75,6 +76,7 @@ class Connection(asyncio.Protocol):
     """One client's connection; made by the event loop's server for each it accepts."""
 
     __slots__ = (
+        "_door",
         "_fed_to",
         "_flow",
         "_framing",
@@ -92,10 +94,11 @@ class Connection(asyncio.Protocol):
         "write",
     )
 
-    def __init__(self, tick: Tick, names: HeaderNames) -> None:
+    def __init__(self, tick: Tick, names: HeaderNames, door: Door) -> None:
         # For the connection's life.
         self._tick = tick
-        self._reader = RequestReader(self, tick, names)
+        self._door = door
+        self._reader = RequestReader(self, tick, names, door)
         self._framing = Framing(self._reader, tick)
         self._flow: Flow
         self.peer: Peer
@@ -118,7 +121,7 @@ class Connection(asyncio.Protocol):
         # Which way the next read goes.
         self._slow = False
         """While bytes wait, nothing is read, or the end has come: reads go through `_feed_carefully`."""
-        self.whole = True
+        self.whole = bool(door.events)
         """The next read may be a whole event: the last one was, and it left nothing behind. Who sends head and body
         apart will do so again."""
 
@@ -138,7 +141,7 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self.peer = tick.encoder.peer(name[0] if name else "")
         self.deadline = tick.loop_time() + tick.limits.idle_timeout
-        if not tick.crowd.admit(self):
+        if not tick.crowd.admit(self, self._door.spare):
             self.write(tick.book.plain.refused_close)
             self.end(linger=tick.crowd.watch(self))
             tick.schedule()

@@ -76,9 +76,9 @@ class Crowd:
         yield from self.admitted
         yield from self._refused
 
-    def admit(self, connection: Member) -> bool:
-        """Take a new connection into account; False when there are MAX_CONNECTIONS already."""
-        if len(self.admitted) >= self._max:
+    def admit(self, connection: Member, spare: int = 0) -> bool:
+        """Take a new connection into account; False when there are MAX_CONNECTIONS, and so many more, already."""
+        if len(self.admitted) >= self._max + spare:
             self._metrics.connections_refused += 1
             return False
         self.admitted.add(connection)

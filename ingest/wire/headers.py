@@ -35,6 +35,9 @@ _READ_BY_THE_WIRE: Final = frozenset(
         REQUESTED_HEADERS,
     }
 )
+_WRITTEN_BY_PROXIES: Final = frozenset(
+    {b"forwarded", b"via", b"x-real-ip", b"cf-connecting-ip", b"cloudfront-viewer-address", b"true-client-ip"}
+)
 _SPELLINGS_LEARNED: Final = 1024
 _SPELLING_BYTES: Final = 64
 
@@ -67,6 +70,11 @@ def names_close(connection: bytes) -> bool:
     return b"close" in (option.strip(b" \t") for option in connection.lower().split(b","))
 
 
+def names_a_proxy(name: bytes) -> bool:
+    """Tell whether a header of this name, in lower case, is one that proxies write."""
+    return name in _WRITTEN_BY_PROXIES or name.startswith(b"x-forwarded-")
+
+
 class HeaderNames:
     """Learns which spellings of header names are wanted, so that one lookup answers for each header of a request.
 
@@ -85,7 +93,9 @@ class HeaderNames:
     def learn(self, raw: bytes) -> bytes:
         """Return what a spelling maps to, and keep it if there is room."""
         lower = raw.lower()
-        wanted = lower if lower in self._wanted or (self._also is not None and self._also(lower)) else b""
+        also = self._also
+        is_wanted = lower in self._wanted or names_a_proxy(lower) or (also is not None and also(lower))
+        wanted = lower if is_wanted else b""
         if len(self.learned) < _SPELLINGS_LEARNED and len(raw) <= _SPELLING_BYTES:
             self.learned[raw] = wanted
         return wanted

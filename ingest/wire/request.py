@@ -21,7 +21,6 @@ from ingest.event import (
     BAD_HOST,
     BAD_VERSION,
     BODY_TOO_LARGE,
-    COLLECT,
     COOKIE,
     MALFORMED,
     NOT_FOUND,
@@ -32,7 +31,6 @@ from ingest.event import (
     Coding,
     Event,
     Preflight,
-    Router,
     Show,
     Takes,
     coding_of,
@@ -40,6 +38,7 @@ from ingest.event import (
     is_plain,
 )
 from ingest.wire.answers import said_kept
+from ingest.wire.door import is_direct
 from ingest.wire.headers import (
     CONNECTION,
     CONTENT_ENCODING,
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
 
     from ingest.event import Handler, Line, Peer
     from ingest.wire.answers import Answers
+    from ingest.wire.door import Door
     from ingest.wire.tick import Tick
 
 
@@ -75,8 +75,6 @@ _BODY: Final = State.BODY
 
 _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
-_ROUTER: Final = Router()
-_COLLECT: Final = COLLECT.path
 _IN_BODY: Final = Takes.BODY
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
@@ -142,6 +140,8 @@ class RequestReader:
     __slots__ = (
         "_body_limit",
         "_body_limit_digits",
+        "_door",
+        "_events",
         "_fields",
         "_learned",
         "_names",
@@ -157,12 +157,14 @@ class RequestReader:
         "unpacking",
     )
 
-    def __init__(self, owner: Owner, tick: Tick, names: HeaderNames) -> None:
+    def __init__(self, owner: Owner, tick: Tick, names: HeaderNames, door: Door) -> None:
         # For the connection's life.
         self._owner = owner
         self._tick = tick
         self._names = names
         self._learned = names.learned
+        self._door = door
+        self._events = door.events
         self._body_limit = tick.limits.body
         self._body_limit_digits = len(str(tick.limits.body))
         self.parser: HttpRequestParser
@@ -248,7 +250,7 @@ class RequestReader:
             if int(head[CONTENT_LENGTH]) > self._body_limit:
                 self.refuse(BODY_TOO_LARGE)
                 return
-        if request.url == _COLLECT and method == b"POST":
+        if request.url == self._events and method == b"POST":
             request.takes = _IN_BODY
         else:
             self._route(method)
@@ -406,7 +408,14 @@ class RequestReader:
     def _route(self, method: bytes) -> None:
         """Have the router say what is done with the request; a refusal that closes is told now."""
         request = self.request
-        handler, query = _ROUTER.find(method, request.url)
+        door = self._door
+        handler, query = door.router.find(method, request.url)
+        if (
+            handler is door.router.missing
+            and door.direct is not None
+            and is_direct(self._owner.peer, request.head, is_old=request.is_old)
+        ):
+            handler, query = door.direct.find(method, request.url)
         request.handler = handler
         request.takes = handler.takes if isinstance(handler, Event) else None
         request.query = query
@@ -432,6 +441,8 @@ class RequestReader:
                 tick.book.preflight(head.get(ORIGIN), handler.methods, head.get(REQUESTED_HEADERS), close=close),
             )
         elif isinstance(handler, Show):
+            if not handler.for_scripts:
+                answers = tick.book.plain
             self._reply(request, answers.show(handler.page(tick.pages), close=close, head_only=request.head_only))
 
     def _reply(self, request: Request, answer: bytes) -> None:

@@ -18,6 +18,7 @@ from ingest.event.pages import Pages
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.door import HOUSE
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
@@ -26,6 +27,10 @@ from ingest.wire.tick import Tick
 CONNECTIONS = 20
 TURNS = 100
 EVENTS = events(CONNECTIONS * TURNS)
+
+
+def _unasked():
+    raise AssertionError("no request here asks for it")
 
 
 class Transport:
@@ -67,7 +72,7 @@ class Turns:
             encoder,
             AnswerBook(settings.cors_origins),
             layouts(encoder.headers),
-            Pages(ready=lambda: True, metrics=lambda: ("", b"")),
+            Pages(ready=lambda: True, metrics=lambda: ("", b""), status=_unasked),
             Metrics(),
             self.commit,
             lambda _unfinished: False,
@@ -75,7 +80,7 @@ class Turns:
             max_connections=CONNECTIONS,
         )
         names = HeaderNames(encoder.headers)
-        self.connections = [Connection(self.tick, names) for _ in range(CONNECTIONS)]
+        self.connections = [Connection(self.tick, names, HOUSE) for _ in range(CONNECTIONS)]
         for connection in self.connections:
             connection.connection_made(Transport())
 

@@ -1,7 +1,11 @@
 """The health check asks where the settings listen, and ends whatever answers."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +34,7 @@ def answering(monkeypatch):
         monkeypatch.setenv("HTTP_ADDR", f":{listener.getsockname()[1]}")
         return asked
 
+    monkeypatch.delenv("ADMIN_ADDR", raising=False)
     yield start
     ended.set()
     listener.close()
@@ -83,3 +88,59 @@ def test_settings_that_are_wrong_are_told_as_ever(monkeypatch, capsys):
     monkeypatch.setenv("HTTP_ADDR", "nowhere")
     assert main(["health"]) == 2
     assert capsys.readouterr().err.startswith("HTTP_ADDR: accepted ")
+
+
+def test_with_a_door_for_operators_it_asks_there(answering, monkeypatch, tmp_path, capsys):
+    asked = answering(b"HTTP/1.1 200 OK\r\n\r\n")
+    monkeypatch.setenv("ADMIN_ADDR", f"0.0.0.0{os.environ['HTTP_ADDR']}")
+    monkeypatch.setenv("HTTP_ADDR", ":1")
+    assert main(["health"]) == 0
+    assert len(asked) == 1
+    path = tmp_path / "admin.sock"
+    monkeypatch.setenv("ADMIN_ADDR", f"unix:{path}")
+    assert main(["health"]) == 1
+    assert capsys.readouterr().err == f"unix:{path} is not healthy: No such file or directory\n"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+
+        def answer():
+            with listener.accept()[0] as connection:
+                assert connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert main(["health"]) == 0
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"HTTP_ADDR": " "},
+        {"HTTP_ADDR": ":1"},
+        {"HTTP_ADDR": "0.0.0.0:80"},
+        {"HTTP_ADDR": " a-b.example:65535 "},
+        {"HTTP_ADDR": ":1", "ADMIN_ADDR": "10.0.0.1:9090"},
+    ],
+)
+def test_the_plain_reading_of_an_address_is_that_of_the_settings(given):
+    assert health.plain_address(given) == health._address(given)
+
+
+@pytest.mark.parametrize(
+    "where", ["8080", ":0", ":65536", ":\u0661", "[::1]:80", "a b:80", "\u00e9:80", "http://a:80", "unix:/x", "a_b:1"]
+)
+def test_any_other_form_is_left_to_the_settings(where):
+    assert health.plain_address({"HTTP_ADDR": where}) is None
+
+
+def test_it_loads_next_to_nothing():
+    code = "import sys; from ingest.__main__ import main; main(['health']); print(*sys.modules)"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), "HTTP_ADDR": "127.0.0.1:1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.split())
+    assert loaded & {"ingest.config", "ingest.signals", "argparse", "ssl", "dataclasses", "asyncio", "pathlib"} == set()
+    assert "ingest.commands.health" in loaded

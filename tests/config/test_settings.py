@@ -17,6 +17,7 @@ from ingest.config.variables import VARIABLES
 # The contract's table, literally: a default that changes must change here too.
 DEFAULTS = {
     "HTTP_ADDR": ":8080",
+    "ADMIN_ADDR": "unset",
     "RAW_BUCKET": "unset",
     "STORE_DIR": "./data/objects",
     "RAW_PREFIX": "raw",
@@ -73,6 +74,7 @@ BUCKET = {"RAW_BUCKET": "events", "AWS_REGION": "eu-west-1"}
 EVERYTHING = {
     **BUCKET,
     "HTTP_ADDR": "[::1]:9090",
+    "ADMIN_ADDR": "unix:/run/estat/admin.sock",
     "READ_TIMEOUT": "1m30s",
     "CORS_ORIGINS": "https://a.example, https://B.example:8443",
     "TRUSTED_PROXIES": "10.1.0.0/16,2001:db8::1",
@@ -124,6 +126,7 @@ def test_without_any_variable_it_runs():
 def test_every_form_is_read():
     settings = load(EVERYTHING)
     assert settings.http_addr == ("::1", 9090)
+    assert settings.admin_addr == Path("/run/estat/admin.sock")
     assert settings.read_timeout == 90.0
     assert settings.cors_origins == ("https://a.example", "https://b.example:8443")
     assert settings.trusted_proxies == (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8::1"))
@@ -406,7 +409,8 @@ def test_a_secret_is_neither_shown_nor_part_of_a_problem():
 
 
 def warned(environ, tmp_path):
-    settings = load({"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), **environ})
+    ours = {"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), "ADMIN_ADDR": "127.0.0.1:9090"}
+    settings = load({**ours, **environ})
     return [line.split(":")[0] for line in warnings(settings, {})]
 
 
@@ -417,6 +421,7 @@ def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
 @pytest.mark.parametrize(
     ("environ", "about"),
     [
+        ({"ADMIN_ADDR": ""}, "ADMIN_ADDR"),
         ({"DRAIN_TIMEOUT": "31s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
         ({"DRAIN_DELAY": "6s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
         ({"IDLE_TIMEOUT": "60s"}, "IDLE_TIMEOUT"),

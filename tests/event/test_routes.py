@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from ingest.event.pages import Pages
 from ingest.event.refusals import NOT_FOUND, ClientError
 from ingest.event.routes import COLLECT, ROUTES, Event, Preflight, Router, Show, Takes, split_target
+from tests.stand_ins.wire import WELL
 
 ROUTER = Router()
-PAGES = Pages(ready=lambda: True, metrics=lambda: ("text/plain", b"figures"))
+PAGES = Pages(ready=lambda: True, metrics=lambda: ("text/plain", b"figures"), status=lambda: WELL)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get", "")
 
 

@@ -17,8 +17,10 @@ from ingest.config.settings import load
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
+from ingest.telemetry.status import Phase, Status
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.door import HOUSE, Door
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 NOW = 1_764_721_594
 DATE = b"Wed, 03 Dec 2025 00:26:34 GMT"
 SWEEP_SECONDS = 0.5
+LOCAL = ("127.0.0.1", 40000)
+WELL = Status(Phase.SERVING, NOW, 3, 2, 0, 0, 1, 0, 1 << 30, None)
 
 
 class FakeTimer:
@@ -333,6 +337,7 @@ class Wire:
         """Bytes of sealed and open batches, which count into MAX_BUFFER_BYTES too."""
         self.ready = True
         self.page = b"# metrics\n"
+        self.status: Status | None = None
         self.clock = float(NOW)
         self.stopwatch = 0.0
         self.commits: deque[Turn] = deque()
@@ -348,7 +353,9 @@ class Wire:
             encoder,
             AnswerBook(settings.cors_origins),
             self.layouts,
-            Pages(ready=lambda: self.ready, metrics=lambda: (CONTENT_TYPE, self.page)),
+            Pages(
+                ready=lambda: self.ready, metrics=lambda: (CONTENT_TYPE, self.page), status=lambda: self.status or WELL
+            ),
             self.metrics,
             self._commit,
             self._refusing,
@@ -362,9 +369,9 @@ class Wire:
         self.names = HeaderNames(encoder.headers, encoder.also_reads)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
-    def connect(self, peer: tuple[str, int] | None = None) -> Client:
+    def connect(self, peer: tuple[str, int] | None = None, door: Door = HOUSE) -> Client:
         """Accept a client."""
-        connection = Connection(self.tick, self.names)
+        connection = Connection(self.tick, self.names, door)
         transport = FakeTransport(self.loop, connection, peer or self.peer)
         connection.connection_made(transport)  # type: ignore[arg-type]
         self.loop.settle()

@@ -3,7 +3,7 @@
 import pytest
 
 from ingest.wire.connection import PENDING_ANSWERS
-from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
+from tests.stand_ins.wire import LOCAL, SWEEP_SECONDS, Wire, post, request
 
 HUNG = 600.0
 """Seconds for which the disk hangs: longer than any deadline of a connection."""
@@ -50,7 +50,7 @@ def test_a_failed_sync_refuses_its_events_and_no_others():
 
 def test_health_does_not_wait_behind_a_hung_disk(feed):
     wire = Wire(deferred=True)
-    sender, prober = wire.connect(), wire.connect()
+    sender, prober = wire.connect(), wire.connect(LOCAL)
     sender.send(post(b"1"))
     feed(prober, request("GET", "/health") + request("GET", "/ready") + request("GET", "/metrics"))
     assert prober.statuses == [200, 200, 200]
@@ -193,7 +193,7 @@ def test_what_all_clients_together_may_have_waiting_is_bounded():
     """Pages are larger than their requests, and each waits behind an event of its connection."""
     wire = Wire({"MAX_BUFFER_BYTES": "16MiB", "BATCH_BYTES": "1MiB", "UPLOAD_QUEUE": "1"}, deferred=True)
     wire.page = bytes(60_000)
-    clients = [wire.connect().send(post(b"x")) for _ in range(60)]
+    clients = [wire.connect(LOCAL).send(post(b"x")) for _ in range(60)]
     for client in clients * 2:
         client.send(*[request("GET", "/metrics")] * 20)
     limit = wire.tick.limits.unfinished

@@ -5,7 +5,7 @@ import pytest
 from ingest.telemetry import Overdue
 from ingest.wire.flow import UNSENT_ANSWERS
 from ingest.wire.limits import SLICE
-from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
+from tests.stand_ins.wire import LOCAL, SWEEP_SECONDS, Wire, post, request
 
 READ_BYTES = 256_000
 """What the event loop hands over at once, at most."""
@@ -317,7 +317,7 @@ def test_a_drain_answers_what_a_turn_has_left_for_the_next():
 def test_the_answers_that_one_slice_causes_are_bounded_pages_too_E2():
     wire = Wire()
     wire.page = b"# metrics\n" * 1000
-    client = wire.connect()
+    client = wire.connect(LOCAL)
     client.transport.stuck = True
     client.send(request("GET", "/metrics") * 100)
     assert client.transport.largest_unsent < UNSENT_ANSWERS + 2 * (len(wire.page) + 300)

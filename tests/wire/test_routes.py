@@ -9,13 +9,14 @@ import pytest
 from ingest.event import PIXEL
 from ingest.telemetry import Reason
 from ingest.wire.answers import AnswerBook
-from tests.stand_ins.wire import DATE, Wire, chunked, post, request
+from tests.stand_ins.wire import DATE, LOCAL, WELL, Wire, chunked, post, request
 
 METHODS = {
     "/collect": "GET, HEAD, POST, OPTIONS",
     "/health": "GET, HEAD",
     "/ready": "GET, HEAD",
     "/metrics": "GET, HEAD",
+    "/status": "GET, HEAD",
 }
 
 
@@ -124,13 +125,18 @@ def test_head_is_answered_and_no_event(feed):
 
 def test_pages(feed):
     wire = Wire()
-    client = wire.connect()
-    feed(client, request("GET", "/health?probe=1") + request("GET", "/ready") + request("GET", "/metrics"))
-    health, ready, metrics = client.answers()
+    client = wire.connect(LOCAL)
+    pages = ("/health?probe=1", "/ready", "/metrics", "/status")
+    feed(client, b"".join(request("GET", page) for page in pages))
+    health, ready, metrics, status = client.answers()
     assert (health.status, health.body) == (200, b"ok\n")
     assert (ready.status, ready.body) == (200, b"ok\n")
     assert (metrics.status, metrics.body) == (200, b"# metrics\n")
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (status.status, status.headers["Content-Type"]) == (200, "application/json")
+    told = json.loads(status.body)
+    assert told["sentence"] == WELL.sentence()
+    assert (told["phase"], told["since"], told["accepted"]) == ("serving", "2025-12-03T00:26:34Z", 3)
     assert wire.events == []
 
 
@@ -164,7 +170,7 @@ def test_another_path_is_404_and_the_connection_lives(path, feed):
 )
 def test_another_method_is_405_and_names_those_there_are(path, method, feed):
     wire = Wire()
-    client = wire.connect()
+    client = wire.connect(LOCAL)
     feed(client, request(method, path, "Content-Length: 2") + b"{}" + post())
     refused, accepted = client.answers()
     assert (refused.status, refused.headers["Allow"]) == (405, METHODS[path])

@@ -20,12 +20,13 @@ from ingest.telemetry import Reason
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
+from ingest.wire.door import HOUSE
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import SLICE, ConnectionLimits
 from ingest.wire.tick import Tick
-from tests.stand_ins.wire import post, read_answers, request
+from tests.stand_ins.wire import WELL, post, read_answers, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,7 +60,7 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
         encoder,
         AnswerBook(settings.cors_origins),
         Layouts(encoder.headers),
-        Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b"")),
+        Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b""), status=lambda: WELL),
         Metrics(),
         lambda turn: turn.settle(committed=True),
         lambda _unfinished: False,
@@ -72,7 +73,7 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, buffer, kernel_buffer)
     address = listener.getsockname()
-    connection = partial(Connection, tick, HeaderNames(encoder.headers))
+    connection = partial(Connection, tick, HeaderNames(encoder.headers), HOUSE)
     server = await loop.create_server(connection, sock=listener)
     try:
         yield tick, address
