@@ -67,28 +67,30 @@ class ScriptedServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         connection = self.connections
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                line, *fields = head.split("\r\n")
-                method, path, _ = line.split(" ", 2)
-                headers = {name.lower(): value for name, _, value in (f.partition(": ") for f in fields if f)}
-                if headers.get("expect") == "100-continue":
-                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                self.requests.append(Request(method, path, headers, body, connection))
-                self.requested.set()
-                answer = self.answers.pop(0) if self.answers else STORED
-                if answer is None:
-                    await reader.read()  # until the client gives up
-                    break
-                if not answer:
-                    break
-                for part in [answer[i : i + 1] for i in range(len(answer))] if self.trickle else [answer]:
-                    writer.write(part)
-                    await writer.drain()
-                    await asyncio.sleep(self.trickle)
-        writer.close()
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                    line, *fields = head.split("\r\n")
+                    method, path, _ = line.split(" ", 2)
+                    headers = {name.lower(): value for name, _, value in (f.partition(": ") for f in fields if f)}
+                    if headers.get("expect") == "100-continue":
+                        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    body = await reader.readexactly(int(headers.get("content-length", 0)))
+                    self.requests.append(Request(method, path, headers, body, connection))
+                    self.requested.set()
+                    answer = self.answers.pop(0) if self.answers else STORED
+                    if answer is None:
+                        await reader.read()  # until the client gives up
+                        break
+                    if not answer:
+                        break
+                    for part in [answer[i : i + 1] for i in range(len(answer))] if self.trickle else [answer]:
+                        writer.write(part)
+                        await writer.drain()
+                        await asyncio.sleep(self.trickle)
+        finally:
+            writer.close()  # also when the test has ended meanwhile: a transport left open would warn in another test
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from ingest.store.object_store import Head, ObjectMetadata
 from ingest.store.outcome import Refusal
 from ingest.store.s3 import CANARIES, ONE_WRITE, S3Store
 from ingest.store.s3_errors import LONGEST_TEXT
+from ingest.store.sdk import Models
 from tests.stand_ins.s3_server import CREDENTIALS
 from tests.store.scripted_server import STORED, answered, make_certificate, part_of, refused, scripted_server
 
@@ -42,6 +43,14 @@ def credentials(monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def first_start(monkeypatch):
+    """The store is the first one of its process: it reads the models of the SDK, and has them frozen."""
+    monkeypatch.setattr("ingest.store.sdk.Models", Models)
+    yield
+    gc.unfreeze()
 
 
 @asynccontextmanager
@@ -698,6 +707,7 @@ def test_one_client_keeps_its_connections():
     run(scenario, UPLOAD_CONCURRENCY="3")
 
 
+@pytest.mark.usefixtures("first_start")
 def test_the_loop_goes_on_while_the_sdk_is_loaded():
     async def scenario(store, _server):
         task = asyncio.create_task(store.start())
@@ -711,15 +721,16 @@ def test_the_loop_goes_on_while_the_sdk_is_loaded():
     run(scenario)
 
 
+@pytest.mark.usefixtures("first_start")
 def test_the_collector_runs_again_after_the_start():
     async def scenario(store, _server):
         await store.start()
         assert gc.isenabled()
 
     run(scenario)
-    gc.unfreeze()
 
 
+@pytest.mark.usefixtures("first_start")
 def test_a_collector_that_was_off_stays_off():
     async def scenario(store, _server):
         gc.disable()
@@ -730,7 +741,6 @@ def test_a_collector_that_was_off_stays_off():
             gc.enable()
 
     run(scenario)
-    gc.unfreeze()
 
 
 def test_calls_wait_for_one_start_and_survive_that_one_of_them_is_cancelled():
@@ -847,6 +857,7 @@ def test_b5_a_helper_that_hangs_is_ended_and_the_next_look_starts_another(monkey
     run(scenario)
 
 
+@pytest.mark.usefixtures("first_start")
 def test_starts_that_fail_hold_no_memory_for_good(monkeypatch):
     only_credentials_of(monkeypatch)
 
@@ -860,7 +871,6 @@ def test_starts_that_fail_hold_no_memory_for_good(monkeypatch):
         assert gc.get_freeze_count() <= frozen
 
     run(scenario)
-    gc.unfreeze()
 
 
 def test_credentials_that_come_later_are_found_later(monkeypatch):
