@@ -38,7 +38,7 @@ from ingest import signals
 from ingest.collector import Collector, World
 from ingest.config import shown_value
 from ingest.disk import Filesystem, SocketFile, StorageError
-from ingest.event import EventEncoder, Pages
+from ingest.event import Access, EventEncoder, Pages, key_headers
 from ingest.listeners import bind
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
@@ -165,12 +165,13 @@ class Server:
         settings = self._settings
         self._pipeline = self._collector = collector = Collector(settings, World(loop, self._fs))
         encoder = EventEncoder(settings)
+        keys = key_headers(settings)
         self._tick = Tick(
             loop,
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
-            Layouts(encoder.headers, learns=encoder.also_reads is None),
+            Layouts(encoder.headers, learns=encoder.also_reads is None and not keys),
             Pages(
                 ready=lambda: self._step is DrainStep.RUNNING,
                 metrics=Page(collector.metrics),
@@ -182,8 +183,11 @@ class Server:
             buffered=collector.buffered,
             max_connections=self._max_connections(),
             deferred=collector.deferred,
+            access=Access(settings, encoder.address_of, loop.time),
         )
-        self._new_connection = partial(Connection, self._tick, HeaderNames(encoder.headers, encoder.also_reads))
+        self._new_connection = partial(
+            Connection, self._tick, HeaderNames((*encoder.headers, *keys), encoder.also_reads)
+        )
         """Needs a door yet."""
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held

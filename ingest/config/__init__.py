@@ -1,7 +1,7 @@
 """The settings: one environment, read once, checked as a whole, frozen."""
 
 from ingest.config.checks import DEBUG_CHECKS
-from ingest.config.forms import ALL, is_private
+from ingest.config.forms import ALL, Rate, is_private
 from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, shown_value, warnings
 from ingest.config.variables import GROUPS
 
@@ -11,6 +11,7 @@ __all__ = [
     "GROUPS",
     "ConfigError",
     "ConfigErrors",
+    "Rate",
     "Settings",
     "is_private",
     "load",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
@@ -264,9 +264,9 @@ def origins() -> Form:
     def parse(text: str) -> tuple[str, ...]:
         if text == "*":
             return ("*",)
-        return tuple(_matching(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+|null", part.lower()) for part in _parts(text))
+        return tuple(_matching(_ORIGIN, part.lower()) for part in _parts(text))
 
-    accepted = "`*`, or origins such as https://www.example.com separated by commas, or none"
+    accepted = "`*`, or origins such as https://www.example.com or https://*.example.com separated by commas, or none"
     return Form(accepted, parse, _show_parts, slips.origins)
 
 
@@ -287,6 +287,45 @@ def headers() -> Form:
         return tuple(_matching(_FIELD_NAME, part) for part in _parts(text))
 
     return Form("header names separated by commas, or none", parse, _show_parts, slips.lists)
+
+
+class Rate(NamedTuple):
+    """So many events in so many seconds."""
+
+    events: int
+    seconds: int
+
+
+def rate() -> Form:
+    """Take how many events in a second, or in a minute."""
+    units = {"s": 1, "m": 60}
+
+    def parse(text: str) -> Rate:
+        events, _, unit = _matching(r"[0-9]{1,18}/[sm]", text).partition("/")
+        return Rate(_within(int(events), 1, 1_000_000), units[unit])
+
+    def show(value: Rate) -> str:
+        return f"{value.events}/{'s' if value.seconds == 1 else 'm'}"
+
+    return Form("events a second or a minute such as 100/s or 600/m, up to 1000000", parse, show, slips.rates)
+
+
+def write_keys() -> Form:
+    """Take names with their secrets. A name may stand twice, with an old and a new secret; a secret may not."""
+
+    def parse(text: str) -> tuple[tuple[str, str], ...]:
+        pairs = [_matching(r"[A-Za-z0-9._-]{1,64}:[!-+\--~]{1,256}", part.strip()) for part in text.split(",")]
+        keys = tuple((name, secret) for name, _, secret in (pair.partition(":") for pair in pairs))
+        if len({secret for _, secret in keys}) < len(keys):
+            raise ValueError(text)
+        return keys
+
+    def show(value: tuple[tuple[str, str], ...]) -> str:
+        return ",".join(f"{name}:{secret}" for name, secret in value)
+
+    return Form(
+        "name:secret pairs separated by commas, each secret once, of printable ASCII without blanks", parse, show
+    )
 
 
 def cookies() -> Form:
@@ -328,6 +367,7 @@ def is_private(header: str) -> bool:
 
 
 ALL: Final = "all"
+_ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._\[\]:-]+|null"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
 _FIELD_NAME: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 _PRIVATE: Final = frozenset(

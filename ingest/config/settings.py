@@ -10,13 +10,13 @@ Never reads `os.environ` by itself, opens a file or a socket. Only `warnings` lo
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
-from ingest.config.forms import format_duration, format_size
+from ingest.config.forms import Rate, format_duration, format_size
 from ingest.config.slips import meant_name
 from ingest.config.variables import VARIABLES, Variable
 
@@ -73,6 +73,14 @@ class Settings:
     """`("*",)`, or the origins that are answered."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     client_ip_headers: tuple[str, ...]
+
+    write_keys: tuple[tuple[str, str], ...] | None = field(repr=False)
+    """Names and secrets. None: nobody needs a key."""
+    rate_limit: Rate | None
+    rate_burst: int | None
+    """None: twice the events of `rate_limit`."""
+    max_connections_per_ip: int
+    """Zero: no limit."""
 
     ip_mode: Literal["full", "mask", "none"]
     cookies: tuple[str, ...]
@@ -275,6 +283,8 @@ def _warnings(settings: Settings) -> Iterator[str]:
             "ADMIN_ADDR: it is unset, so /metrics and /status answer a client on this machine only, and one that comes "
             "through no proxy; set it to a port that the internet does not reach, and scrape that"
         )
+    if settings.rate_burst is not None and settings.rate_limit is None:
+        yield "RATE_BURST: without RATE_LIMIT it has no effect"
     yield from _store_warnings(settings)
     yield from _disk_warnings(settings)
 

@@ -129,6 +129,12 @@ def counts(text: str) -> Iterator[str]:
         yield f"{float(match[1]) * {'': 1, 'k': 1000, 'm': 1_000_000}[match[2]]:.0f}"
 
 
+def rates(text: str) -> Iterator[str]:
+    """Guess at `100`, `100/sec`, `100 per minute`, `100rps`."""
+    if match := re.fullmatch(r"([0-9]+)\s*(?:rps|(?:/|per|a|p)?\s*(s|m)?[a-z]*)", text.strip().lower()):
+        yield f"{match[1]}/{match[2] or 's'}"
+
+
 def flags(text: str) -> Iterator[str]:
     """Guess at `y`, `enabled`."""
     word = text.strip().lower()

@@ -97,7 +97,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "CORS_ORIGINS",
             "*",
             forms.origins(),
-            "Who may send from a browser; `*` echoes the origin and allows credentials",
+            "Who may send from a browser, others get 403; `*` echoes the origin and allows credentials",
         ),
     ),
     "Client address": (
@@ -112,6 +112,36 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "X-Forwarded-For,CloudFront-Viewer-Address",
             forms.headers(),
             "Where a trusted peer tells the client's address, in this order; behind CloudFront put its header first",
+        ),
+    ),
+    "Access": (
+        Variable(
+            "WRITE_KEYS",
+            "unset",
+            forms.write_keys(),
+            "The keys that events need, each with the name that is stored as `key`; without one 401",
+            optional=True,
+            secret=True,
+        ),
+        Variable(
+            "RATE_LIMIT",
+            "unset",
+            forms.rate(),
+            "How many events an address may send, an IPv6 /64 as one; above it 429",
+            optional=True,
+        ),
+        Variable(
+            "RATE_BURST",
+            "twice the limit",
+            forms.count(1, 10_000_000),
+            "How many it may send at once after a rest",
+            optional=True,
+        ),
+        Variable(
+            "MAX_CONNECTIONS_PER_IP",
+            "0",
+            forms.count(0, 1_000_000),
+            "Open connections of one peer that is not in `TRUSTED_PROXIES`, an IPv6 /64 as one; 0 is no limit",
         ),
     ),
     "Privacy": (

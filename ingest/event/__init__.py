@@ -1,9 +1,11 @@
 """From a request to a line, or to a refusal. Pure: nothing here does I/O."""
 
+from ingest.event.access import Access, Admitted, Origins, key_headers
 from ingest.event.client import Peer
 from ingest.event.codings import Coding, coding_of, inflate, is_plain
 from ingest.event.line import COOKIE, EventEncoder, Line
 from ingest.event.pages import EMPTY, PIXEL, Page, Pages
+from ingest.event.rates import network
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
@@ -54,12 +56,15 @@ __all__ = [
     "UNAVAILABLE_CLOSE",
     "UNKNOWN_CODING",
     "UNKNOWN_TRANSFER_CODING",
+    "Access",
+    "Admitted",
     "ClientError",
     "Coding",
     "Event",
     "EventEncoder",
     "Handler",
     "Line",
+    "Origins",
     "Page",
     "Pages",
     "Peer",
@@ -70,4 +75,6 @@ __all__ = [
     "coding_of",
     "inflate",
     "is_plain",
+    "key_headers",
+    "network",
 ]

@@ -43,13 +43,13 @@ class EventEncoder:
 
     __slots__ = (
         "_absent",
-        "_address_of",
         "_bare_at",
         "_bare_size",
         "_form",
         "_privacy",
         "_tells_more",
         "_ts_ms",
+        "address_of",
         "also_reads",
         "encode_body",
         "encode_query",
@@ -75,10 +75,10 @@ class EventEncoder:
         """The wall clock's time in the turn that is under way, as its owner sets it: `ts_ms` is made of it."""
         client = ClientAddress(settings, self.headers)
         self.peer: Callable[[str], Peer] = client.peer
-        self._address_of: Callable[[Peer, Fields], str] = client.of
+        self.address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]
-        self._tells_more = privacy.changes or settings.ts_ms
+        self._tells_more = privacy.changes or settings.ts_ms or settings.write_keys is not None
         """Whether a line is more, or less, than the plain five keys."""
         text = settings.body_format == "text" and not self._tells_more
         self.encode_body: Callable[[int, Peer, Fields], Line] = self._encode_text if text else self._of_body
@@ -86,17 +86,20 @@ class EventEncoder:
         self.encode_query: Callable[[int, Peer, Fields], bytes] = self._encode_text_query if text else self._of_query
         """Return the line of an event that is its query, which stands first in its fields."""
 
-    def encode_both(self, seconds: int, peer: Peer, fields: Fields, query: Raw) -> Line:
-        """Return the line of an event that came with a body and a query; one without a body is its query."""
+    def encode_both(self, seconds: int, peer: Peer, fields: Fields, query: Raw, key: str = "") -> Line:
+        """Return the line of an event that came with a body, a query, a key; one without a body is its query."""
         body, *headers = fields
-        if not body:
-            return self.encode_query(seconds, peer, [query, *headers])
-        if not query:
-            return self.encode_body(seconds, peer, fields)
-        members = self._form.body(body)
-        if isinstance(members, ClientError):
-            return members
-        return self._line(seconds, peer, fields, {"query": query_text(query), **members})
+        if not body and query:
+            fields = [query, *headers]
+            members = self._form.query(query)
+        else:
+            told = self._form.body(body)
+            if isinstance(told, ClientError):
+                return told
+            members = {"query": query_text(query), **told} if query else told
+        if key:
+            members["key"] = key
+        return self._line(seconds, peer, fields, members)
 
     # The plain event: strict first, because bytes that are not UTF-8 are rare, and to expect them costs every event.
 
@@ -112,9 +115,9 @@ class EventEncoder:
                     ip = value.decode()
                     inet_pton(AF_INET, ip)
                 except (OSError, ValueError):
-                    ip = self._address_of(peer, fields)
+                    ip = self.address_of(peer, fields)
             else:
-                ip = self._address_of(peer, fields)
+                ip = self.address_of(peer, fields)
         try:
             line = dumps(
                 {
@@ -145,7 +148,7 @@ class EventEncoder:
 
     def _line(self, seconds: int, peer: Peer, fields: Fields, members: Members) -> bytes:
         """Return a line that ends in these members, the last of them `body`."""
-        ip = self._address_of(peer, fields)
+        ip = self.address_of(peer, fields)
         if self._tells_more:
             ip, cookie = self._privacy.of_sender(ip, fields)
             members = self._in_order(seconds, fields, members)

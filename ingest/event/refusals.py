@@ -29,6 +29,14 @@ BAD_FRAMING: Final = ClientError(400, "HTTP/1.0 has no Transfer-Encoding", Reaso
 BAD_JSON: Final = ClientError(400, "the body is not JSON", Reason.NOT_JSON, close=False)
 JSON_TOO_DEEP: Final = ClientError(400, "the JSON is nested deeper than 64 levels", Reason.NOT_JSON, close=False)
 NUMBER_TOO_LONG: Final = ClientError(400, "the JSON has a number of more than 100 digits", Reason.NOT_JSON, close=False)
+BAD_KEY: Final = ClientError(
+    401,
+    "a known write key is needed",
+    Reason.BAD_KEY,
+    close=False,
+    headers=(("WWW-Authenticate", "Bearer"),),
+)
+BAD_ORIGIN: Final = ClientError(403, "this Origin is not among CORS_ORIGINS", Reason.BAD_ORIGIN, close=False)
 NOT_FOUND: Final = ClientError(404, "no such path; events go to /collect", Reason.OTHER, close=False)
 BROKEN_CODING: Final = ClientError(400, "the body is not what its Content-Encoding says", Reason.MALFORMED, close=False)
 NOT_HERE: Final = ClientError(404, "no such path on ADMIN_ADDR; events go to HTTP_ADDR", Reason.OTHER, close=False)
@@ -43,6 +51,13 @@ UNKNOWN_CODING: Final = ClientError(
     Reason.OTHER,
     close=False,
     headers=(("Accept-Encoding", "gzip, deflate"),),
+)
+TOO_MANY: Final = ClientError(
+    429,
+    "more events than RATE_LIMIT lets an address send",
+    Reason.RATE_LIMITED,
+    close=False,
+    headers=(RETRY_AFTER,),
 )
 UNKNOWN_TRANSFER_CODING: Final = ClientError(501, "the only Transfer-Encoding here is chunked", Reason.OTHER)
 UNAVAILABLE: Final = ClientError(

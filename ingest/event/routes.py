@@ -20,11 +20,13 @@ from httptools import parse_url
 from httptools.parser.errors import HttpParserInvalidURLError
 
 from ingest.event import pages
+from ingest.event.access import ANYWHERE, IN_HEAD
 from ingest.event.refusals import NOT_FOUND, ClientError, method_not_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ingest.event.access import KeyPlace
     from ingest.event.pages import Page, Pages
 
 
@@ -40,6 +42,8 @@ class Event(NamedTuple):
 
     takes: Takes
     answer: Page
+    keys: tuple[KeyPlace, ...] = ANYWHERE
+    """Where its write key may stand, where keys are asked for."""
 
     def show(self, _: Pages) -> Page:
         """Return the answer as a page, for who asks for its head alone."""
@@ -94,7 +98,7 @@ class Route:
 
 
 COLLECT: Final = Route(
-    b"/collect", get=Event(Takes.QUERY, pages.PIXEL), post=Event(Takes.BODY, pages.EMPTY), preflight=True
+    b"/collect", get=Event(Takes.QUERY, pages.PIXEL, IN_HEAD), post=Event(Takes.BODY, pages.EMPTY), preflight=True
 )
 ROUTES: Final = (
     COLLECT,

@@ -25,6 +25,7 @@ KEYS: Final = (
     Key("cookie", 'The header `Cookie`, or `""`'),
     Key("ts_ms", "`ts` in milliseconds, with `TS_MS`", optional=True),
     Key("query", "The query string of a request that `body` is not made of", optional=True),
+    Key("key", "The name of the write key that came with the request, with `WRITE_KEYS`", optional=True),
     Key("headers", "The headers that `EXTRA_HEADERS` names, by their names in lower case", optional=True),
     Key("body_b64", "In base64, a body that is not UTF-8", optional=True),
     Key(

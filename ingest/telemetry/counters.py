@@ -88,6 +88,9 @@ class Reason(Label):
     NOT_JSON = "not_json"
     QUEUE_FULL = "queue_full"
     DISK_FULL = "disk_full"
+    BAD_KEY = "bad_key"
+    BAD_ORIGIN = "bad_origin"
+    RATE_LIMITED = "rate_limited"
     OTHER = "other"
 
 

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ingest.event import EMPTY, PIXEL, RETRY_AFTER, UNAVAILABLE, UNAVAILABLE_CLOSE, Page
+from ingest.event import EMPTY, PIXEL, RETRY_AFTER, UNAVAILABLE, UNAVAILABLE_CLOSE, Origins, Page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def _frame(page: Page, *, close: bool = False, head_only: bool = False, readable
     lines = [f"{name}: {value}" for name, value in page.headers]
     if page.status != HTTPStatus.NO_CONTENT:
         lines.append(f"Content-Length: {len(page.body)}")
-    if readable and RETRY_AFTER in page.headers:
+    if readable and any(name == RETRY_AFTER[0] for name, _ in page.headers):
         lines.append(f"Access-Control-Expose-Headers: {RETRY_AFTER[0]}")
     if close:
         lines.append("Connection: close")
@@ -102,11 +102,10 @@ _CORS: Final = _VARY + b"Access-Control-Allow-Origin: %b\r\nAccess-Control-Allow
 class AnswerBook:
     """Finds the answers for an origin; forgets them when the second has passed."""
 
-    __slots__ = ("_allowed", "_any", "_by_origin", "_date", "plain")
+    __slots__ = ("_allows", "_by_origin", "_date", "plain")
 
     def __init__(self, cors_origins: Sequence[str]) -> None:
-        self._any = "*" in cors_origins
-        self._allowed = frozenset(origin.encode("latin-1") for origin in cors_origins)
+        self._allows = Origins(cors_origins).allow
         self._by_origin: dict[bytes, Answers] = {}
         self.turn(0)
 
@@ -125,9 +124,6 @@ class AnswerBook:
             if len(self._by_origin) < _ORIGINS_KEPT and len(origin) <= _ORIGIN_KEPT_BYTES:
                 self._by_origin[origin] = answers
         return answers
-
-    def _allows(self, origin: bytes) -> bool:
-        return self._any or origin in self._allowed
 
     def preflight(self, origin: bytes | None, methods: str, requested_headers: bytes | None, *, close: bool) -> bytes:
         """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8)."""

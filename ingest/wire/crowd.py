@@ -1,7 +1,8 @@
 """All connections of the process.
 
 Owns who is connected, and how many may be. Promises that a connection is counted until it is gone, and that those over
-MAX_CONNECTIONS take no more descriptors than are held in reserve. Never looks at what a connection does.
+MAX_CONNECTIONS take no more descriptors than are held in reserve; and that a peer that is not trusted has no more than
+MAX_CONNECTIONS_PER_IP. Never looks at what a connection does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ingest.event import network
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
@@ -64,11 +66,16 @@ class Member(Answerer, Protocol):
 class Crowd:
     """Connections that were admitted, and a few that were not and linger with their refusal."""
 
-    __slots__ = ("_max", "_metrics", "_refused", "admitted")
+    __slots__ = ("_by_network", "_max", "_max_per_network", "_metrics", "_network_of", "_refused", "admitted")
 
-    def __init__(self, metrics: Metrics, max_connections: int) -> None:
+    def __init__(self, metrics: Metrics, max_connections: int, max_per_network: int = 0) -> None:
         self._metrics = metrics
         self._max = max_connections
+        self._max_per_network = max_per_network
+        """Zero: no limit."""
+        self._network_of: dict[Member, bytes] = {}
+        self._by_network: dict[bytes, int] = {}
+        """Connections that are counted by their peers, and how many each has, while it has any."""
         self.admitted: set[Member] = set()
         self._refused: set[Member] = set()
 
@@ -77,8 +84,11 @@ class Crowd:
         yield from self._refused
 
     def admit(self, connection: Member, spare: int = 0) -> bool:
-        """Take a new connection into account; False when there are MAX_CONNECTIONS, and so many more, already."""
-        if len(self.admitted) >= self._max + spare:
+        """Take a new connection into account; False when there are MAX_CONNECTIONS, and so many more, already.
+
+        False also when there are enough of its peer's. Connections with a `spare` are not counted by peer.
+        """
+        if len(self.admitted) >= self._max + spare or not (spare or self._has_place(connection)):
             self._metrics.connections_refused += 1
             return False
         self.admitted.add(connection)
@@ -98,6 +108,25 @@ class Crowd:
         if connection in self.admitted:
             self.admitted.remove(connection)
             self._metrics.connections -= 1
+            there = self._network_of.pop(connection, b"")
+            if there:
+                self._by_network[there] -= 1
+                if not self._by_network[there]:
+                    del self._by_network[there]
+
+    def _has_place(self, connection: Member) -> bool:
+        """Count one connection more of a peer that is not trusted, if it may have one."""
+        peer = connection.peer
+        if not self._max_per_network or peer.trusted:
+            return True
+        there = network(peer.address)
+        count = self._by_network.get(there, 0)
+        if count >= self._max_per_network:
+            return False
+        if there:
+            self._by_network[there] = count + 1
+            self._network_of[connection] = there
+        return True
 
     def largest(self) -> list[Member]:
         """Return those that hold something, the largest first."""

@@ -36,6 +36,8 @@ class ConnectionLimits(NamedTuple):
     """The part of `buffered` that requests may hold, on all connections, while they are not complete."""
     read_timeout: float
     idle_timeout: float
+    connections_of_a_peer: int
+    """Zero: no limit."""
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
@@ -48,4 +50,5 @@ class ConnectionLimits(NamedTuple):
             settings.max_buffer_bytes // 4,
             settings.read_timeout,
             settings.idle_timeout,
+            settings.max_connections_per_ip,
         )

@@ -22,6 +22,7 @@ from ingest.event import (
     BAD_VERSION,
     BODY_TOO_LARGE,
     COOKIE,
+    EMPTY,
     MALFORMED,
     NOT_FOUND,
     UNAVAILABLE_CLOSE,
@@ -63,7 +64,8 @@ if TYPE_CHECKING:
 
     from httptools import HttpRequestParser
 
-    from ingest.event import Handler, Line, Peer
+    from ingest.event import Access, Handler, Line, Peer
+    from ingest.event.client import Fields
     from ingest.wire.answers import Answers
     from ingest.wire.door import Door
     from ingest.wire.tick import Tick
@@ -75,6 +77,8 @@ _BODY: Final = State.BODY
 
 _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
+_PLAIN: Final = Event(Takes.BODY, EMPTY)
+"""The handler of a POST to `/collect`, which is not looked up."""
 _IN_BODY: Final = Takes.BODY
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
@@ -111,6 +115,8 @@ class Request:
     expects = False
     """From the end of a head with `Expect: 100-continue` until the client has been told to go on."""
     two_hosts = False
+    key: str | None = ""
+    """The name of its write key; None: its body has to tell."""
     body: bytes | bytearray = b""
     size = 0
     """Bytes of the body so far."""
@@ -254,7 +260,8 @@ class RequestReader:
             request.takes = _IN_BODY
         else:
             self._route(method)
-        if TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head or CONTENT_ENCODING in head:
+        asks = self._tick.access is not None
+        if asks or TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head or CONTENT_ENCODING in head:
             self._heed_rare_headers(head)
 
     def on_body(self, body: bytes) -> None:
@@ -296,13 +303,16 @@ class RequestReader:
         line: Line
         if takes is _IN_BODY:
             fields = encoder.fields(request.body, request.head)
-            if request.query:
-                line = encoder.encode_both(tick.seconds, owner.peer, fields, request.query)
+            if request.query or request.key != "":
+                line = self._encode_more(request, fields)
             else:
                 line = encoder.encode_body(tick.seconds, owner.peer, fields)
             answer = answers.stored if keep_alive else answers.stored_close
         else:
-            line = encoder.encode_query(tick.seconds, owner.peer, encoder.fields(request.query, request.head))
+            if request.key:
+                line = self._encode_more(request, encoder.fields(b"", request.head))
+            else:
+                line = encoder.encode_query(tick.seconds, owner.peer, encoder.fields(request.query, request.head))
             answer = answers.pixel if keep_alive else answers.pixel_close
         if isinstance(line, ClientError):
             tick.count_rejected(line)
@@ -424,6 +434,31 @@ class RequestReader:
         elif isinstance(handler, ClientError) and handler.close:
             self.refuse(handler)
 
+    def _ask(self, access: Access, request: Request) -> None:
+        """Ask whether the event may come. The answer to one that may not waits for its body, which nobody keeps."""
+        handler = request.handler if isinstance(request.handler, Event) else _PLAIN
+        head = request.head
+        peer = self._owner.peer
+        fields = self._tick.encoder.fields(b"", head)
+        asked = access.ask(peer, fields, head, request.query, handler.keys, origin=head.get(ORIGIN))
+        if isinstance(asked, ClientError):
+            request.takes = None
+            request.handler = asked
+        else:
+            request.key, request.query = asked
+
+    def _encode_more(self, request: Request, fields: Fields) -> Line:
+        """Return the line of an event that has a query or a key beside what it is made of."""
+        tick = self._tick
+        key = request.key
+        if key is None:
+            assert tick.access is not None  # noqa: S101 - only `_ask` sets it so
+            found = tick.access.key_in(request.body)
+            if isinstance(found, ClientError):
+                return found
+            key = found
+        return tick.encoder.encode_both(tick.seconds, self._owner.peer, fields, request.query, key)
+
     def _answer_no_event(self, request: Request) -> None:
         handler = request.handler
         answers = request.answers
@@ -473,6 +508,8 @@ class RequestReader:
             if head[TRANSFER_ENCODING].lower() != b"chunked":
                 self.refuse(UNKNOWN_TRANSFER_CODING)
                 return
+        if self._tick.access is not None and request.takes is not None and not self.over:
+            self._ask(self._tick.access, request)
         if CONTENT_ENCODING in head and request.takes is _IN_BODY and not is_plain(head[CONTENT_ENCODING]):
             request.coding = coding_of(head[CONTENT_ENCODING])
             if request.coding is None:
@@ -480,8 +517,8 @@ class RequestReader:
                 request.handler = UNKNOWN_CODING
         if head.get(EXPECT, b"").lower() == b"100-continue" and not request.is_old:
             request.expects = True
-            if request.handler is UNKNOWN_CODING:
-                self.refuse(UNKNOWN_CODING)
+            if request.takes is None and isinstance(request.handler, ClientError):
+                self.refuse(request.handler)
                 return
             if request.takes is _IN_BODY and self._tick.refuses_events():
                 self.refuse(UNAVAILABLE_CLOSE)

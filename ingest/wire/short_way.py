@@ -25,7 +25,8 @@ from ingest.wire.turn import Answerer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ingest.event import EventEncoder, Peer
+    from ingest.event import Access, EventEncoder, Peer
+    from ingest.event.client import Fields
     from ingest.wire.answers import AnswerBook
     from ingest.wire.layouts import Layouts
     from ingest.wire.limits import ConnectionLimits
@@ -51,9 +52,17 @@ Read: TypeAlias = "tuple[Sender, bytes]"
 class ShortWay:
     """Takes whole events in known layouts, for all connections."""
 
-    __slots__ = ("_body_limit", "_book", "_check", "_encoder", "_layouts", "_read_limit")
+    __slots__ = ("_access", "_body_limit", "_book", "_check", "_encoder", "_layouts", "_read_limit")
 
-    def __init__(self, limits: ConnectionLimits, encoder: EventEncoder, book: AnswerBook, layouts: Layouts) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        encoder: EventEncoder,
+        book: AnswerBook,
+        layouts: Layouts,
+        access: Access | None = None,
+    ) -> None:
+        self._access = access
         self._body_limit = limits.body
         self._read_limit = limits.slice
         self._encoder = encoder
@@ -117,6 +126,31 @@ class ShortWay:
             turn.size = size
             layouts.last = number
         return None
+
+    def take_admitted(self, reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:
+        """Add reads to the turn as `take` does, as long as each is of an event that may come; `request` tells others.
+
+        A request that needs a key is in no layout. So there is a limit of events, or a list of origins.
+        """
+        for read in islice(reads, answers - len(turn.entries)):
+            fields = self._admit(*read)
+            if fields is None or self.take(iter((read,)), turn, answers, deadline) is not None:
+                return read
+            if self._access is not None:
+                self._access.count(read[0].peer, fields)
+            if turn.size >= TURN_BYTES:
+                break
+        return None
+
+    def _admit(self, sender: Sender, data: bytes) -> Fields | None:
+        """Return the fields of an event that may come; None when it may not, or the layout is not known."""
+        match = self._layouts.match(data) if len(data) <= self._read_limit else None
+        if match is None or self._access is None:
+            return None
+        _, origin, where = self._layouts.found[match.lastindex]
+        fields = match.group(*where)
+        came_from = None if origin == EMPTY else match[origin]
+        return fields if self._access.waves_through(sender.peer, fields, came_from) else None
 
     def count(self) -> None:
         """Count the layout that was met last."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
-    from ingest.event import ClientError, EventEncoder, Pages
+    from ingest.event import Access, ClientError, EventEncoder, Pages
     from ingest.telemetry import Metrics
     from ingest.wire.answers import AnswerBook
     from ingest.wire.crowd import Member
@@ -67,6 +67,7 @@ class Tick:
         "_take",
         "_unpacks_until",
         "_wall_clock",
+        "access",
         "arrived",
         "book",
         "closing",
@@ -106,6 +107,7 @@ class Tick:
         buffered: Callable[[], int],
         max_connections: int,
         deferred: bool = False,
+        access: Access | None = None,
         wall_clock: Callable[[], float] = time.time,
         stopwatch: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
@@ -120,8 +122,10 @@ class Tick:
         self.limits = limits
         self.encoder = encoder
         self.book = book
-        self.short_way = ShortWay(limits, encoder, book, layouts)
-        self._take = self.short_way.take
+        self.access = None if access is None or access.is_open else access
+        """None where nothing is asked of events."""
+        self.short_way = ShortWay(limits, encoder, book, layouts, self.access)
+        self._take = self.short_way.take if self.access is None else self.short_way.take_admitted
         self.pages = pages
         self.metrics = metrics
         self._refusing = refusing
@@ -129,7 +133,7 @@ class Tick:
         self.deferred = deferred
         self.draining = False
         self.arrived = 0.0
-        self.crowd = Crowd(metrics, max_connections)
+        self.crowd = Crowd(metrics, max_connections, limits.connections_of_a_peer)
         self._gathering = Gathering()
         self._newcomers = False
         """From a new connection until the next turn."""
@@ -327,6 +331,8 @@ class Tick:
         for connection in overdue:
             connection.expire()
         self._drop_slowest()
+        if self.access is not None and self.access.rate is not None:
+            self.access.rate.sweep()
 
     def drain(self) -> None:
         """From now on every answer ends its connection; idle connections end at once."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.config.forms import format_duration, format_size, parse_duration, parse_size
+from ingest.config.forms import Rate, format_duration, format_size, parse_duration, parse_size
 from ingest.config.settings import ConfigErrors, Settings, load, shown, warnings
 from ingest.config.variables import VARIABLES
 
@@ -58,6 +58,10 @@ DEFAULTS = {
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
     "CLIENT_IP_HEADERS": "X-Forwarded-For,CloudFront-Viewer-Address",
+    "WRITE_KEYS": "unset",
+    "RATE_LIMIT": "unset",
+    "RATE_BURST": "twice the limit",
+    "MAX_CONNECTIONS_PER_IP": "0",
     "IP_MODE": "full",
     "COOKIES": "all",
     "RESPECT_GPC": "false",
@@ -76,7 +80,9 @@ EVERYTHING = {
     "HTTP_ADDR": "[::1]:9090",
     "ADMIN_ADDR": "unix:/run/estat/admin.sock",
     "READ_TIMEOUT": "1m30s",
-    "CORS_ORIGINS": "https://a.example, https://B.example:8443",
+    "CORS_ORIGINS": "https://a.example, https://B.example:8443,https://*.c.example",
+    "RATE_LIMIT": "600/m",
+    "RATE_BURST": "50",
     "TRUSTED_PROXIES": "10.1.0.0/16,2001:db8::1",
     "CLIENT_IP_HEADERS": "CloudFront-Viewer-Address",
     "IP_MODE": "Mask",
@@ -128,7 +134,9 @@ def test_every_form_is_read():
     assert settings.http_addr == ("::1", 9090)
     assert settings.admin_addr == Path("/run/estat/admin.sock")
     assert settings.read_timeout == 90.0
-    assert settings.cors_origins == ("https://a.example", "https://b.example:8443")
+    assert settings.cors_origins == ("https://a.example", "https://b.example:8443", "https://*.c.example")
+    assert settings.rate_limit == Rate(600, 60)
+    assert settings.rate_burst == 50
     assert settings.trusted_proxies == (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8::1"))
     assert settings.client_ip_headers == ("CloudFront-Viewer-Address",)
     assert settings.ip_mode == "mask"
@@ -217,6 +225,10 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ),
         ("TRUSTED_PROXIES", ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", "*")),
         ("CLIENT_IP_HEADERS", ("X Forwarded For", "X-A:", "a,,b", "X-\nA")),
+        ("CORS_ORIGINS", ("https://*", "https://*example.com", "https://a.*.example.com", "*.example.com")),
+        ("WRITE_KEYS", ("secret", ":secret", "a:", "a b:c", "a:b c", "a:b,", "a:b,c:b", "a:s\u00e9", "none")),
+        ("RATE_LIMIT", ("0/s", "100", "100/h", "-1/s", "1.5/s", "1000001/s", "\u0661/s")),
+        ("RATE_BURST", ("0", "1.5")),
         ("COOKIES", ("sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
         (
             "EXTRA_HEADERS",
@@ -398,14 +410,25 @@ def test_credentials_pasted_into_any_variable_are_not_repeated_by_its_problem(va
     assert SECRET not in said
 
 
-def test_a_secret_is_neither_shown_nor_part_of_a_problem():
-    variable = next(variable for variable in VARIABLES if variable.secret)
-    settings = load({**BUCKET, "S3_SSE": "aws:kms", variable.name: SECRET})
+@pytest.mark.parametrize(
+    ("name", "text"), [("S3_SSE_KMS_KEY_ID", SECRET), ("WRITE_KEYS", f"web:{SECRET},app:x{SECRET}")]
+)
+def test_a_secret_is_neither_shown_nor_part_of_a_problem(name, text):
+    (variable,) = (variable for variable in VARIABLES if variable.name == name)
+    settings = load({**BUCKET, "S3_SSE": "aws:kms", name: text})
     assert shown(variable, settings) == "(set, not shown)"
-    for text in (SECRET, f"{SECRET} {SECRET}"):
+    for wrong in (f"{text} {text}", f"{SECRET}\n{SECRET}"):
         with pytest.raises(ConfigErrors) as caught:
-            load({variable.name: text, **BUCKET})
+            load({name: wrong, **BUCKET})
         assert SECRET not in str(caught.value) + repr(caught.value)
+
+
+def test_the_secrets_are_those_that_are_tested():
+    assert [variable.name for variable in VARIABLES if variable.secret] == ["WRITE_KEYS", "S3_SSE_KMS_KEY_ID"]
+
+
+def test_a_key_may_have_two_secrets_while_one_follows_the_other():
+    assert load({"WRITE_KEYS": "web:old, web:n:ew"}).write_keys == (("web", "old"), ("web", "n:ew"))
 
 
 def warned(environ, tmp_path):
@@ -425,6 +448,7 @@ def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
         ({"DRAIN_TIMEOUT": "31s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
         ({"DRAIN_DELAY": "6s"}, "DRAIN_DELAY and DRAIN_TIMEOUT"),
         ({"IDLE_TIMEOUT": "60s"}, "IDLE_TIMEOUT"),
+        ({"RATE_BURST": "5"}, "RATE_BURST"),
         ({"BATCH_BYTES": "64MiB"}, "MAX_BUFFER_BYTES"),
         ({"DLQ_MAX_SIZE_BYTES": "900000TiB"}, "DLQ_MAX_SIZE_BYTES"),
         ({"DISK_RESERVE": "900000TiB"}, "DISK_RESERVE"),
@@ -539,6 +563,9 @@ def test_f2_the_names_of_others_are_none_of_our_business():
         ("DURABILITY", "jurnal", "journal"),
         ("LOG_LEVEL", "warnings", "warning"),
         ("CORS_ORIGINS", "https://a.example/ b.example", "https://a.example,https://b.example"),
+        ("RATE_LIMIT", "100", "100/s"),
+        ("RATE_LIMIT", "60 per minute", "60/m"),
+        ("RATE_LIMIT", "100rps", "100/s"),
         ("TRUSTED_PROXIES", "10.0.0.0/8 192.168.0.0/16", "10.0.0.0/8,192.168.0.0/16"),
         ("S3_TAGS", "team:data,env:prod", "team=data&env=prod"),
     ],

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ingest.config.settings import load
+from ingest.event.access import Access, key_headers
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -346,7 +347,9 @@ class Wire:
         """How long turns waited for company."""
         self.limit = settings.max_buffer_bytes
         encoder = EventEncoder(settings)
-        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers, learns=encoder.also_reads is None)
+        keys = key_headers(settings)
+        learns = encoder.also_reads is None and not keys
+        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers, learns=learns)
         self.tick = Tick(
             self.loop,  # type: ignore[arg-type]
             ConnectionLimits.of(settings),
@@ -362,11 +365,12 @@ class Wire:
             buffered=lambda: self.held_elsewhere,
             max_connections=settings.max_connections,
             deferred=self.deferred,
+            access=Access(settings, encoder.address_of, self.loop.time),
             wall_clock=lambda: self.clock,
             stopwatch=lambda: self.stopwatch,
             sleep=self.rests.append,
         )
-        self.names = HeaderNames(encoder.headers, encoder.also_reads)
+        self.names = HeaderNames((*encoder.headers, *keys), encoder.also_reads)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
     def connect(self, peer: tuple[str, int] | None = None, door: Door = HOUSE) -> Client:

@@ -412,6 +412,7 @@ lines = st.lists(
             "Content-Type: text/plain",
             "Sec-GPC: 1",
             "SP-Anonymous: *",
+            "X-Write-Key: s3cret",
         ]
     ),
     max_size=5,
@@ -461,13 +462,22 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
 @given(
     pairs=st.lists(lesson_and_variation(), min_size=1, max_size=4),
     variables=st.sampled_from(
-        [{}, LIMITS, JSON, {"CORS_ORIGINS": "https://b.example"}, PRIVATE, PRIVATE | {"EXTRA_HEADERS": "c*"}]
+        [
+            {},
+            LIMITS,
+            JSON,
+            {"CORS_ORIGINS": "https://b.example"},
+            {"RATE_LIMIT": "1/s", "RATE_BURST": "3"},
+            PRIVATE,
+            PRIVATE | {"EXTRA_HEADERS": "c*", "WRITE_KEYS": "web:s3cret"},
+        ]
     ),
 )
 @example(pairs=[(post(b"1", "A: 1"), post(b"1", "A:\x00"))], variables={})
 @example(pairs=[(pixel(), b"GET /collect?a\r\nHost: x HTTP/1.1\r\n\r\n")], variables={})
 def test_a_known_layout_changes_nothing_but_the_cost(pairs, variables):
     known = taught(*(lesson for lesson, _ in pairs), **variables)
+    known.loop.now += 10  # the events of the lessons count no longer
     unknown = Wire(variables, peer=PROXY, learns=False)
     unknown.loop.now = known.loop.now
     reads = [data for _, data in pairs]
