@@ -96,7 +96,10 @@ class Access:
         *,
         origin: bytes | None,
     ) -> Admitted | ClientError:
-        """Return why an event may not come, or what is known of one that may, which is counted."""
+        """Return why an event may not come, or what is known of one that may, which is counted.
+
+        Only a limit looks at the fields.
+        """
         if origin is not None and not self._origins.allow(origin):
             return BAD_ORIGIN
         if self.rate is not None:

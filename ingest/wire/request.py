@@ -439,7 +439,7 @@ class RequestReader:
         handler = request.handler if isinstance(request.handler, Event) else _PLAIN
         head = request.head
         peer = self._owner.peer
-        fields = self._tick.encoder.fields(b"", head)
+        fields = () if access.rate is None else self._tick.encoder.fields(b"", head)
         asked = access.ask(peer, fields, head, request.query, handler.keys, origin=head.get(ORIGIN))
         if isinstance(asked, ClientError):
             request.takes = None
