@@ -51,6 +51,7 @@ from ingest.wire import (
     ConnectionLimits,
     HeaderNames,
     Layouts,
+    Proxied,
     Tick,
 )
 
@@ -185,10 +186,8 @@ class Server:
             deferred=collector.deferred,
             access=Access(settings, encoder.address_of, loop.time),
         )
-        self._new_connection = partial(
-            Connection, self._tick, HeaderNames((*encoder.headers, *keys), encoder.also_reads)
-        )
-        """Needs a door yet."""
+        self._new = (self._tick, HeaderNames((*encoder.headers, *keys), encoder.also_reads))
+        """Every connection's, beside its door."""
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
@@ -207,7 +206,8 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        connect = partial(self._new_connection, HOUSE if settings.admin_addr is None else STREET)
+        kind = Proxied if settings.proxy_protocol else Connection
+        connect = partial(kind, *self._new, HOUSE if settings.admin_addr is None else STREET)
         for bound in await bind(loop, settings.http_host or None, settings.http_port):
             self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
@@ -221,7 +221,7 @@ class Server:
 
     async def _listen_for_operators(self, loop: asyncio.AbstractEventLoop) -> None:
         where = self._settings.admin_addr
-        connect = partial(self._new_connection, OFFICE)
+        connect = partial(Connection, *self._new, OFFICE)
         if isinstance(where, Path):
             self._socket_file = found = SocketFile(self._fs, where, LISTEN_BACKLOG)
             self._listeners.append(await loop.create_unix_server(connect, sock=found.socket))

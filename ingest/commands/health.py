@@ -18,24 +18,31 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv4Network, IPv6Network
+    from typing import TypeAlias
+
+    Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 
 PATIENCE: Final = 4.0
 EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen: to ask
 _QUESTION: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _UNIX: Final = "unix:"
+_PROXY_HEADER: Final = b"PROXY UNKNOWN\r\n"
 _READ: Final = ("HTTP_ADDR", "ADMIN_ADDR")
+_MORE: Final = ("PROXY_PROTOCOL",)
+"""With one of these set there is more to asking than an address, unless it is asked on `ADMIN_ADDR`."""
 
 
 def run(environ: Mapping[str, str]) -> int:
     """Ask, and return the exit code; 2 if the settings are wrong."""
     try:
-        where = plain_address(environ)
+        where, networks = plain_address(environ), None
         if where is None:
-            where = _address(environ)
+            where, networks = _address(environ)
     except ValueError as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
-    told = ask(where)
+    told = ask(where, networks)
     if told is None:
         return 0
     sys.stderr.write(f"{where} is not healthy: {told}\n")
@@ -46,7 +53,7 @@ def plain_address(environ: Mapping[str, str]) -> str | None:
     """Return where to ask, if it is said as nearly everybody says it; None if the settings have to be read."""
     http, admin = (environ.get(name, "").strip() for name in _READ)
     where = admin or http or ":8080"
-    if where.startswith(_UNIX):
+    if where.startswith(_UNIX) or (not admin and any(environ.get(name, "").strip() for name in _MORE)):
         return None
     host, colon, port = where.rpartition(":")
     plain = host.replace(".", "").replace("-", "")
@@ -55,8 +62,8 @@ def plain_address(environ: Mapping[str, str]) -> str | None:
     return f"{EVERYWHERE.get(host, host)}:{port}" if host.isascii() else None
 
 
-def _address(environ: Mapping[str, str]) -> str:
-    """Return where to ask; a `ValueError` that has each problem in a line."""
+def _address(environ: Mapping[str, str]) -> tuple[str, Networks | None]:
+    """Return where to ask, and from where that takes a PROXY protocol header; a `ValueError` names each problem."""
     from ingest.config import ConfigErrors, load
 
     try:
@@ -65,17 +72,18 @@ def _address(environ: Mapping[str, str]) -> str:
         raise ValueError(str(problems)) from None
     where = settings.http_addr if settings.admin_addr is None else settings.admin_addr
     if not isinstance(where, tuple):
-        return f"{_UNIX}{where}"
-    return f"{EVERYWHERE.get(where[0], where[0])}:{where[1]}"
+        return f"{_UNIX}{where}", None
+    proxied = settings.proxy_protocol and settings.admin_addr is None
+    return f"{EVERYWHERE.get(where[0], where[0])}:{where[1]}", settings.trusted_proxies if proxied else None
 
 
-def ask(where: str) -> str | None:
-    """Ask, and return why the server is not healthy, if it is not."""
+def ask(where: str, networks: Networks | None = None) -> str | None:
+    """Ask, and return why the server is not healthy, if it is not; begin as a proxy if we are in one of `networks`."""
     until = time.monotonic() + PATIENCE
     answer = b""
     try:
         with _connect(where) as connection:
-            connection.sendall(_QUESTION)
+            connection.sendall(_PROXY_HEADER + _QUESTION if _is_in(connection, networks) else _QUESTION)
             while b"\r\n" not in answer and (left := until - time.monotonic()) > 0:
                 connection.settimeout(left)
                 data = connection.recv(64)
@@ -87,6 +95,16 @@ def ask(where: str) -> str | None:
     if answer.startswith(b"HTTP/1.1 200 "):
         return None
     return answer.split(b"\r\n")[0].decode("ascii", "backslashreplace") or "closed without an answer"
+
+
+def _is_in(connection: socket.socket, networks: Networks | None) -> bool:
+    """Tell whether the server sees us come from one of these networks."""
+    if networks is None:
+        return False
+    from ipaddress import ip_address
+
+    ours = ip_address(connection.getsockname()[0])
+    return any(ours in network for network in networks)
 
 
 def _connect(where: str) -> socket.socket:

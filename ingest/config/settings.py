@@ -72,6 +72,7 @@ class Settings:
     cors_origins: tuple[str, ...]
     """`("*",)`, or the origins that are answered."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    proxy_protocol: bool
     client_ip_headers: tuple[str, ...]
 
     write_keys: tuple[tuple[str, str], ...] | None = field(repr=False)

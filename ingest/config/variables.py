@@ -108,6 +108,12 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "Peers whose headers are believed; by default loopback and the private ranges",
         ),
         Variable(
+            "PROXY_PROTOCOL",
+            "false",
+            forms.flag(),
+            "Whether each connection of a trusted peer begins with a header of the PROXY protocol, version 1 or 2",
+        ),
+        Variable(
             "CLIENT_IP_HEADERS",
             "X-Forwarded-For,CloudFront-Viewer-Address",
             forms.headers(),

@@ -9,6 +9,7 @@ from ingest.event.rates import network
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
+    BAD_PROXY_HEADER,
     BAD_VERSION,
     BODY_TOO_LARGE,
     HEAD_TOO_LARGE,
@@ -38,6 +39,7 @@ from ingest.event.routes import (
 __all__ = [
     "BAD_FRAMING",
     "BAD_HOST",
+    "BAD_PROXY_HEADER",
     "BAD_VERSION",
     "BODY_TOO_LARGE",
     "COLLECT",

@@ -9,6 +9,7 @@ from ingest.wire.door import HOUSE, OFFICE, STREET, Door
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
+from ingest.wire.proxied import Proxied
 from ingest.wire.states import STATES, State
 from ingest.wire.tick import Tick
 from ingest.wire.turn import Turn
@@ -24,6 +25,7 @@ __all__ = [
     "Door",
     "HeaderNames",
     "Layouts",
+    "Proxied",
     "State",
     "Tick",
     "Turn",

@@ -40,7 +40,7 @@ from ingest.wire.states import STATES, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ingest.event import Peer
+    from ingest.event import ClientError, Peer
     from ingest.wire.door import Door
     from ingest.wire.headers import HeaderNames
     from ingest.wire.tick import Tick
@@ -310,6 +310,16 @@ class Connection(asyncio.Protocol):
     def refuse(self) -> None:
         """Refuse what is unfinished, to hold nothing any more."""
         self._reader.refuse(UNAVAILABLE_CLOSE)
+
+    def turn_away(self, error: ClientError) -> None:
+        """Refuse before a request was read, and outside a turn."""
+        tick = self._tick
+        tick.count_rejected(error)
+        answer = tick.book.plain.refuse(error)
+        tick.count_answer(answer)
+        self.write(answer)
+        self.end(linger=True)
+        tick.schedule()
 
     def abort(self) -> None:
         """Drop the connection."""

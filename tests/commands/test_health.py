@@ -127,7 +127,16 @@ def test_with_a_door_for_operators_it_asks_there(answering, monkeypatch, tmp_pat
     ],
 )
 def test_the_plain_reading_of_an_address_is_that_of_the_settings(given):
-    assert health.plain_address(given) == health._address(given)
+    assert health._address(given) == (health.plain_address(given), None)
+
+
+def test_a_server_behind_proxies_is_asked_as_one_of_them_if_it_takes_us_for_one(answering, monkeypatch):
+    monkeypatch.setenv("PROXY_PROTOCOL", "true")
+    for trusted, begins in (("127.0.0.0/8", b"PROXY UNKNOWN\r\nGET /health "), ("10.0.0.0/8", b"GET /health ")):
+        monkeypatch.setenv("TRUSTED_PROXIES", trusted)
+        asked = answering(b"HTTP/1.1 200 OK\r\n\r\n")
+        assert main(["health"]) == 0
+        assert asked[-1].startswith(begins)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ DEFAULTS = {
     "JOURNAL_DIR": "<DLQ_DIR>/journal",
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+    "PROXY_PROTOCOL": "false",
     "CLIENT_IP_HEADERS": "X-Forwarded-For,CloudFront-Viewer-Address",
     "WRITE_KEYS": "unset",
     "RATE_LIMIT": "unset",

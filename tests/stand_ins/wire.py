@@ -25,6 +25,7 @@ from ingest.wire.door import HOUSE, Door
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
+from ingest.wire.proxied import Proxied
 from ingest.wire.tick import Tick
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class FakeTransport:
     the watermarks. What the client sends while reading is paused waits in `kernel`.
     """
 
-    def __init__(self, loop: FakeLoop, protocol: Connection, peer: tuple[str, int] = ("203.0.113.9", 40000)) -> None:
+    def __init__(
+        self, loop: FakeLoop, protocol: Connection | Proxied, peer: tuple[str, int] = ("203.0.113.9", 40000)
+    ) -> None:
         self.loop = loop
         self.protocol = protocol
         self.peer = peer
@@ -136,6 +139,9 @@ class FakeTransport:
         del low
         self._high = 65536 if high is None else high
 
+    def set_protocol(self, protocol: Connection | Proxied) -> None:
+        self.protocol = protocol
+
     def write(self, data: bytes) -> None:
         if self.half_closed:
             raise RuntimeError("Cannot call write() after write_eof()")
@@ -146,6 +152,7 @@ class FakeTransport:
             self.read_by_client()
         elif len(self.unsent) > self._high and not self._paused:
             self._paused = True
+            assert isinstance(self.protocol, Connection), "no answer is due before the header"
             self.protocol.pause_writing()
 
     def get_write_buffer_size(self) -> int:
@@ -198,6 +205,7 @@ class FakeTransport:
         self.sent += taken
         if self._paused and len(self.unsent) <= self._high // 4:
             self._paused = False
+            assert isinstance(self.protocol, Connection)
             self.protocol.resume_writing()
         self._sent_all()
 
@@ -324,6 +332,8 @@ class Wire:
     deferred: bool = False
     """Whether answers wait for `sync`."""
     peer: tuple[str, int] = ("203.0.113.9", 40000)
+    proxied: bool = False
+    """Whether trusted peers begin with a PROXY protocol header."""
     learns: bool = True
     """Whether layouts are learned; without them everything goes through the parser's callbacks."""
 
@@ -375,9 +385,10 @@ class Wire:
 
     def connect(self, peer: tuple[str, int] | None = None, door: Door = HOUSE) -> Client:
         """Accept a client."""
-        connection = Connection(self.tick, self.names, door)
-        transport = FakeTransport(self.loop, connection, peer or self.peer)
-        connection.connection_made(transport)  # type: ignore[arg-type]
+        made = (Proxied if self.proxied else Connection)(self.tick, self.names, door)
+        transport = FakeTransport(self.loop, made, peer or self.peer)
+        made.connection_made(transport)  # type: ignore[arg-type]
+        connection = made if isinstance(made, Connection) else made._connection
         self.loop.settle()
         return Client(self, transport, connection)
 
