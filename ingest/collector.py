@@ -189,7 +189,7 @@ class Collector:
 
     def buffered(self) -> int:
         """Return the bytes of all batches in memory, the open one included."""
-        return self.uploader.pending_bytes + self.intake.size
+        return self.uploader.queue.bytes + self.intake.size
 
     # Its life.
 
@@ -303,7 +303,7 @@ class Collector:
         return self.uploader.has_room
 
     def _held_bytes(self) -> int:
-        return self.uploader.pending_bytes
+        return self.uploader.queue.bytes
 
     def _backlog_bytes(self) -> int:
         return self.backlog.bytes
@@ -314,13 +314,13 @@ class Collector:
         dlq, backlog, uploader, intake, journal = self.dlq, self.backlog, self.uploader, self.intake, self.journal
         books, gauges = self.metrics.books, self.metrics.gauges
         books.ask(Place.OPEN, lambda: intake.events + journal.events)
-        books.ask(Place.QUEUE, lambda: uploader.pending_events)
+        books.ask(Place.QUEUE, lambda: uploader.queue.events)
         books.ask(Place.DLQ, lambda: dlq.events)
         books.ask(Place.BACKLOG, lambda: backlog.events)
         gauges.buffered_bytes = self.buffered
-        gauges.queued_batches = lambda: uploader.queue_length
+        gauges.queued_batches = lambda: len(uploader.queue)
         gauges.oldest_pending = lambda: min(
-            (place.oldest for place in (intake, uploader, dlq, backlog) if place.oldest), default=0
+            (place.oldest for place in (intake, uploader.queue, dlq, backlog) if place.oldest), default=0
         )
         gauges.unknown_in_dlq = lambda: dlq.unknown
         gauges.unknown_in_journal = lambda: backlog.unknown

@@ -391,17 +391,22 @@ GUARDS: tuple[Guard, ...] = (
         "            self._journal.release(batch)\n            outcome = await self.attempts.put(",
         JOURNAL + "test_the_segment_stays_until_the_object_is_stored",
     ),
-    _guard(
+    Guard(
         "a segment goes after its dead letter is published",
-        "delivery/upload.py",
-        "        is_last = self.course.phase >= Phase.DISK_ONLY\n",
-        "        is_last = self.course.phase >= Phase.DISK_ONLY\n        self._journal.release(batch)\n"
-        "        await self._sleep(0.5)\n",
-        JOURNAL + "test_the_segment_stays_until_the_dead_letter_is_published",
+        "ingest/delivery/saving.py",
+        (
+            ("from enum import Enum\n", "import asyncio\nfrom enum import Enum\n"),
+            (
+                "        is_last = self._course.phase >= Phase.DISK_ONLY\n",
+                "        is_last = self._course.phase >= Phase.DISK_ONLY\n        self._journal.release(batch)\n"
+                "        await asyncio.sleep(0.5)\n",
+            ),
+        ),
+        (f"tests/{JOURNAL}test_the_segment_stays_until_the_dead_letter_is_published",),
     ),
     _guard(
         "without a dead letter the segment is kept in the books",
-        "delivery/upload.py",
+        "delivery/saving.py",
         "return Fate.BACKLOG if self._journal.retain(batch) else Fate.KEPT",
         "return Fate.KEPT",
         JOURNAL + "test_a_dlq_that_fails_leaves_the_segment_as_backlog_and_it_is_recovered_like_a_dead_letter",

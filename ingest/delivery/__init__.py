@@ -6,7 +6,8 @@ from ingest.delivery.breaker import State
 from ingest.delivery.drain import Drain, Drained
 from ingest.delivery.phase import Course, Phase
 from ingest.delivery.recovery import Recovery
-from ingest.delivery.upload import Fate, Uploader
+from ingest.delivery.saving import Fate
+from ingest.delivery.upload import Uploader
 
 __all__ = [
     "Aside",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -24,7 +24,7 @@ from ingest.delivery.phase import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ingest.delivery.upload import Backlog, DeadLetters, Uploader
+    from ingest.delivery.upload import Uploader
 
 
 DISK_SHARE: Final = 5.0
@@ -47,10 +47,17 @@ class Drained:
     lost_events: int
 
 
+class OnDisk(Protocol):
+    """A place on disk, as the drain sees it."""
+
+    events: int
+    files: int
+
+
 class Drain:
     """See the module's text; `clock` is what the deadline is on."""
 
-    def __init__(self, uploader: Uploader, dlq: DeadLetters, backlog: Backlog, *, clock: Callable[[], float]) -> None:
+    def __init__(self, uploader: Uploader, dlq: OnDisk, backlog: OnDisk, *, clock: Callable[[], float]) -> None:
         self._uploader = uploader
         self._dlq = dlq
         self._backlog = backlog
@@ -70,7 +77,7 @@ class Drain:
 
         try:
             course.enter(Phase.HURRYING)
-            await self._until(lambda: is_cut_short() or not uploader.pending_batches, disk_from)
+            await self._until(lambda: is_cut_short() or uploader.queue.is_empty, disk_from)
             await self._until(lambda: is_cut_short() or recovery.ended, disk_from)
         finally:
             skipping.cancel()
@@ -83,7 +90,7 @@ class Drain:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     log.critical("batch_not_saved", exc_info=error)
         # The workers save what they have in hand, and what kept its place is tried again.
-        await self._until(lambda: uploader.stopped or (not uploader.pending_batches and recovery.ended), last_from)
+        await self._until(lambda: uploader.stopped or (uploader.queue.is_empty and recovery.ended), last_from)
         uploader.leave_to_segments()
         course.enter(Phase.OVER)
         return Drained(
@@ -91,8 +98,8 @@ class Drain:
             dlq_events=self._dlq.events,
             backlog_files=self._backlog.files,
             backlog_events=self._backlog.events,
-            lost_batches=uploader.pending_batches,
-            lost_events=uploader.pending_events,
+            lost_batches=len(uploader.queue.batches),
+            lost_events=uploader.queue.events,
         )
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:

@@ -189,7 +189,7 @@ class Rig(Bench):
 
     async def done(self, seconds=5.0):
         """Wait until everything is stored or dropped, and off the disk."""
-        await self.until(lambda: not (self.uploader.pending_batches or self.dlq.files or self.journal.files), seconds)
+        await self.until(lambda: not (self.uploader.queue.batches or self.dlq.files or self.journal.files), seconds)
         await self.until(lambda: not files(self.root))
 
 

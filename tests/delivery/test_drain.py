@@ -46,7 +46,7 @@ def test_a_drain_without_a_store_saves_everything_in_the_dlq_in_time(tmp_path, w
             left = await rig.drain(4.0)
             assert time.monotonic() - began < 4.0
             assert (left.dlq_files, left.dlq_events, left.lost_batches) == (10, 30, 0)
-            assert uploader.pending_batches == 0
+            assert uploader.queue.is_empty
             assert len(rig.journal.released) == 10
 
     asyncio.run(main())

@@ -29,7 +29,7 @@ def test_c6_puts_go_on_while_the_disk_of_the_dead_letters_hangs(tmp_path, operat
             rig.submit(*batches[6:])
             await rig.until(lambda: rig.metrics.books.events_stored == 36, 20)
             assert sorted(rig.store_.keys()) == sorted(batch.key for batch in batches)
-            assert rig.uploader.pending_batches == 0
+            assert rig.uploader.queue.is_empty
             hang.lift()
             await rig.until(lambda: not rig.dlq.hangs and not rig.dlq._late and not files(rig.root), 20)
             assert (rig.dlq.files, rig.dlq.events) == (0, 0)
@@ -46,10 +46,10 @@ def test_c6_a_recovery_that_waits_for_a_disk_that_hangs_leaves_batches_and_the_d
             await rig.until(lambda: rig.dlq.files == 1 or rig.metrics.books.events_stored)
             hang = rig.fs.on("open_read", "scandir", "unlink", under=rig.root).hang()
             rig.submit(Batch(2), Batch(3))
-            await rig.until(lambda: rig.uploader.pending_batches == 0, 20)
+            await rig.until(lambda: rig.uploader.queue.is_empty, 20)
             left = await asyncio.wait_for(rig.drain(3), 6)
             assert (left.lost_batches, left.lost_events) == (0, 0)
-            assert rig.uploader.pending_batches == 0
+            assert rig.uploader.queue.is_empty
             assert rig.metrics.books.events_stored + rig.dlq.events + rig.journal.events == 9
             hang.lift()
 

@@ -32,7 +32,7 @@ def test_a4_live_batches_do_not_notice_files_whose_prefix_is_denied(tmp_path, mo
             for n in range(30):
                 rig.submit(Batch(n))
                 await asyncio.sleep(0.02)
-            await rig.until(lambda: not uploader.pending_batches)
+            await rig.until(lambda: uploader.queue.is_empty)
             await rig.until(lambda: len(files(rig.root)) == 40, 30)
             await rig.until(lambda: uploader.aside.refused == 40, 30)
             assert uploader.attempts.breaker.state is State.CLOSED
@@ -104,7 +104,7 @@ def test_a_batch_that_alone_is_refused_is_set_aside_and_the_breaker_stays_closed
         async with rig.running(recovers=False) as uploader:
             rig.store_.put = choosy
             rig.submit(large, *(Batch(n) for n in range(10, 20)))
-            await rig.until(lambda: not uploader.pending_batches)
+            await rig.until(lambda: uploader.queue.is_empty)
             assert files(rig.root) == [large.key]
             assert rig.metrics.books.events_stored == 30
             assert rig.metrics.put_errors[PutError.REFUSED] == 1, "it is not tried again at once"
@@ -197,7 +197,7 @@ def test_a8_a_store_that_takes_batches_ends_the_state_in_which_the_disk_refuses(
                 rig.submit(Batch(1))
                 await rig.until(lambda: "disk_refuses=True" in repr(uploader))
                 rig.fs.heal()
-                await rig.until(lambda: not uploader.pending_batches)
+                await rig.until(lambda: uploader.queue.is_empty)
             assert uploader.has_room
             assert "disk_refuses=False" in repr(uploader)
             assert [line["event"] for line in logs].count("dlq_takes_again") == 1

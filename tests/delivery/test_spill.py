@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from ingest.delivery import upload
+from ingest.delivery import backoff
 from tests.delivery.rig import Batch, rig_of
 from tests.stand_ins.letters import OWN, files, key
 
@@ -21,7 +21,7 @@ def test_submit_never_waits_and_a_full_queue_spills_its_oldest(tmp_path):
             await rig.until(lambda: rig.store_.tries)
             rig.submit(*(Batch(n) for n in range(2, 6)))
             await rig.until(lambda: rig.dlq.files == 2)
-            assert uploader.queue_length == 2
+            assert len(uploader.queue) == 2
             assert uploader.has_room
             assert [n for n in range(1, 6) if key(n, token=OWN) in files(rig.root)] == [2, 3]
             assert rig.metrics.batches_spilled == 2
@@ -52,11 +52,11 @@ def test_a_full_dlq_that_rejects_keeps_batches_in_their_places_until_the_store_t
     async def main():
         async with rig.running() as uploader:
             rig.submit(*batches)
-            await rig.until(lambda: uploader._disk_refuses and uploader.queue_length >= 3)
+            await rig.until(lambda: uploader._saving.failed and len(uploader.queue) >= 3)
             assert not uploader.has_room
             assert not rig.rooms
             assert rig.dlq.files == rig.journal.files == 0
-            numbers = [upload.number for upload in uploader._queue]
+            numbers = [upload.number for upload in uploader.queue._waiting]
             assert numbers == sorted(numbers)
             await rig.done()
             assert uploader.has_room
@@ -68,7 +68,7 @@ def test_a_full_dlq_that_rejects_keeps_batches_in_their_places_until_the_store_t
 
 
 def test_without_a_store_and_a_dlq_nothing_spins(tmp_path, monkeypatch):
-    monkeypatch.setattr(upload, "KEEP_PAUSE", 1.0)
+    monkeypatch.setattr(backoff, "KEEP_PAUSE", 1.0)
     rig = rig_of(tmp_path, then="fail", upload_queue=2, dlq_max_size_bytes=10, has_segments=False)
 
     async def main():
@@ -78,7 +78,7 @@ def test_without_a_store_and_a_dlq_nothing_spins(tmp_path, monkeypatch):
             errors = rig.metrics.save_errors
             await asyncio.sleep(0.3)
             assert rig.metrics.save_errors <= errors + 2
-            assert uploader.pending_batches == 2
+            assert len(uploader.queue.batches) == 2
 
     asyncio.run(main())
 
@@ -93,7 +93,7 @@ def test_a_disk_that_fails_leaves_the_batch_to_its_segment(tmp_path, number):
             rig.submit(Batch(1, 4))
             await rig.until(lambda: rig.journal.kept)
             assert rig.journal.kept == [(key(1, token=OWN), 4)]
-            assert uploader.pending_events == 0
+            assert uploader.queue.events == 0
             assert rig.journal.released == []
             assert uploader.has_room
             await rig.done()
@@ -110,8 +110,8 @@ def test_a_disk_that_fails_and_no_segment_keeps_the_batch_in_its_place(tmp_path)
     async def main():
         async with rig.running() as uploader:
             rig.submit(Batch(1, 4), Batch(2, 4))
-            await rig.until(lambda: uploader._disk_refuses)
-            assert uploader.pending_events == 8
+            await rig.until(lambda: uploader._saving.failed)
+            assert uploader.queue.events == 8
             assert not uploader.has_room
             await rig.done()
             assert rig.metrics.books.events_stored == 8
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_again_is_noticed(tmp_path):
     async def main():
         async with rig.running() as uploader:
             rig.submit(*(Batch(n) for n in range(4)))
-            await rig.until(lambda: uploader._disk_refuses)
+            await rig.until(lambda: uploader._saving.failed)
             rig.fs.heal()
             await rig.until(lambda: rig.dlq.files == 4)
             assert uploader.has_room

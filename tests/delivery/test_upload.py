@@ -10,7 +10,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.delivery import upload
+from ingest.delivery import backoff
 from ingest.delivery.upload import Uploader
 from ingest.format import codec
 from tests.delivery.rig import Batch, Rig, rig_of
@@ -25,8 +25,8 @@ def test_a_batch_is_put_under_its_key_with_what_is_known_of_it(tmp_path):
     async def main():
         async with rig.running() as uploader:
             rig.submit(batch)
-            assert uploader.pending_events == 5
-            assert uploader.pending_bytes == batch.size
+            assert uploader.queue.events == 5
+            assert uploader.queue.bytes == batch.size
             await rig.done()
             assert rig.store_.tries == [("put", batch.key)]
             assert rig.store_.objects == {batch.key: expected}
@@ -34,7 +34,7 @@ def test_a_batch_is_put_under_its_key_with_what_is_known_of_it(tmp_path):
             assert (metadata.events, metadata.first_ts, metadata.last_ts) == (5, batch.first_ts, batch.last_ts)
             assert metadata.instance == f"host-{OWN}"
             assert rig.journal.released == [batch.key]
-            assert (uploader.pending_events, uploader.pending_bytes, uploader.pending_batches) == (0, 0, 0)
+            assert (uploader.queue.events, uploader.queue.bytes, len(uploader.queue.batches)) == (0, 0, 0)
             assert batch.given_back == 1
             assert rig.metrics.books.events_stored == 5
 
@@ -110,7 +110,7 @@ def test_the_backoff_is_full_jitter_and_grows(tmp_path, monkeypatch):
 
     async def main():
         async with rig.running() as uploader:
-            uploader._draw = lambda low, high: drawn.append((low, high)) or 0.0
+            uploader._backoff._draw = lambda low, high: drawn.append((low, high)) or 0.0
             rig.submit(Batch(1))
             await rig.until(lambda: rig.metrics.books.events_stored == 3)
 
@@ -118,7 +118,7 @@ def test_the_backoff_is_full_jitter_and_grows(tmp_path, monkeypatch):
     assert {low for low, _ in drawn} == {0.0}
     highs = [high for _, high in drawn]
     assert highs == sorted(highs)
-    assert highs[-1] == highs[-2] == upload.BACKOFF_CAP
+    assert highs[-1] == highs[-2] == backoff.BACKOFF_CAP
 
 
 def test_an_answer_that_was_lost_stores_nothing_twice(tmp_path):
@@ -170,7 +170,7 @@ def test_a_cancelled_upload_gives_the_buffer_back_only_when_the_executor_has_rea
         read.append(bytes(data))
         return real(data, events)
 
-    monkeypatch.setattr(upload.codec, "encode", encode)
+    monkeypatch.setattr(codec, "encode", encode)
     rig = rig_of(tmp_path)
     batch = Batch(1)
     whole = bytes(batch.data)
@@ -200,11 +200,11 @@ def test_the_oldest_event_is_found_in_memory_and_on_disk_and_forgotten_when_it_i
 
     async def main():
         async with rig.running() as uploader:
-            assert (uploader.oldest, rig.dlq.oldest) == (0, 0)
+            assert (uploader.queue.oldest, rig.dlq.oldest) == (0, 0)
             rig.submit(late, early)
-            assert uploader.oldest == early.first_ts
-            await rig.until(lambda: rig.dlq.files == 2 and not uploader.pending_batches)
-            assert uploader.oldest == 0
+            assert uploader.queue.oldest == early.first_ts
+            await rig.until(lambda: rig.dlq.files == 2 and uploader.queue.is_empty)
+            assert uploader.queue.oldest == 0
             assert rig.dlq.oldest == 1764684000, "as their keys say"
             rig.store_.then = "ok"
             await rig.done()

@@ -176,7 +176,7 @@ def test_a_batch_is_submitted_only_after_its_last_sync(world):
     process = world.start()
     numbers = process.commit(3, run=False)
     assert process.intake.events == 0, "it is sealed"
-    assert (process.journal.sealing, process.uploader.pending_batches) == (True, 0)
+    assert (process.journal.sealing, len(process.uploader.queue.batches)) == (True, 0)
     world.advance(60, threads=False)
     assert world.store.calls == []
     world.run()
@@ -562,7 +562,7 @@ def test_a_broken_segment_is_no_backlog_and_its_batch_keeps_its_place(journal):
     world.fs.fail("rename", errno.EIO, times=10_000)
     process.commit(2)
     world.advance(5)
-    assert (process.backlog.events, process.uploader.pending_events, process.dlq.events) == (0, 3, 0)
+    assert (process.backlog.events, process.uploader.queue.events, process.dlq.events) == (0, 3, 0)
     assert len(segments(world)) == 1
     world.check()
     world.recover()
@@ -708,7 +708,7 @@ def test_a_dlq_that_fails_leaves_the_segment_as_backlog_and_it_is_recovered_like
     world.fs.fail("rename", errno.EIO, times=10_000)
     numbers = process.commit(3)
     world.advance(10)
-    assert (process.backlog.files, process.backlog.events, process.uploader.pending_events) == (1, 3, 0)
+    assert (process.backlog.files, process.backlog.events, process.uploader.queue.events) == (1, 3, 0)
     assert on_disk(world) == numbers
     world.store.down = False
     world.store.calls.clear()
@@ -726,7 +726,7 @@ def test_in_memory_mode_the_batch_keeps_its_place_instead(world):
     world.fs.fail("rename", errno.EIO, times=10_000)
     numbers = process.commit(3)
     world.advance(10)
-    assert (process.backlog.events, process.uploader.pending_events) == (0, 3)
+    assert (process.backlog.events, process.uploader.queue.events) == (0, 3)
     world.recover()
     assert sorted(world.stored_numbers()) == numbers
 

@@ -226,7 +226,7 @@ class Bench:
         )
         books = self.metrics.books
         books.ask(Place.DLQ, lambda: self.dlq.events)
-        books.ask(Place.QUEUE, lambda: self.saving + (self.uploader.pending_events if self.uploader else 0))
+        books.ask(Place.QUEUE, lambda: self.saving + (self.uploader.queue.events if self.uploader else 0))
         try:
             async with Books(self.metrics):
                 if scan:
