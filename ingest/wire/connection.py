@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
         "_flow",
         "_framing",
         "_input",
+        "_names",
         "_overrun",
         "_reader",
         "_slow",
@@ -98,8 +99,11 @@ class Connection(asyncio.Protocol):
         # For the connection's life.
         self._tick = tick
         self._door = door
-        self._reader = RequestReader(self, tick, names, door)
-        self._framing = Framing(self._reader, tick)
+        self._names = names
+        self._reader: RequestReader | None = None
+        """Made, with its framing, by the first read that is no event in a known layout: who brings one event alone
+        needs neither."""
+        self._framing: Framing
         self._flow: Flow
         self.peer: Peer
         self.write: Callable[[bytes], None] = discard
@@ -185,9 +189,10 @@ class Connection(asyncio.Protocol):
         del exc
         self._flow.lost()
         self.write = discard
-        if not self._reader.over:
+        if self.ending is _OPEN:
             self._let_go()
-        self._reader.leave()
+        if self._reader is not None:
+            self._reader.leave()
         self.ending = Ending.GONE
         self._tick.crowd.dismiss(self)
 
@@ -199,15 +204,17 @@ class Connection(asyncio.Protocol):
         if self._slow or len(data) > tick.limits.slice:
             self._feed_carefully(data)
             return
-        was_idle = self._reader.state is _IDLE
+        reader = self._reads()
+        was_idle = reader.state is _IDLE
         turn = tick.turn
         answers, events = len(turn.entries), len(turn.lines)
         self._fed(self._framing.feed(data))
-        if self._reader.unpacking is not None:
+        if reader.unpacking is not None:
             self._go_on(last=False)
-        elif was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1 and self._is_clear():
-            self.whole = True
-            tick.short_way.learn(data, tick.now)
+        elif was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1:
+            self.whole = self._is_clear()
+            if self.whole or self.ending is Ending.LAST_ANSWER:
+                tick.short_way.learn(data, tick.now)
 
     def answered(self, size: int) -> None:
         """One answer that waited for the disk has been written. The last one ends a stall, whatever others are owed."""
@@ -221,7 +228,7 @@ class Connection(asyncio.Protocol):
             not self.pending or (self.pending < PENDING_ANSWERS // 2 and tick.owed < tick.limits.unfinished)
         ):
             self._unstall()
-        elif not self.pending and self._reader.state is _IDLE:
+        elif not self.pending and self._place is _IDLE:
             self.deadline = tick.loop_time() + tick.limits.idle_timeout
             if tick.draining:
                 self.drain()
@@ -259,7 +266,7 @@ class Connection(asyncio.Protocol):
     @property
     def state(self) -> State:
         """Where the connection stands between two reads."""
-        state = self._reader.state if self.ending is _OPEN else State.CLOSING
+        state = self._place if self.ending is _OPEN else State.CLOSING
         return State.AWAITING_COMMIT if self.pending and state in (State.IDLE, State.CLOSING) else state
 
     def is_overdue(self, now: float) -> bool:
@@ -296,9 +303,9 @@ class Connection(asyncio.Protocol):
         """End at once if nothing is under way; else the next answer will be the last."""
         if self.ending is not _OPEN:
             return
-        if self._reader.state is _BODY:
+        if self._reader is not None and self._reader.state is _BODY:
             self._reader.make_last()
-        elif self._reader.state is _IDLE and not self.pending and not self._input:
+        elif self._place is _IDLE and not self.pending and not self._input:
             self.end(linger=False)
             self.finish()
 
@@ -309,7 +316,7 @@ class Connection(asyncio.Protocol):
 
     def refuse(self) -> None:
         """Refuse what is unfinished, to hold nothing any more."""
-        self._reader.refuse(UNAVAILABLE_CLOSE)
+        self._reads().refuse(UNAVAILABLE_CLOSE)
 
     def turn_away(self, error: ClientError) -> None:
         """Refuse before a request was read, and outside a turn."""
@@ -340,13 +347,26 @@ class Connection(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Hear nothing any more, and hold nothing."""
-        self._reader.stop()
+        if self._reader is not None:
+            self._reader.stop()
         self._go_slowly()
         self._input = b""
         self._tick.held -= self.held
         self.held = 0
 
     # Feeding.
+
+    def _reads(self) -> RequestReader:
+        """Return the reader of requests, made when it is first needed."""
+        if self._reader is None:
+            self._reader = RequestReader(self, self._tick, self._names, self._door)
+            self._framing = Framing(self._reader, self._tick)
+        return self._reader
+
+    @property
+    def _place(self) -> State:
+        """Where the byte stream stands: idle, headers or body."""
+        return _IDLE if self._reader is None else self._reader.state
 
     def _come_again(self) -> None:
         """Have a turn feed what is here, or find that nothing more will come."""
@@ -357,7 +377,7 @@ class Connection(asyncio.Protocol):
 
     def _is_clear(self) -> bool:
         """Tell whether the next read begins between two requests, with nothing before it."""
-        return self._reader.state is _IDLE and not self._slow
+        return self._place is _IDLE and not self._slow
 
     def _go_slowly(self) -> None:
         self._slow = True
@@ -369,13 +389,13 @@ class Connection(asyncio.Protocol):
             self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
             return
         if self._overrun and not data:
-            self._reader.refuse(UNAVAILABLE_CLOSE)
+            self.refuse()
             return
         if data:
             self._input = self._input[self._fed_to :] + data if self._input else data
             self._fed_to = 0
         if self._flow.stalled_until is None:
-            reader = self._reader
+            reader = self._reads()
             if reader.unpacking is not None:
                 self._fed(self._framing.unpack())
             if self._input and reader.unpacking is None and self.ending is _OPEN:
@@ -404,7 +424,7 @@ class Connection(asyncio.Protocol):
         """
         flow = self._flow
         stalled = flow.stalled_until is not None
-        if self._input or self._reader.unpacking is not None:
+        if self._input or self._reads().unpacking is not None:
             self._go_slowly()
             self._hold()
             flow.pause()
@@ -419,9 +439,9 @@ class Connection(asyncio.Protocol):
 
     def _fed(self, fed: Fed) -> None:
         """Refuse what was too much, account for what is unfinished, and tell a client to go on that waits for it."""
-        reader = self._reader
         if self.ending is not _OPEN:
             return
+        reader = self._reads()
         if reader.state is _IDLE and fed is _ALL:
             if self.held:
                 self._hold()
@@ -458,7 +478,7 @@ class Connection(asyncio.Protocol):
 
     def _hold(self) -> None:
         """Account for what this connection holds; refuse the request when all connections hold too much."""
-        reader = self._reader
+        reader = self._reads()
         held = len(self._input)
         if reader.state is not _IDLE:
             held += self._framing.used + reader.request.size + reader.request.unpacked

@@ -47,6 +47,9 @@ class Member(Answerer, Protocol):
     def feed(self, data: bytes) -> None:
         """Read one read's bytes; complete requests end up in the turn."""
 
+    def end(self, *, linger: bool) -> None:
+        """Answer nothing after this."""
+
     def finish(self) -> None:
         """End, all answers written."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
 UNSENT_ANSWERS: Final = 65536
-"""With more bytes of answers than this unsent, no request is read."""
+"""With more bytes of answers than this unsent, no request is read: the limit that a loop's transports come with."""
 LINGER_BYTES: Final = 65536
 """How much is read and left of what comes after a refusal."""
 NEVER: Final = float("inf")
@@ -25,7 +25,6 @@ class Flow:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport: asyncio.Transport | None = transport
-        transport.set_write_buffer_limits(high=UNSENT_ANSWERS)
         self.stalled_until: float | None = None
         """Set while nothing is read: the client reads too slowly, which it may until then; or `NEVER` while too many of
         its answers wait for a group commit, which is not its fault."""

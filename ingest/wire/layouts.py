@@ -49,8 +49,8 @@ LEAST_PAUSE: Final = 0.02
 EMPTY: Final = 1
 """The number of the group that is always empty: the value of a header which a layout does not have."""
 
-_POST: Final = rb"POST /collect HTTP/1\.1\r\n"
-_GET: Final = rb"GET /collect\?([!\"$-\xff]*) HTTP/1\.1\r\n"
+_POST: Final = rb"POST /collect HTTP/1\."
+_GET: Final = rb"GET /collect\?([!\"$-\xff]*) HTTP/1\."
 _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
@@ -60,14 +60,16 @@ _QUERY: Final = b"?"
 _UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
 
 
-Layout: TypeAlias = "tuple[bool, int, tuple[int, ...]]"
-"""Which groups of a match hold what: whether it is a POST; its Origin, or `EMPTY`; and then what the event encoder
-takes (body or query, then its headers, `EMPTY` for those not there), with the Content-Length of a POST behind it.
+Layout: TypeAlias = "tuple[bool, bool, int, tuple[int, ...]]"
+"""Which groups of a match hold what: whether it is a POST; whether its connection ends with it; its Origin, or `EMPTY`;
+and then what the event encoder takes (body or query, then its headers, `EMPTY` for those not there), with the
+Content-Length of a POST behind it.
 
 A plain tuple, since it is taken apart for every event."""
 
-_Line: TypeAlias = "tuple[bytes, bytes]"
-"""A line of a layout: its pattern, and the lower-case name of the value in its group, if it has one."""
+_Line: TypeAlias = "tuple[bytes, bytes, bool]"
+"""A line of a layout: its pattern; the lower-case name of the value in its group, if it has one; and whether it says
+that the connection ends."""
 
 
 class _Node:
@@ -145,14 +147,17 @@ class Layouts:
         """Take a layout from a head; None when it is not worth one, or asks for more than a plain request."""
         first, *headers = data[: max(0, data.find(b"\r\n\r\n", 0, HEAD_KEPT))].split(b"\r\n")
         post = first.startswith(b"POST")
-        if not re.fullmatch(_POST if post else _GET, first + b"\r\n"):
+        old = first.endswith(b"0")
+        target = _POST if post else _GET
+        if not re.fullmatch(target + b"[01]", first):
             return None
-        lines = [(_POST, b"") if post else (_GET, _QUERY)]
+        # Without a word HTTP/1.0 ends the connection (RFC 9112 §9.3).
+        lines: list[_Line] = [(target + (rb"0\r\n" if old else rb"1\r\n"), b"" if post else _QUERY, old)]
         names: list[bytes] = []
         for header in headers:
             spelling, _, value = header.partition(b":")
             name = spelling.lower()
-            line = self._line(spelling, name, value)
+            line = self._line(spelling, name, value, old=old)
             if name in _UNFIT or line is None:
                 return None
             if name in (HOST, CONNECTION) or line[1]:
@@ -161,22 +166,26 @@ class Layouts:
         framed = HOST in names and (CONTENT_LENGTH in names) is post
         return tuple(lines) if framed and len(names) == len(set(names)) and len(lines) <= LINES_KEPT else None
 
-    def _line(self, spelling: bytes, name: bytes, value: bytes) -> _Line | None:
+    def _line(self, spelling: bytes, name: bytes, value: bytes, *, old: bool) -> _Line | None:
         """Return the pattern of a header's line, and the name of the value in it if that is read."""
         start = re.escape(spelling) + b":"
         if name in (HOST, CONNECTION) and name in self._headers:
             return None
         if name == CONNECTION:
-            # Whether a connection is kept is for the parser to tell, unless what is said goes without saying.
-            return (start + re.escape(value) + rb"\r\n", b"") if value.lower() == b" keep-alive" else None
+            # Whether a connection is kept is for the parser to tell, unless it is said in one plain word.
+            closes = value.lower() == b" close"
+            plain = closes or (value.lower() == b" keep-alive" and not old)
+            return (start + re.escape(value) + rb"\r\n", b"", closes) if plain else None
         if name == CONTENT_LENGTH:
-            return start + rb" ([0-9]{1,9})\r\n", name
+            return start + rb" ([0-9]{1,9})\r\n", name, False
         if name == HOST:
-            return (start + b" " + PLAIN_HOST + rb"\r\n", b"") if re.fullmatch(b" " + PLAIN_HOST, value) else None
+            return (
+                (start + b" " + PLAIN_HOST + rb"\r\n", b"", False) if re.fullmatch(b" " + PLAIN_HOST, value) else None
+            )
         if name in self._heeded:
             # White space around a value is no part of it (RFC 9110 §5.5): one space before it, none behind it.
-            return (start + rb" ([^ \t\r\n].*[^ \t\r\n])\r\n", name) if _VALUE.fullmatch(value) else None
-        return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b""
+            return (start + rb" ([^ \t\r\n].*[^ \t\r\n])\r\n", name, False) if _VALUE.fullmatch(value) else None
+        return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b"", False
 
     def _shortest(self, start: bytes) -> bytes:
         """Return as much of a line's start as tells that it is no header that is heeded.
@@ -205,23 +214,23 @@ class Layouts:
         """Write what follows a line, with `groups` before it; return the number of groups there are then."""
         branches: list[tuple[_Line, _Node | None]] = [*node.following.items()]
         if node.ends is not None:
-            branches.append(((_END_OF_GET, b"") if _QUERY in groups else (_END_OF_POST, b""), None))
+            branches.append(((_END_OF_GET if _QUERY in groups else _END_OF_POST, b"", False), None))
         parts.append(b"(?:" if len(branches) > 1 else b"")
-        for number, ((pattern, name), follower) in enumerate(branches):
+        for number, ((pattern, name, _), follower) in enumerate(branches):
             parts += (b"|" if number else b"", pattern)
             if follower is not None:
                 count += bool(name)
                 count = self._write(follower, parts, groups | {name: count} if name else groups, count)
             else:
                 count += 1
-                self.found[count] = self._layout(groups, count)
-                if node.ends is not None:
-                    self._numbers[count] = node.ends
+                lines = node.ends or ()
+                self.found[count] = self._layout(groups, count, closes=any(closes for _, _, closes in lines))
+                self._numbers[count] = lines
         parts.append(b")" if len(branches) > 1 else b"")
         return count
 
-    def _layout(self, groups: dict[bytes, int], last: int) -> Layout:
+    def _layout(self, groups: dict[bytes, int], last: int, *, closes: bool) -> Layout:
         post = _QUERY not in groups
         body = last if post else groups[_QUERY]
         where = (body, *(groups.get(name, EMPTY) for name in (*self._headers, CONTENT_LENGTH)))
-        return post, groups.get(ORIGIN, EMPTY), where
+        return post, closes, groups.get(ORIGIN, EMPTY), where

@@ -44,6 +44,9 @@ class Sender(Answerer, Protocol):
     def feed(self, data: bytes) -> None:
         """Read one read's bytes the long way."""
 
+    def end(self, *, linger: bool) -> None:
+        """Answer nothing after this."""
+
 
 Read: TypeAlias = "tuple[Sender, bytes]"
 """The bytes of one read, with their sender."""
@@ -92,7 +95,7 @@ class ShortWay:
                 if matched is None:
                     return read
                 number = matched.lastindex
-                post, origin, where = found[number]
+                post, closes, origin, where = found[number]
                 fields = matched.group(*where)
                 body = fields[0]
                 length = len(body)
@@ -112,13 +115,17 @@ class ShortWay:
                     line = encode_body(seconds, sender.peer, fields)
                     if type(line) is not bytes:
                         return read
-                    answer = own.stored
+                    answer = own.stored_close if closes else own.stored
                 else:
                     line = encoder.encode_query(seconds, sender.peer, fields)
-                    answer = own.pixel
+                    answer = own.pixel_close if closes else own.pixel
                 lines.append(line)
-                entries.append((sender, answer, own.refused, 1))
                 sender.deadline = deadline
+                if closes:
+                    entries.append((sender, answer, own.refused_close, 1))
+                    sender.end(linger=False)
+                else:
+                    entries.append((sender, answer, own.refused, 1))
                 size += len(line)
                 if size >= TURN_BYTES:
                     break
@@ -147,7 +154,7 @@ class ShortWay:
         match = self._layouts.match(data) if len(data) <= self._read_limit else None
         if match is None or self._access is None:
             return None
-        _, origin, where = self._layouts.found[match.lastindex]
+        *_, origin, where = self._layouts.found[match.lastindex]
         fields = match.group(*where)
         came_from = None if origin == EMPTY else match[origin]
         return fields if self._access.waves_through(sender.peer, fields, came_from) else None

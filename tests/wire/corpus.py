@@ -5,6 +5,17 @@ from __future__ import annotations
 from urllib.parse import quote_from_bytes
 
 CORPUS = {
+    "a proxy that speaks HTTP/1.0": """POST /collect HTTP/1.0
+Host: collect.example
+X-Forwarded-For: {address}
+Connection: close
+Content-Length: {length}
+User-Agent: {agent}
+Accept: */*
+Cookie: {cookie}
+Origin: https://shop.example
+
+""",
     "browser, fetch": """POST /collect HTTP/1.1
 Host: collect.example
 Connection: keep-alive

@@ -98,6 +98,36 @@ def test_a_whole_event_in_a_known_layout_goes_the_short_way(fed, lesson, data, r
     assert wire.metrics.requests.total() == 3
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(b"2", "Connection: close"),
+        post(b"2", "connection: Close", "Origin: https://a"),
+        post(b"2", version="1.0"),
+        post(b"2", "Connection: close", version="1.0"),
+        pixel("Connection: close"),
+        pixel().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ],
+)
+def test_who_brings_one_event_and_ends_goes_the_short_way(fed, data, deferred):
+    wire = taught(data)
+    wire.tick.deferred = wire.deferred = deferred
+    fed.clear()
+    client = wire.connect()
+    client.transport.receive(data)
+    client.transport.receive(data)
+    wire.loop.settle()
+    wire.sync_all()
+    assert fed == [data], "the read behind the last request, which nobody answers"
+    (answer,) = client.answers()
+    assert answer.status == 200
+    assert answer.headers["Connection"] == "close"
+    assert client.closed
+    assert len(wire.records) == 1
+    assert (wire.tick.held, wire.tick.unread, len(wire.tick.crowd.admitted)) == (0, 0, 0)
+
+
 def test_the_answer_is_the_one_of_its_kind_and_origin(fed):
     wire = taught(post(b"1", "Origin: https://a"), pixel())
     fed.clear()
@@ -204,7 +234,8 @@ def test_answers_keep_their_order_when_ways_alternate():
         post(b"1", "Transfer-Encoding: identity"),
         post(b"1", "Expect: 100-continue"),
         post(b"1", "Upgrade: h2c"),
-        post(b"1", "Connection: close"),
+        post(b"1", "Connection: close, te"),
+        post(b"1", "Connection: close "),
         post(b"1", "Connection: keep-alive, Upgrade"),
         post(b"1", "Proxy-Connection: close"),
         post(b"1", "Proxy-Connection: keep-alive"),
@@ -220,7 +251,11 @@ def test_answers_keep_their_order_when_ways_alternate():
         post(b"1", "Connection:  keep-alive"),
         post(b"1", "Content-Encoding: identity"),
         post(b"1").replace(b"c.example", b"[::1]"),
-        post(b"1", version="1.0"),
+        post(b"1", "Connection: keep-alive", version="1.0"),
+        post(b"1", "Connection: close", "Connection: keep-alive", version="1.0"),
+        post(b"1", version="1.2"),
+        post(b"1").replace(b"HTTP/1.1", b"HTTP/2.0"),
+        request("POST", "/collect", "Content-Length: 1", host=None, version="1.0") + b"1",
         post(b"1", target="/collect?a"),
         post(b"1", target="http://c.example/collect"),
         post(b"1", *(f"A{number}: b" for number in range(LINES_KEPT))),
@@ -248,7 +283,7 @@ def test_each_of_many_layouts_is_found():
     for data in orders[:LAYOUTS_KEPT]:
         match = layouts.match(data)
         assert match is not None
-        _, _, where = layouts.found[match.lastindex]
+        *_, where = layouts.found[match.lastindex]
         values = dict(zip((b"body", *HEADERS, b"length"), match.group(*where), strict=True))
         expected = {b"body": b"1" if b"POST" in data else b"a=b"}
         for line in lines:
@@ -419,7 +454,9 @@ lines = st.lists(
 )
 bodies = st.sampled_from([b"", b"1", b'{"a":1}', b"\xff\r\n\r\n", b"x" * 300])
 events = st.one_of(
-    st.builds(lambda body, head: post(body, *head), bodies, lines),
+    st.builds(
+        lambda body, head, version: post(body, *head, version=version), bodies, lines, st.sampled_from(["1.1", "1.0"])
+    ),
     st.builds(
         lambda body, head: request("POST", "/collect", f"Content-Length: {len(body)}", *head) + body, bodies, lines
     ),
