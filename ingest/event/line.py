@@ -47,6 +47,7 @@ class EventEncoder:
         "_bare_size",
         "_form",
         "_privacy",
+        "_tells_less",
         "_tells_more",
         "_ts_ms",
         "address_of",
@@ -78,9 +79,11 @@ class EventEncoder:
         self.address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]
-        self._tells_more = privacy.changes or settings.ts_ms or settings.write_keys is not None
-        """Whether a line is more, or less, than the plain five keys."""
-        text = settings.body_format == "text" and not self._tells_more
+        self._tells_less = privacy.hides
+        """Whether a line may have less of its sender than came."""
+        self._tells_more = bool(settings.ts_ms or settings.extra_headers or settings.write_keys)
+        """Whether a line may have keys beside the plain five that no body and no query is behind."""
+        text = settings.body_format == "text" and not (self._tells_less or self._tells_more)
         self.encode_body: Callable[[int, Peer, Fields], Line] = self._encode_text if text else self._of_body
         """Return the line of an event accepted at `seconds` (UTC epoch), or why its body is refused."""
         self.encode_query: Callable[[int, Peer, Fields], bytes] = self._encode_text_query if text else self._of_query
@@ -149,11 +152,12 @@ class EventEncoder:
     def _line(self, seconds: int, peer: Peer, fields: Fields, members: Members) -> bytes:
         """Return a line that ends in these members, the last of them `body`."""
         ip = self.address_of(peer, fields)
-        if self._tells_more:
+        if self._tells_less:
             ip, cookie = self._privacy.of_sender(ip, fields)
-            members = self._in_order(seconds, fields, members)
         else:
             cookie = header_text(fields[2])
+        if self._tells_more:
+            members = self._in_order(seconds, fields, members)
         head = {"ts": seconds, "ip": ip, "user_agent": header_text(fields[1]), "cookie": cookie}
         return _escape_separators(dumps(head | members, None, OPT_APPEND_NEWLINE))
 

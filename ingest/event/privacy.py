@@ -7,6 +7,7 @@ is in no line: a line is made after this, and only lines reach a disk. Never fin
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from ingest.config import ALL, is_private
@@ -25,6 +26,8 @@ SP_ANONYMOUS: Final = b"sp-anonymous"
 _BEGINS: Final = "*"
 _6TO4: Final = b"\x20\x02"
 _BLANKS: Final = b" \t"
+_NONE: Final = rb"(?!)"
+"""Matches nothing."""
 
 
 def headers_heeded(settings: Settings) -> tuple[bytes, ...]:
@@ -40,19 +43,17 @@ def _named(settings: Settings) -> tuple[bytes, ...]:
 class Privacy:
     """Decides what is left of a request; `headers` are the names of the headers in an event's fields."""
 
-    __slots__ = ("_beginnings", "_cookies", "_gpc_at", "_ip_mode", "_named", "_sources", "changes")
+    __slots__ = ("_beginnings", "_gpc_at", "_ip_mode", "_named", "_pick", "_sources", "hides")
 
     def __init__(self, settings: Settings, headers: Sequence[bytes]) -> None:
         self._ip_mode = settings.ip_mode
-        self._cookies = None if settings.cookies == (ALL,) else frozenset(name.encode() for name in settings.cookies)
+        self._pick = None if settings.cookies == (ALL,) else _pairs(settings.cookies)
         self._gpc_at = 1 + headers.index(SEC_GPC) if settings.respect_gpc else 0
         self._named = tuple((name.decode(), 1 + headers.index(name)) for name in _named(settings))
         self._beginnings = tuple(name[:-1].encode() for name in settings.extra_headers if name.endswith(_BEGINS))
         self._sources = frozenset(headers_read(settings))
-        self.changes = bool(
-            self._ip_mode != "full" or self._cookies is not None or self._gpc_at or settings.extra_headers
-        )
-        """Whether a line differs from what it is by default."""
+        self.hides = self._ip_mode != "full" or self._pick is not None or bool(self._gpc_at)
+        """Whether `of_sender` may return less than there is."""
 
     @property
     def also_reads(self) -> Callable[[bytes], bool] | None:
@@ -93,9 +94,9 @@ class Privacy:
         return mask(address) if self._ip_mode == "mask" else ""
 
     def _cookie(self, value: Raw) -> str:
-        if self._cookies is None or not value:
+        if self._pick is None or not value:
             return header_text(value)
-        return header_text(b"; ".join(pick(value, self._cookies)))
+        return header_text(b"; ".join(pair.rstrip(_BLANKS) for pair in self._pick(value)))
 
 
 def mask(address: str) -> str:
@@ -106,17 +107,19 @@ def mask(address: str) -> str:
     packed = pack(address)
     if packed is None:
         return ""
+    if len(packed) == 4 and ":" not in address:
+        return address[: address.rindex(".")] + ".0"
     kept = 3 if len(packed) == 4 else 5 if packed.startswith(_6TO4) else 6
     return text_of(packed[:kept].ljust(len(packed), b"\0"))
 
 
-def pick(cookie: Raw, names: frozenset[bytes]) -> list[Raw]:
-    """Return the pairs of a Cookie header that have one of these names, in their order, each as it came.
+def _pairs(names: Sequence[str]) -> Callable[[Raw], list[bytes]]:
+    """Return what finds the pairs of a Cookie header that have one of these names, in their order, each as it came.
 
     Pairs are told apart as RFC 6265 §5.4 writes them: by semicolons, in quotes too. One without `=` has no name.
     """
-    pairs = [piece.strip(_BLANKS) for piece in cookie.split(b";")]
-    return [pair for pair in pairs if b"=" in pair and bytes(pair[: pair.index(b"=")]).rstrip(_BLANKS) in names]
+    any_of_them = b"|".join(re.escape(name.encode()) for name in names) or _NONE
+    return re.compile(rb"(?:\A|;)[ \t]*+((?:%b)[ \t]*+=[^;]*+)" % any_of_them).findall
 
 
 def _lists(value: Raw, wanted: bytes) -> bool:

@@ -91,7 +91,8 @@ class Crowd:
 
         False also when there are enough of its peer's. Connections with a `spare` are not counted by peer.
         """
-        if len(self.admitted) >= self._max + spare or not (spare or self._has_place(connection)):
+        limited = self._max_per_network and not spare
+        if len(self.admitted) >= self._max + spare or (limited and not self._has_place(connection)):
             self._metrics.connections_refused += 1
             return False
         self.admitted.add(connection)
@@ -111,16 +112,13 @@ class Crowd:
         if connection in self.admitted:
             self.admitted.remove(connection)
             self._metrics.connections -= 1
-            there = self._network_of.pop(connection, b"")
-            if there:
-                self._by_network[there] -= 1
-                if not self._by_network[there]:
-                    del self._by_network[there]
+            if self._network_of:
+                self._leaves(self._network_of.pop(connection, b""))
 
     def _has_place(self, connection: Member) -> bool:
         """Count one connection more of a peer that is not trusted, if it may have one."""
         peer = connection.peer
-        if not self._max_per_network or peer.trusted:
+        if peer.trusted:
             return True
         there = network(peer.address)
         count = self._by_network.get(there, 0)
@@ -130,6 +128,13 @@ class Crowd:
             self._by_network[there] = count + 1
             self._network_of[connection] = there
         return True
+
+    def _leaves(self, there: bytes) -> None:
+        """Count one connection less of a network; none has left one that is empty."""
+        if there:
+            self._by_network[there] -= 1
+            if not self._by_network[there]:
+                del self._by_network[there]
 
     def largest(self) -> list[Member]:
         """Return those that hold something, the largest first."""

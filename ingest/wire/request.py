@@ -21,8 +21,8 @@ from ingest.event import (
     BAD_HOST,
     BAD_VERSION,
     BODY_TOO_LARGE,
+    COLLECT,
     COOKIE,
-    EMPTY,
     MALFORMED,
     NOT_FOUND,
     UNAVAILABLE_CLOSE,
@@ -77,8 +77,8 @@ _BODY: Final = State.BODY
 
 _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
-_PLAIN: Final = Event(Takes.BODY, EMPTY)
-"""The handler of a POST to `/collect`, which is not looked up."""
+_PLAIN_KEYS: Final = () if COLLECT.post is None else COLLECT.post.keys
+"""Where a POST to `/collect` may have its key: its row is not looked up."""
 _IN_BODY: Final = Takes.BODY
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
@@ -436,11 +436,11 @@ class RequestReader:
 
     def _ask(self, access: Access, request: Request) -> None:
         """Ask whether the event may come. The answer to one that may not waits for its body, which nobody keeps."""
-        handler = request.handler if isinstance(request.handler, Event) else _PLAIN
+        places = request.handler.keys if isinstance(request.handler, Event) else _PLAIN_KEYS
         head = request.head
         peer = self._owner.peer
         fields = () if access.rate is None else self._tick.encoder.fields(b"", head)
-        asked = access.ask(peer, fields, head, request.query, handler.keys, origin=head.get(ORIGIN))
+        asked = access.ask(peer, fields, head, request.query, places, origin=head.get(ORIGIN))
         if isinstance(asked, ClientError):
             request.takes = None
             request.handler = asked
