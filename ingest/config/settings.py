@@ -68,6 +68,7 @@ class Settings:
     max_connections: int
     max_header_bytes: int
     max_body_size: int
+    max_batch_body_size: int
     body_format: Literal["text", "json"]
     cors_origins: tuple[str, ...]
     """`("*",)`, or the origins that are answered."""

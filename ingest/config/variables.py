@@ -88,6 +88,12 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "The body, or the query string of a GET; above it 413. `sendBeacon` goes to 64 KiB",
         ),
         Variable(
+            "MAX_BATCH_BODY_SIZE",
+            "1MiB",
+            forms.size(1, 16 << 20),
+            "The body of a `POST /collect/batch`, as it came and decoded; above it 413. Each event has `MAX_BODY_SIZE`",
+        ),
+        Variable(
             "BODY_FORMAT",
             "text",
             forms.choice("text", "json"),

@@ -1,6 +1,7 @@
 """From a request to a line, or to a refusal. Pure: nothing here does I/O."""
 
 from ingest.event.access import Access, Admitted, Origins, key_headers
+from ingest.event.batches import Items
 from ingest.event.client import Peer
 from ingest.event.codings import Coding, coding_of, inflate, is_plain
 from ingest.event.line import COOKIE, EventEncoder, Line
@@ -11,7 +12,10 @@ from ingest.event.refusals import (
     BAD_HOST,
     BAD_PROXY_HEADER,
     BAD_VERSION,
+    BATCH_TOO_LARGE,
+    BATCH_TOO_LARGE_DECODED,
     BODY_TOO_LARGE,
+    BODY_TOO_LARGE_DECODED,
     HEAD_TOO_LARGE,
     MALFORMED,
     NOT_FOUND,
@@ -41,7 +45,10 @@ __all__ = [
     "BAD_HOST",
     "BAD_PROXY_HEADER",
     "BAD_VERSION",
+    "BATCH_TOO_LARGE",
+    "BATCH_TOO_LARGE_DECODED",
     "BODY_TOO_LARGE",
+    "BODY_TOO_LARGE_DECODED",
     "COLLECT",
     "COOKIE",
     "EMPTY",
@@ -65,6 +72,7 @@ __all__ = [
     "Event",
     "EventEncoder",
     "Handler",
+    "Items",
     "Line",
     "Origins",
     "Page",

@@ -52,6 +52,14 @@ def text_body(body: Raw) -> Members:
         return {"body_b64": b2a_base64(body, newline=False).decode(), "body": ""}
 
 
+def text_item(item: Raw) -> bytes:
+    """Return the value of an item in a line, as text; of one that is not UTF-8 a NUL, and then its base64."""
+    try:
+        return orjson.dumps(item.decode())
+    except UnicodeDecodeError:
+        return b"\0" + b2a_base64(item, newline=False)
+
+
 def text_query(query: Raw) -> Members:
     """Return what is said of a query that is the event, as text."""
     return {"body": query_text(query)}
@@ -84,15 +92,36 @@ def json_body(body: Raw) -> Members | ClientError:
     """
     if not body:
         return {"body": None}
-    if not _is_json(body):
-        body = _mend_surrogates(body)
-        if not _is_json(body):
-            return BAD_JSON
-    if len(body) > NUMBER_DIGITS:
-        refusal = _unreadable(body)
+    value = json_item(body)
+    return value if isinstance(value, ClientError) else {"body": orjson.Fragment(value)}
+
+
+def json_item(item: Raw) -> bytes | ClientError:
+    """Return the value of an item in a line, which has to be JSON."""
+    sound = sound_json(item)
+    return BAD_JSON if sound is None else _one_line(sound)
+
+
+def json_element(element: Raw) -> bytes | ClientError:
+    """Return the value of an element of an array in a line: JSON, but that its surrogates may have to be mended."""
+    return json_item(element) if rb"\u" in element else _one_line(element)
+
+
+def sound_json(body: Raw) -> Raw | None:
+    """Return a JSON value with its surrogates mended; None if it is no JSON value."""
+    if _is_json(body):
+        return body
+    mended = _mend_surrogates(body)
+    return mended if _is_json(mended) else None
+
+
+def _one_line(value: Raw) -> bytes | ClientError:
+    """Return a JSON value without line breaks, or why readers would fail at it."""
+    if len(value) > NUMBER_DIGITS:
+        refusal = _unreadable(value)
         if refusal is not None:
             return refusal
-    return {"body": orjson.Fragment(bytes(body.translate(None, _LINE_BREAKS)))}
+    return bytes(value.translate(None, _LINE_BREAKS))
 
 
 def json_query(query: Raw) -> Members:
@@ -159,7 +188,14 @@ class Form(NamedTuple):
 
     body: Callable[[Raw], Members | ClientError]
     query: Callable[[Raw], Members]
+    item: Callable[[Raw], bytes | ClientError]
+    """The value of a line of a batch."""
+    element: Callable[[Raw], bytes | ClientError]
+    """The value of an element of a batch that is an array."""
 
 
-FORMS: Final[Mapping[str, Form]] = {"text": Form(text_body, text_query), "json": Form(json_body, json_query)}
+FORMS: Final[Mapping[str, Form]] = {
+    "text": Form(text_body, text_query, text_item, text_item),
+    "json": Form(json_body, json_query, json_item, json_element),
+}
 """By the values of BODY_FORMAT."""

@@ -9,21 +9,24 @@ U+2028 and U+2029 are escaped: JSON allows them as they are, but there are reade
 
 from __future__ import annotations
 
+import re
 from socket import AF_INET, inet_pton
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from orjson import OPT_APPEND_NEWLINE, Fragment, dumps
 
+from ingest.event.batches import Unpacker
 from ingest.event.bodies import FORMS, header_text, query_text, text_body, text_query
 from ingest.event.client import ClientAddress, headers_read
 from ingest.event.privacy import Privacy, headers_heeded
-from ingest.event.refusals import ClientError
+from ingest.event.refusals import LINES_TOO_LARGE, ClientError
 from ingest.format import OPTIONAL_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ingest.config import Settings
+    from ingest.event.batches import Items, Unpacking
     from ingest.event.bodies import Members
     from ingest.event.client import Fields, Peer, Raw
 
@@ -35,6 +38,9 @@ Line: TypeAlias = "bytes | ClientError"
 _SEPARATOR: Final = 0xE2
 """The byte that U+2028 and U+2029 begin with in UTF-8; most lines have none."""
 _ENDS: Final = (*OPTIONAL_KEYS, "body")
+_NULL: Final = b"null}\n"
+_NO_UTF8: Final = re.compile(rb'"body":\0([^}]*)')
+_KEPT_WHOLE: Final = rb'"body_b64":"\1","body":""'
 _NO_HEADERS: Final = b"{}"
 
 
@@ -45,6 +51,7 @@ class EventEncoder:
         "_absent",
         "_bare_at",
         "_bare_size",
+        "_batch_bytes",
         "_form",
         "_privacy",
         "_tells_less",
@@ -57,6 +64,7 @@ class EventEncoder:
         "fields",
         "headers",
         "peer",
+        "unpack",
         "wall",
     )
 
@@ -79,6 +87,9 @@ class EventEncoder:
         self.address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]
+        self._batch_bytes = settings.batch_bytes
+        self.unpack: Callable[[Raw, Raw], Unpacking] = Unpacker(settings.body_format, settings.max_body_size).unpack
+        """Find the items of a body of many events, by its media type."""
         self._tells_less = privacy.hides
         """Whether a line may have less of its sender than came."""
         self._tells_more = bool(settings.ts_ms or settings.extra_headers or settings.write_keys)
@@ -88,6 +99,26 @@ class EventEncoder:
         """Return the line of an event accepted at `seconds` (UTC epoch), or why its body is refused."""
         self.encode_query: Callable[[int, Peer, Fields], bytes] = self._encode_text_query if text else self._of_query
         """Return the line of an event that is its query, which stands first in its fields."""
+
+    def encode_items(
+        self, seconds: int, peer: Peer, fields: Fields, query: Raw, items: Items, key: str | None = ""
+    ) -> Line:
+        """Return the lines of all good items of one request, in one piece; they differ in their bodies alone.
+
+        Their size is known before they are made, but for what JSON escapes in them.
+        """
+        members: Members = {"query": query_text(query)} if query else {}
+        if key:
+            members["key"] = key
+        members["body"] = None
+        start = self._line(seconds, peer, fields, members).removesuffix(_NULL)
+        if items.size + items.count * len(start) > self._batch_bytes:
+            return LINES_TOO_LARGE
+        values = items.values
+        if _SEPARATOR in values:
+            values = _escape_separators(values)
+        lines = b"".join((start, values.replace(b"\n", b"}\n" + start), b"}\n"))
+        return _NO_UTF8.sub(_KEPT_WHOLE, lines) if b"\0" in values else lines
 
     def encode_both(self, seconds: int, peer: Peer, fields: Fields, query: Raw, key: str = "") -> Line:
         """Return the line of an event that came with a body, a query, a key; one without a body is its query."""

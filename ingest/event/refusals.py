@@ -30,6 +30,9 @@ BAD_PROXY_HEADER: Final = ClientError(400, "no sound PROXY protocol header", Rea
 BAD_JSON: Final = ClientError(400, "the body is not JSON", Reason.NOT_JSON, close=False)
 JSON_TOO_DEEP: Final = ClientError(400, "the JSON is nested deeper than 64 levels", Reason.NOT_JSON, close=False)
 NUMBER_TOO_LONG: Final = ClientError(400, "the JSON has a number of more than 100 digits", Reason.NOT_JSON, close=False)
+NOT_A_BATCH: Final = ClientError(
+    400, "many events are lines, of type application/x-ndjson, or a JSON array", Reason.NOT_JSON, close=False
+)
 BAD_KEY: Final = ClientError(
     401,
     "a known write key is needed",
@@ -45,6 +48,12 @@ BODY_TOO_LARGE: Final = ClientError(413, "body larger than MAX_BODY_SIZE", Reaso
 BODY_TOO_LARGE_DECODED: Final = BODY_TOO_LARGE._replace(
     reason="body larger than MAX_BODY_SIZE when decoded", close=False
 )
+BATCH_TOO_LARGE: Final = BODY_TOO_LARGE._replace(reason="body larger than MAX_BATCH_BODY_SIZE")
+BATCH_TOO_LARGE_DECODED: Final = BATCH_TOO_LARGE._replace(
+    reason="body larger than MAX_BATCH_BODY_SIZE when decoded", close=False
+)
+TOO_MANY_ITEMS: Final = BODY_TOO_LARGE._replace(reason="more than 10,000 events in one request", close=False)
+LINES_TOO_LARGE: Final = BODY_TOO_LARGE._replace(reason="the lines of these events exceed BATCH_BYTES", close=False)
 HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
 UNKNOWN_CODING: Final = ClientError(
     415,

@@ -35,10 +35,15 @@ class Takes(Enum):
 
     BODY = "body"
     QUERY = "query"
+    ITEMS = "items"
+    """In the body, with others."""
 
 
 class Event(NamedTuple):
-    """The request is an event; `answer` is what its client reads once the event is durable."""
+    """The request is an event; `answer` is what its client reads once the event is durable.
+
+    With `Takes.ITEMS` it is many, and the answer says what became of each.
+    """
 
     takes: Takes
     answer: Page
@@ -100,8 +105,10 @@ class Route:
 COLLECT: Final = Route(
     b"/collect", get=Event(Takes.QUERY, pages.PIXEL, IN_HEAD), post=Event(Takes.BODY, pages.EMPTY), preflight=True
 )
+BATCH: Final = Route(b"/collect/batch", post=Event(Takes.ITEMS, pages.EMPTY, IN_HEAD), preflight=True)
 ROUTES: Final = (
     COLLECT,
+    BATCH,
     Route(b"/health", get=Show(pages.health)),
     Route(b"/ready", get=Show(pages.ready)),
     Route(b"/metrics", get=Show(pages.metrics, for_scripts=False), operators=True),

@@ -75,6 +75,10 @@ class OpenBatch:
         """How many events it takes yet."""
         return self.limit - self.batch.events - self.batch.tail_events
 
+    def takes(self, events: int) -> bool:
+        """Tell whether it takes those of one request. One may fill an empty batch beyond its limit."""
+        return events <= self.room or (self.due is None and not self.batch.events + self.batch.tail_events)
+
 
 class Intake:
     """Admits events to the open batch.
@@ -145,12 +149,20 @@ class Intake:
             if into is None:
                 self._refuse(turn)
                 return
-            room = into.room
-            if turn.events <= room:
+            if turn.events <= into.room:
                 self._take(into.batch, turn)
                 return
             # The group crosses the end of the batch: its first events belong to this one.
-            part, turn = turn.split(room)
+            first = turn.first
+            if not into.takes(first):
+                # The events of one request are never divided. A batch with less room seals first, or may grow.
+                self._seal_if_room(SealReason.SIZE)
+                if self._open is None:
+                    continue
+                if first > into.room:
+                    self._refuse(turn)
+                    return
+            part, turn = turn.split(max(into.room, first))
             self._take(into.batch, part)
 
     def refusing(self, unfinished: int) -> bool:

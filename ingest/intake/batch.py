@@ -34,12 +34,16 @@ class Turn(Protocol):
     events: int
     """0 if it only answers what must wait its turn."""
     lines: list[bytes]
-    """One line an event, until whoever commits them has them elsewhere."""
+    """One line an event, or all of a request in one piece, until whoever commits them has them elsewhere."""
     size: int
     """Bytes of the lines."""
 
+    @property
+    def first(self) -> int:
+        """How many events its first request has that has any."""
+
     def split(self, events: int) -> tuple[Turn, Turn]:
-        """Return what belongs to the first so many events, and the rest."""
+        """Return what belongs to the first requests with at most so many events, and the rest; no request is cut."""
 
     def defer(self) -> None:
         """Have its answers come later, behind those of earlier turns. It may be late already."""

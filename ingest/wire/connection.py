@@ -18,8 +18,9 @@ The place in the byte stream decides the deadline (`entered`; see `states`). `en
 | lingering   | `finish`               | our half is closed; what comes is left, for 2 s and 64 KiB at most  |
 | gone        | `connection_lost`      | there is no transport; answers that are still owed are written into nothing |
 
-Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, which
-count into MAX_BUFFER_BYTES, and beside that 64 KiB of unsent answers plus those of one slice.
+Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, or
+MAX_BATCH_BODY_SIZE as it came and what it unpacks to. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB of
+unsent answers plus those of one slice.
 """
 
 from __future__ import annotations
@@ -205,6 +206,7 @@ class Connection(asyncio.Protocol):
             self._feed_carefully(data)
             return
         reader = self._reads()
+        reader.said = 0
         was_idle = reader.state is _IDLE
         turn = tick.turn
         answers, events = len(turn.entries), len(turn.lines)
@@ -213,7 +215,7 @@ class Connection(asyncio.Protocol):
             self._go_on(last=False)
         elif was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1:
             self.whole = self._is_clear()
-            if self.whole or self.ending is Ending.LAST_ANSWER:
+            if turn.entries[answers][3] == 1 and (self.whole or self.ending is Ending.LAST_ANSWER):
                 tick.short_way.learn(data, tick.now)
 
     def answered(self, size: int) -> None:
@@ -396,6 +398,7 @@ class Connection(asyncio.Protocol):
             self._fed_to = 0
         if self._flow.stalled_until is None:
             reader = self._reads()
+            reader.said = 0
             if reader.unpacking is not None:
                 self._fed(self._framing.unpack())
             if self._input and reader.unpacking is None and self.ending is _OPEN:

@@ -74,7 +74,6 @@ class Framing:
     def feed(self, data: bytes) -> Fed:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader
-        reader.said = 0
         if reader.state is not _IDLE or data.find(_RTSP) >= 0 or data.find(_ICE) >= 0:
             return self._feed_by_lines(data)
         turn = self._tick.turn

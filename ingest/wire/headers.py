@@ -18,6 +18,7 @@ EXPECT: Final = b"expect"
 UPGRADE: Final = b"upgrade"
 CONNECTION: Final = b"connection"
 CONTENT_ENCODING: Final = b"content-encoding"
+CONTENT_TYPE: Final = b"content-type"
 CONTENT_LENGTH: Final = b"content-length"
 TRANSFER_ENCODING: Final = b"transfer-encoding"
 REQUESTED_HEADERS: Final = b"access-control-request-headers"
@@ -31,6 +32,7 @@ _READ_BY_THE_WIRE: Final = frozenset(
         CONNECTION,
         CONTENT_ENCODING,
         CONTENT_LENGTH,
+        CONTENT_TYPE,
         TRANSFER_ENCODING,
         REQUESTED_HEADERS,
     }

@@ -30,6 +30,8 @@ class ConnectionLimits(NamedTuple):
 
     head: int
     body: int
+    batch: int
+    """The body of a request with many events."""
     slice: int
     buffered: int
     unfinished: int
@@ -45,6 +47,7 @@ class ConnectionLimits(NamedTuple):
         return cls(
             settings.max_header_bytes,
             settings.max_body_size,
+            settings.max_batch_body_size,
             min(SLICE, settings.max_header_bytes),
             settings.max_buffer_bytes,
             settings.max_buffer_bytes // 4,

@@ -7,9 +7,9 @@ The callbacks fire in this order: `on_message_begin`, `on_url`, `on_header` …,
 `on_message_complete`. The last adds an event's line and its answer to the turn. A refusal is the last thing a reader
 hears (`over`): what was complete before it is answered first, what follows it is read by nobody.
 
-A body that came in a coding is unpacked at its end, in steps. When the turn has no time left for them, the request is
-held (`unpacking`): the parser may go on to the end of its slice, but is not heard, and `framing` gives back what stands
-behind the request. The next turn goes on with it.
+A body that came in a coding, or holds many events, is unpacked at its end, in steps. When the turn has no time left for
+them, the request is held (`unpacking`): the parser may go on to the end of its slice, but is not heard, and `framing`
+gives back what stands behind the request. The next turn goes on with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from ingest.event import (
     BAD_FRAMING,
     BAD_HOST,
     BAD_VERSION,
+    BATCH_TOO_LARGE,
+    BATCH_TOO_LARGE_DECODED,
     BODY_TOO_LARGE,
+    BODY_TOO_LARGE_DECODED,
     COLLECT,
     COOKIE,
     MALFORMED,
@@ -31,6 +34,7 @@ from ingest.event import (
     ClientError,
     Coding,
     Event,
+    Items,
     Preflight,
     Show,
     Takes,
@@ -44,6 +48,7 @@ from ingest.wire.headers import (
     CONNECTION,
     CONTENT_ENCODING,
     CONTENT_LENGTH,
+    CONTENT_TYPE,
     DIGITS,
     EXPECT,
     HOST,
@@ -80,6 +85,7 @@ _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 _PLAIN_KEYS: Final = () if COLLECT.post is None else COLLECT.post.keys
 """Where a POST to `/collect` may have its key: its row is not looked up."""
 _IN_BODY: Final = Takes.BODY
+_ITEMS: Final = Takes.ITEMS
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
 
@@ -120,8 +126,13 @@ class Request:
     body: bytes | bytearray = b""
     size = 0
     """Bytes of the body so far."""
+    many = False
+    """It is sent to where many events go, also when it is refused."""
     coding: Coding | None = None
-    """From the end of its head until its body is decoded."""
+    packed = False
+    """From the end of its head until its body is unpacked; of most requests never."""
+    items: Items | None = None
+    """From then on, of a request with many events."""
     unpacked = 0
     """Bytes that unpacking has made of the body so far."""
 
@@ -144,12 +155,14 @@ class RequestReader:
     """Reads the requests of one connection out of its parser's callbacks."""
 
     __slots__ = (
+        "_batch_limit",
         "_body_limit",
-        "_body_limit_digits",
         "_door",
         "_events",
         "_fields",
         "_learned",
+        "_least_limit",
+        "_least_limit_digits",
         "_names",
         "_owner",
         "_steps",
@@ -172,7 +185,10 @@ class RequestReader:
         self._door = door
         self._events = door.events
         self._body_limit = tick.limits.body
-        self._body_limit_digits = len(str(tick.limits.body))
+        self._batch_limit = tick.limits.batch
+        self._least_limit = min(tick.limits.body, tick.limits.batch)
+        self._least_limit_digits = len(str(self._least_limit))
+        """Bodies that are smaller are within the limit of any request."""
         self.parser: HttpRequestParser
         """The one whose callbacks these are."""
 
@@ -189,7 +205,7 @@ class RequestReader:
         self._steps: Iterator[int] | None = None
         """From the first step of its unpacking to the last."""
         self.said = 0
-        """Bytes of answers to no event that the slice under way has caused."""
+        """Bytes of pages, and of answers to requests with many events, that the slice under way has caused."""
         self.request = NO_REQUEST
         self._fields: dict[bytes, bytes] = {}
         """The head's until its end; then the trailers', which nobody reads."""
@@ -249,17 +265,16 @@ class RequestReader:
             self.refuse(BAD_HOST)
             return
         request.keep_alive = keep_alive and not self._tick.draining
-        if CONTENT_LENGTH in head and len(head[CONTENT_LENGTH]) >= self._body_limit_digits:
-            if len(head[CONTENT_LENGTH]) > DIGITS:
-                self.refuse(MALFORMED)
-                return
-            if int(head[CONTENT_LENGTH]) > self._body_limit:
-                self.refuse(BODY_TOO_LARGE)
-                return
         if request.url == self._events and method == b"POST":
             request.takes = _IN_BODY
         else:
             self._route(method)
+        if CONTENT_LENGTH in head and len(head[CONTENT_LENGTH]) >= self._least_limit_digits:
+            if len(head[CONTENT_LENGTH]) > DIGITS:
+                self.refuse(MALFORMED)
+                return
+            if int(head[CONTENT_LENGTH]) > self._least_limit and self._is_too_large(int(head[CONTENT_LENGTH])):
+                return
         asks = self._tick.access is not None
         if asks or TRANSFER_ENCODING in head or EXPECT in head or UPGRADE in head or CONTENT_ENCODING in head:
             self._heed_rare_headers(head)
@@ -269,12 +284,11 @@ class RequestReader:
         request = self.request
         before = request.size
         size = request.size = before + len(body)
-        if size > self._body_limit:
-            if not self.held_up:
-                self.refuse(BODY_TOO_LARGE)
-        elif not before:
+        if size > self._least_limit and self._is_too_large(size):
+            return
+        if not before:
             request.body = body
-        elif request.takes is _IN_BODY:
+        elif request.takes is _IN_BODY or request.takes is _ITEMS:
             if isinstance(request.body, bytes):
                 request.body = bytearray(request.body)
             request.body += body
@@ -284,7 +298,7 @@ class RequestReader:
         if self.over or self.held_up:
             return
         request = self.request
-        if request.coding is not None and not self._unpack(request):
+        if request.packed and not self._unpack(request):
             return
         self.request = NO_REQUEST
         self.state = _IDLE
@@ -295,6 +309,9 @@ class RequestReader:
         takes = request.takes
         if takes is None:
             self._answer_no_event(request)
+            return
+        if takes is _ITEMS:
+            self._add_items(request)
             return
         tick = self._tick
         encoder = tick.encoder
@@ -315,8 +332,7 @@ class RequestReader:
                 line = encoder.encode_query(tick.seconds, owner.peer, encoder.fields(request.query, request.head))
             answer = answers.pixel if keep_alive else answers.pixel_close
         if isinstance(line, ClientError):
-            tick.count_rejected(line)
-            self._reply(request, answers.refuse(line, close=not keep_alive))
+            self._refuse_event(request, line)
             return
         refusal = answers.refused if keep_alive else answers.refused_close
         if request.is_old and keep_alive:
@@ -392,15 +408,79 @@ class RequestReader:
 
     # Requests other than a plain POST of an event.
 
+    def _is_too_large(self, size: int) -> bool:
+        """Tell whether a body exceeds the limit of its request, which is refused then."""
+        many = self.request.many
+        if size <= (self._batch_limit if many else self._body_limit):
+            return False
+        if not self.held_up:
+            self.refuse(BATCH_TOO_LARGE if many else BODY_TOO_LARGE)
+        return True
+
+    def _unpacking(self, request: Request) -> Iterator[int]:
+        """Make of a request's body what was meant, or of the request a refusal; yield how many bytes there are."""
+        many = request.many
+        refusal = None
+        if request.coding is not None:
+            limit = self._batch_limit if many else self._body_limit
+            decoded = yield from inflate(request.body, request.coding, limit)
+            if isinstance(decoded, ClientError):
+                too_large = decoded is BODY_TOO_LARGE_DECODED and many
+                refusal = BATCH_TOO_LARGE_DECODED if too_large else decoded
+            else:
+                request.body = decoded
+        if many and refusal is None:
+            items = yield from self._tick.encoder.unpack(request.body, request.head.get(CONTENT_TYPE, b""))
+            if isinstance(items, ClientError):
+                refusal = items
+            else:
+                request.items = items
+        request.packed = False
+        if refusal is not None:
+            request.takes = None
+            request.handler = refusal
+
+    def _add_items(self, request: Request) -> None:
+        """Add the events of one request to the turn, with one answer; or answer that there are none."""
+        items = request.items
+        assert items is not None  # noqa: S101 - it is unpacked
+        tick, owner = self._tick, self._owner
+        for _, error in items.rejected:
+            tick.count_rejected(error)
+        answers = request.answers
+        close = not request.keep_alive
+        answer = answers.show(items.told(), close=close)
+        if not items.count:
+            self._reply(request, answer)
+            return
+        fields = tick.encoder.fields(b"", request.head)
+        if tick.access is not None and items.count > 1:
+            tick.access.count(owner.peer, fields, items.count - 1)
+        lines = tick.encoder.encode_items(tick.seconds, owner.peer, fields, request.query, items, request.key)
+        if isinstance(lines, ClientError):
+            self._refuse_event(request, lines)
+            return
+        refusal = answers.refused_close if close else answers.refused
+        if request.is_old and not close:
+            answer, refusal = said_kept(answer), said_kept(refusal)
+        self.said += len(answer)
+        tick.turn.event(owner, lines, answer, refusal, items.count)
+        if close:
+            owner.end(linger=False)
+
+    def _refuse_event(self, request: Request, refusal: ClientError) -> None:
+        self._tick.count_rejected(refusal)
+        self._reply(request, request.answers.refuse(refusal, close=not request.keep_alive))
+
     def _unpack(self, request: Request) -> bool:
         """Unpack a body while the turn has time for it; False when the request is held, or refused.
 
         Bytes that are unpacked count beside all that is held, as they come.
         """
         tick = self._tick
-        steps = self._steps = self._steps or _unpacking(request, self._body_limit)
+        steps = self._steps = self._steps or self._unpacking(request)
         counted = request.unpacked
-        while not tick.is_spent():
+        while self.said < ANSWERS_OF_A_SLICE and not tick.is_spent():
             size = next(steps, None)
             if size is None:
                 self._steps = None
@@ -428,6 +508,7 @@ class RequestReader:
             handler, query = door.direct.find(method, request.url)
         request.handler = handler
         request.takes = handler.takes if isinstance(handler, Event) else None
+        request.packed = request.many = request.takes is _ITEMS
         request.query = query
         if request.takes is not None and len(query) > self._body_limit:
             self.refuse(BODY_TOO_LARGE)
@@ -443,6 +524,7 @@ class RequestReader:
         asked = access.ask(peer, fields, head, request.query, places, origin=head.get(ORIGIN))
         if isinstance(asked, ClientError):
             request.takes = None
+            request.packed = False
             request.handler = asked
         else:
             request.key, request.query = asked
@@ -510,9 +592,11 @@ class RequestReader:
                 return
         if self._tick.access is not None and request.takes is not None and not self.over:
             self._ask(self._tick.access, request)
-        if CONTENT_ENCODING in head and request.takes is _IN_BODY and not is_plain(head[CONTENT_ENCODING]):
+        in_body = request.takes is _IN_BODY or request.takes is _ITEMS
+        if CONTENT_ENCODING in head and in_body and not is_plain(head[CONTENT_ENCODING]):
             request.coding = coding_of(head[CONTENT_ENCODING])
-            if request.coding is None:
+            request.packed = request.coding is not None
+            if not request.packed:
                 request.takes = None
                 request.handler = UNKNOWN_CODING
         if head.get(EXPECT, b"").lower() == b"100-continue" and not request.is_old:
@@ -520,22 +604,10 @@ class RequestReader:
             if request.takes is None and isinstance(request.handler, ClientError):
                 self.refuse(request.handler)
                 return
-            if request.takes is _IN_BODY and self._tick.refuses_events():
+            if in_body and self._tick.refuses_events():
                 self.refuse(UNAVAILABLE_CLOSE)
                 return
         if UPGRADE in head and self.parser.should_upgrade():
             # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
             # then stops. The request goes on in `framing`.
             self.held_up = True
-
-
-def _unpacking(request: Request, limit: int) -> Iterator[int]:
-    """Make of a request's body what was meant, or of the request a refusal; yield how many bytes there are so far."""
-    assert request.coding is not None  # noqa: S101 - asked for by who has seen it
-    body = yield from inflate(request.body, request.coding, limit)
-    request.coding = None
-    if isinstance(body, ClientError):
-        request.takes = None
-        request.handler = body
-    else:
-        request.body = body

@@ -47,7 +47,7 @@ events it is for. A plain tuple, because one is made for every event."""
 class Turn:
     """Events of one second, and the answers of one turn in the order of their requests."""
 
-    __slots__ = ("_late", "_replies", "_settled", "arrived", "entries", "events", "lines", "seconds", "size")
+    __slots__ = ("_late", "_more", "_replies", "_settled", "arrived", "entries", "events", "lines", "seconds", "size")
 
     def __init__(self, seconds: int, arrived: float = 0.0, settled: Settled | None = None) -> None:
         self.seconds = seconds
@@ -55,13 +55,15 @@ class Turn:
         """When the turn's first bytes came, on a stopwatch."""
         self._settled = settled
         self.lines: list[bytes] = []
-        """One for each event, until whoever commits them has taken them."""
+        """One for each event, or one piece for all of a request, until whoever commits them has taken them."""
         self.entries: list[Entry] = []
         """The answers that are due."""
         self.events = 0
         """How many events it has, from `close` on."""
         self.size = 0
         """Bytes of the lines."""
+        self._more = 0
+        """Events beyond one a request."""
         self._replies = 0
         """How many of them are for no event."""
         self._late = False
@@ -71,11 +73,15 @@ class Turn:
         late = ", late" if self._late else ""
         return f"<Turn {self.seconds}: {self.events} events, {self.size} bytes, {len(self.entries)} answers{late}>"
 
-    def event(self, to: Answerer, line: bytes, answer: bytes, refusal: bytes) -> None:
-        """Add an event's line and its answer. The short way does the same by itself, for a call costs every event."""
+    def event(self, to: Answerer, line: bytes, answer: bytes, refusal: bytes, events: int = 1) -> None:
+        """Add an event's line, or those of all events of a request, and the answer.
+
+        The short way does the same by itself, for a call costs every event.
+        """
         self.lines.append(line)
         self.size += len(line)
-        self.entries.append((to, answer, refusal, 1))
+        self.entries.append((to, answer, refusal, events))
+        self._more += events - 1
 
     def reply(self, to: Answerer, answer: bytes) -> None:
         """Add an answer that no commit decides, behind those its connection is owed."""
@@ -84,23 +90,32 @@ class Turn:
 
     def close(self) -> None:
         """Count what is in it: nothing is added any more."""
-        self.events = len(self.lines)
+        self.events = len(self.lines) + self._more
+
+    @property
+    def first(self) -> int:
+        """How many events its first request has that has any."""
+        return next(entry[3] for entry in self.entries if entry[3])
 
     def split(self, events: int) -> tuple[Turn, Turn]:
-        """Return what belongs to the first so many events, and the rest."""
+        """Return what belongs to the first requests with at most so many events, and the rest; no request is cut.
+
+        Answers to no event go with the events before them.
+        """
         entries = self.entries
-        cut, left = 0, events
-        while left and cut < len(entries):
-            left -= entries[cut][3]
+        cut = lines = 0
+        while cut < len(entries) and entries[cut][3] <= events:
+            events -= entries[cut][3]
+            lines += bool(entries[cut][3])
             cut += 1
-        taken = events - left
-        return self._part(self.lines[:taken], entries[:cut]), self._part(self.lines[taken:], entries[cut:])
+        return self._part(self.lines[:lines], entries[:cut]), self._part(self.lines[lines:], entries[cut:])
 
     def _part(self, lines: list[bytes], entries: list[Entry]) -> Turn:
         part = Turn(self.seconds, self.arrived, self._settled)
         part.lines = lines
         part.size = sum(map(len, lines))
         part.entries = entries
+        part._more = sum(entry[3] for entry in entries) - len(lines)
         part.close()
         part._replies = len(entries) - len(lines)
         part._late = self._late
@@ -144,4 +159,4 @@ class Turn:
 
 def _memory_of(entry: Entry) -> int:
     _, answer, _, events = entry
-    return ENTRY_BYTES if events else ENTRY_BYTES + len(answer)
+    return ENTRY_BYTES if events == 1 else ENTRY_BYTES + len(answer)

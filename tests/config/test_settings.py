@@ -24,6 +24,7 @@ DEFAULTS = {
     "DLQ_PREFIX": "raw_dlq",
     "AWS_REGION": "required with a bucket",
     "MAX_BODY_SIZE": "65536",
+    "MAX_BATCH_BODY_SIZE": "1MiB",
     "MAX_HEADER_BYTES": "16384",
     "CHANNEL_SIZE": "4000",
     "UPLOAD_QUEUE": "4",

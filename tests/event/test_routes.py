@@ -32,7 +32,7 @@ def test_no_path_has_two_rows():
     assert len({route.path for route in ROUTES}) == len(ROUTES)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path.decode())
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.get], ids=lambda route: route.path.decode())
 def test_head_is_never_an_event_and_shows_what_get_shows(route):
     get, _ = ROUTER.find(b"GET", route.path)
     head, _ = ROUTER.find(b"HEAD", route.path)

@@ -720,3 +720,66 @@ class EveryEvent(RuleBasedStateMachine):
 
 EveryEvent.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
 TestEveryEvent = EveryEvent.TestCase
+
+
+# Requests of many events.
+
+
+def together(rig: Rig, *requests: int, seconds: int = HOUR) -> None:
+    """Commit a turn of requests with so many events each; none: an answer to no event."""
+    turn = Turn(seconds)
+    for events in requests:
+        if events:
+            lines = b"".join(b"%d\n" % (rig.count + number) for number in range(events))
+            turn.event(Client(rig, rig.count), lines, b"yes", b"no", events)
+            rig.count += events
+        else:
+            turn.reply(Client(rig, "page"), b"shown")
+    turn.close()
+    rig.intake.commit(turn)
+
+
+@pytest.mark.parametrize(
+    ("requests", "batches"),
+    [
+        ((4, 4, 4), [8, 4]),
+        ((10, 1), [10]),
+        ((25, 1), [25]),
+        ((1, 25, 1), [1, 25]),
+        ((9, 0, 2, 0, 8), [9, 10]),
+        ((0, 11, 0), [11]),
+        ((5, 5, 0, 5, 5, 1), [10, 10]),
+        ((1,) * 12, [10]),
+    ],
+)
+def test_the_events_of_one_request_go_into_one_batch(requests, batches):
+    rig = Rig(BATCH_SIZE="10", journal="journal")
+    together(rig, *requests)
+    rig.intake.seal(SealReason.DRAIN)
+    stored = [numbers(batch) for batch in rig.sealed]
+    assert [len(batch) for batch in stored][: len(batches)] == batches
+    assert [number for batch in stored for number in batch] == list(range(rig.count))
+    assert sum(batch.events for batch in rig.sealed) == rig.count
+    assert rig.refused == []
+    assert len(rig.answers) == len(requests)
+
+
+def test_a_request_that_finds_no_room_is_refused_whole_and_one_that_may_grow_into_the_channel_is_not():
+    rig = Rig(BATCH_SIZE="10", CHANNEL_SIZE="5", journal="journal")
+    rig.room = False
+    together(rig, 8)
+    together(rig, 5)
+    assert rig.refused == []
+    together(rig, 1)
+    assert rig.refused == [13]
+    rig.room = True
+    together(rig, 30)
+    assert rig.refused == [13]
+    assert [batch.events for batch in rig.sealed] == [13, 30]
+
+    rig = Rig(BATCH_SIZE="10", CHANNEL_SIZE="5", journal="journal")
+    rig.room = False
+    together(rig, 8, 6, 1)
+    assert rig.refused == [8, 14]
+    assert rig.intake.events == 8
+    assert rig.metrics.rejected[Reason.QUEUE_FULL] == 7

@@ -405,7 +405,7 @@ class Wire:
         """Settle the oldest commit that waits."""
         turn = self.commits.popleft()
         if succeeds:
-            self.lines += turn.lines
+            self.lines += b"".join(turn.lines).splitlines(keepends=True)
         turn.settle(committed=succeeds)
         self.loop.settle()
 
@@ -426,14 +426,15 @@ class Wire:
         self.loop.now = until
 
     def _commit(self, turn: Turn) -> None:
-        assert len(turn.lines) == turn.events <= len(turn.entries)
+        assert sum(line.count(b"\n") for line in turn.lines) == turn.events
+        assert len(turn.lines) == sum(bool(events) for *_, events in turn.entries)
         assert turn.size == sum(map(len, turn.lines))
         assert turn.seconds == int(self.clock)
         if self.deferred:
             self.commits.append(turn)
             return
         if not self.refuse:
-            self.lines += turn.lines
+            self.lines += b"".join(turn.lines).splitlines(keepends=True)
         turn.settle(committed=not self.refuse)
 
     def _refusing(self, unfinished: int) -> bool:
