@@ -55,6 +55,7 @@ _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
 
+_ONE_BYTE: Final = re.compile(rb" [^ \t\r\n]")
 _VALUE: Final = re.compile(rb" [^ \t\r\n].*[^ \t\r\n]")
 _QUERY: Final = b"?"
 _UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
@@ -184,6 +185,8 @@ class Layouts:
             )
         if name in self._heeded:
             # White space around a value is no part of it (RFC 9110 §5.5): one space before it, none behind it.
+            if _ONE_BYTE.fullmatch(value):
+                return start + rb" ([^ \t\r\n])\r\n", name, False
             return (start + rb" ([^ \t\r\n].*[^ \t\r\n])\r\n", name, False) if _VALUE.fullmatch(value) else None
         return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b"", False
 

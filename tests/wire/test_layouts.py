@@ -387,6 +387,17 @@ def test_a_header_that_means_something_else_may_name_the_client_too(name):
     assert wire.records[0] == wire.records[1]
 
 
+def test_a_value_of_one_byte_has_a_layout_of_its_own(fed):
+    wire = taught(post(b"1", "Sec-GPC: 1"), post(b"1", "Sec-GPC: 11"), RESPECT_GPC="true")
+    fed.clear()
+    wire.connect().send(post(b"2", "Sec-GPC: 1"), post(b"3", "Sec-GPC: 0"), post(b"4", "Sec-GPC: 10"))
+    assert fed == []
+    assert [record["ip"] for record in wire.records] == ["", "10.0.0.1", "10.0.0.1"]
+    wire.connect().send(post(b"5", "Sec-GPC:  "), post(b"6", "Sec-GPC: \t"))
+    assert len(fed) == 2
+    assert [record["ip"] for record in wire.records[3:]] == ["10.0.0.1", "10.0.0.1"]
+
+
 def test_where_a_name_only_begins_so_nothing_is_learned_and_all_is_told(fed):
     data = post(b"1", "Ce-Id: 1", "Ce-Type: a", "Accept: b")
     wire = taught(data, EXTRA_HEADERS="ce-*")
