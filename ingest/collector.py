@@ -306,7 +306,7 @@ class Collector:
         return self.uploader.queue.bytes
 
     def _backlog_bytes(self) -> int:
-        return self.backlog.bytes
+        return self.backlog.size
 
     # What it shows.
 
@@ -327,12 +327,12 @@ class Collector:
         gauges.unremoved_in_dlq = lambda: dlq.unremoved
         gauges.unremoved_in_journal = lambda: journal.unremoved + backlog.unremoved
         gauges.dlq_files = lambda: dlq.files
-        gauges.dlq_bytes = lambda: dlq.bytes
+        gauges.dlq_bytes = lambda: dlq.size
         gauges.spool_limit = lambda: self._settings.dlq_max_size_bytes
         gauges.disk_free = lambda: dlq.disk_free
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
-        gauges.backlog_bytes = lambda: backlog.bytes
+        gauges.backlog_bytes = lambda: backlog.size
 
 
 def _adopted_limit() -> int:

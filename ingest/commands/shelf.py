@@ -25,7 +25,7 @@ from ingest.delivery.choice import Copy
 from ingest.disk import StorageError, kept_free, slot_folders
 from ingest.format import dlq_key, parse_key, segment_key
 from ingest.spool import Letter, Segments, Walk, hour_folders, look
-from ingest.spool.reading import gzip_contents, lines_contents, original
+from ingest.spool.reading import Reading
 from ingest.telemetry import Place
 
 if TYPE_CHECKING:
@@ -212,24 +212,21 @@ class _Reading:
 
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
-        self._lane: Lane | None = None
-        self._executor: Executor | None = None
+        self._reading: Reading | None = None
 
     def use(self, lane: Lane, executor: Executor) -> None:
         """Take the threads in which files are read and judged."""
-        self._lane, self._executor = lane, executor
+        self._reading = Reading(self._fs, lane, executor, WAIT)
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a file once, and judge it."""
-        assert self._lane is not None  # noqa: S101 - `judge` sets both
-        assert self._executor is not None  # noqa: S101 - as above
-        read = lines_contents if letter.is_segment else gzip_contents
-        return await read(self._fs, self._lane, self._executor, letter, within=WAIT)
+        assert self._reading is not None  # noqa: S101 - `judge` sets it
+        return await (self._reading.segment if letter.is_segment else self._reading.dead_letter)(letter)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a file as it lies there."""
-        assert self._lane is not None  # noqa: S101 - as above
-        return await original(self._fs, self._lane, letter, within=WAIT)
+        assert self._reading is not None  # noqa: S101 - as above
+        return await self._reading.original(letter)
 
     def settle(self, letter: Letter) -> None:
         """Do nothing: there are no books here."""

@@ -50,8 +50,13 @@ class Drained:
 class OnDisk(Protocol):
     """A place on disk, as the drain sees it."""
 
-    events: int
-    files: int
+    @property
+    def events(self) -> int:
+        """Events that wait there."""
+
+    @property
+    def files(self) -> int:
+        """Files that wait there."""
 
 
 class Drain:

@@ -48,9 +48,6 @@ class Journal(Protocol):
 class DeadLetters(Waiting, Protocol):
     """The dead-letter queue, as upload sees it."""
 
-    events: int
-    files: int
-
     @property
     def full(self) -> bool:
         """No file would be taken now."""

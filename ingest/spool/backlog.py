@@ -35,7 +35,8 @@ import structlog
 from ingest.disk import Reader, Removals, StorageError, exists, files_below, prune, published_path
 from ingest.format import parse_key, segment_key
 from ingest.spool.places import Copy
-from ingest.spool.reading import lines_contents, original
+from ingest.spool.reading import Reading
+from ingest.spool.tally import Tally
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 from ingest.telemetry import DropReason, Place
 
@@ -116,8 +117,63 @@ class Segments:
         return exists(self._fs, path)
 
 
+class Unread:
+    """Segments, temporaries and folders that could not be read when they were listed. Until they are.
+
+    The trouble with a path is logged once, not every time it is met.
+    """
+
+    __slots__ = ("_slots", "_told")
+
+    def __init__(self) -> None:
+        self._slots: dict[Path, Slot] = {}
+        self._told: set[Path] = set()
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._slots)
+
+    @property
+    def paths(self) -> Iterable[Path]:
+        """All of them."""
+        return self._slots.keys()
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots in which they lie."""
+        return list({slot.path: slot for slot in self._slots.values()}.values())
+
+    def add(self, slot: Slot, path: Path, error: StorageError) -> None:
+        """Remember one."""
+        self._slots[path] = slot
+        self.complain(path, error)
+
+    def forget(self, slot: Slot) -> None:
+        """Forget those of a slot, which is listed again."""
+        for path in [path for path, of in self._slots.items() if of is slot]:
+            del self._slots[path]
+
+    def complain(self, path: Path, error: StorageError) -> None:
+        """Log that a path cannot be read now."""
+        if self.is_news(path):
+            log.error("segment_not_read", path=str(path), error=str(error), hint=error.hint)
+
+    def is_news(self, path: Path) -> bool:
+        """Tell whether nothing was said of a path yet, and take it as said."""
+        if path in self._told:
+            return False
+        self._told.add(path)
+        return True
+
+    def was_read(self, path: Path) -> None:
+        """Have the next trouble with this path be news."""
+        self._told.discard(path)
+
+
 class Backlog:
     """Segments in the order of their batches' first events; few, for a process has one per batch in memory."""
+
+    place = Place.BACKLOG
 
     def __init__(
         self,
@@ -132,31 +188,40 @@ class Backlog:
         wait: float = WAIT,
     ) -> None:
         """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk."""
-        self.place: Final = Place.BACKLOG
-        self.events = 0
-        self.files = 0
-        self.bytes = 0
-        self._fs = fs
+        self._waiting = Tally()
         self._own = own
         self._metrics = metrics
         self._lane = lane
-        self._executor = executor
         self._places = places
         self._wait = wait
         self._segments = Segments(fs, token)
+        self._reading = Reading(fs, lane, executor, wait)
         self._adopted: list[Slot] = []
         self._listing = 0
         self._known: dict[Path, KeyedFile] = {}
-        self._unread: dict[Path, Slot] = {}
-        """Segments, temporaries and folders that could not be read when they were listed. Until they are."""
-        self._told: set[Path] = set()
+        self._unread = Unread()
         self._pass: list[KeyedFile] | None = None
         self._lent: set[Path] = set()
         self._removals = Removals(fs, lane)
 
     def __repr__(self) -> str:
-        waiting = f"{self.files} files, {self.events} events, {self.bytes} bytes"
+        waiting = f"{self.files} files, {self.events} events, {self.size} bytes"
         return f"<Backlog {waiting}, {self.unknown} unknown, {len(self._adopted)} slots adopted>"
+
+    @property
+    def events(self) -> int:
+        """Events in the books here."""
+        return self._waiting.events
+
+    @property
+    def files(self) -> int:
+        """Files in the books here."""
+        return self._waiting.files
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files in the books here."""
+        return self._waiting.size
 
     @property
     def scanning(self) -> bool:
@@ -195,8 +260,7 @@ class Backlog:
         """
         slots = list(slots)
         self._adopted += slots
-        again = {slot.path: slot for slot in self._unread.values()}
-        for slot in [*again.values(), *slots]:
+        for slot in [*self._unread.slots, *slots]:
             await self._list(slot)
         self._release_emptied()
 
@@ -220,12 +284,12 @@ class Backlog:
                 there = await self._lane.run(self._segments.is_there, file.path, within=self._wait)
             except StorageError as error:
                 self._lent.discard(file.path)
-                self._complain("segment_not_read", file.path, error)
+                self._unread.complain(file.path, error)
                 continue
             except BaseException:
                 self._lent.discard(file.path)
                 raise
-            self._told.discard(file.path)
+            self._unread.was_read(file.path)
             if there:
                 return letter
             self._miss(letter)
@@ -242,11 +306,11 @@ class Backlog:
 
     async def contents(self, letter: Letter) -> Contents:
         """Read a lent segment once, and judge it."""
-        return await lines_contents(self._fs, self._lane, self._executor, letter, within=self._wait)
+        return await self._reading.segment(letter)
 
     async def original(self, letter: Letter) -> bytes:
         """Read a lent segment as it lies there."""
-        return await original(self._fs, self._lane, letter, within=self._wait)
+        return await self._reading.original(letter)
 
     def settle(self, letter: Letter) -> None:
         """Take a lent segment, whose events are in another book now, out of ours."""
@@ -288,21 +352,17 @@ class Backlog:
     def _forget(self, path: Path) -> None:
         known = self._known.pop(path, None)
         if known is not None:
-            self.events -= known.events
-            self.bytes -= known.size
-            self.files -= 1
+            self._waiting.take(Tally(1, known.events, known.size))
 
     def _add(self, file: KeyedFile) -> None:
         self._known[file.path] = file
-        self.events += file.events
-        self.bytes += file.size
-        self.files += 1
+        self._waiting.add(Tally(1, file.events, file.size))
 
     def _release_emptied(self) -> None:
         if self._listing:
             return
         for slot in list(self._adopted):
-            here = [*self._known, *self._lent, *self._unread, *self._removals.left]
+            here = [*self._known, *self._lent, *self._unread.paths, *self._removals.left]
             if not any(slot.path in (path, *path.parents) for path in here):
                 self._adopted.remove(slot)
                 slot.release()
@@ -313,10 +373,9 @@ class Backlog:
         self._listing += 1
         try:
             names = await self._lane.run(self._segments.names, slot.path)
-            for path in [path for path, of in self._unread.items() if of is slot]:
-                del self._unread[path]
+            self._unread.forget(slot)
             for error in names.unread:
-                self._not_read(slot, slot.path / error.subject, error)
+                self._unread.add(slot, slot.path / error.subject, error)
             segments = set(names.segments)
             for key, temporary in names.temporaries:
                 if (segment := await self._see_to(slot, key, temporary)) is not None:
@@ -324,7 +383,7 @@ class Backlog:
             for path in sorted(segments):
                 await self._list_one(slot, path)
         except StorageError as error:
-            self._not_read(slot, slot.path, error)
+            self._unread.add(slot, slot.path, error)
         finally:
             self._listing -= 1
 
@@ -332,20 +391,19 @@ class Backlog:
         """Bring a temporary to its end; the segment that it became, if it became one."""
         copy = await self._places.dead_letter(key) if key else Copy.NOT_THERE
         if copy is Copy.UNKNOWN:
-            self._not_read(slot, temporary, _undecided(key))
+            self._unread.add(slot, temporary, _undecided(key))
             return None
         try:
             return await self._lane.run(self._segments.settle_temporary, slot.path, temporary, copy is Copy.KNOWN)
         except (OSError, StorageError) as error:
             failure = error if isinstance(error, StorageError) else StorageError.of("unlink", temporary, error)
-            self._not_read(slot, temporary, failure)
+            self._unread.add(slot, temporary, failure)
             return None
 
     async def _list_one(self, slot: Slot, path: Path) -> None:
         key = _key(slot.path, path)
         if not key:
-            if path not in self._told:
-                self._told.add(path)
+            if self._unread.is_news(path):
                 log.warning("not_a_segment", path=str(path))
             return
         if path in self._known or path in self._lent:
@@ -356,29 +414,19 @@ class Backlog:
             return
         except (OSError, StorageError) as error:
             failure = error if isinstance(error, StorageError) else StorageError.of("read", path, error)
-            self._not_read(slot, path, failure)
+            self._unread.add(slot, path, failure)
             return
         copy = await self._places.dead_letter(key)
         if copy is Copy.UNKNOWN:
             # It could not be put either: the dead letter may hold more.
-            self._not_read(slot, path, _undecided(key))
+            self._unread.add(slot, path, _undecided(key))
             return
-        self._told.discard(path)
+        self._unread.was_read(path)
         if copy is Copy.KNOWN:
             events = 0
         self._metrics.books.recovered(events, self.place)
         self._add(KeyedFile(key, path, size, events))
         log.info("segment_found", key=key, events=events, size=size, copy=copy is Copy.KNOWN)
-
-    def _not_read(self, slot: Slot, path: Path, error: StorageError) -> None:
-        self._unread[path] = slot
-        self._complain("segment_not_read", path, error)
-
-    def _complain(self, event: str, path: Path, error: StorageError) -> None:
-        """Log the trouble with a path once, not every time it is met."""
-        if path not in self._told:
-            self._told.add(path)
-            log.error(event, path=str(path), error=str(error), hint=error.hint)
 
 
 def _undecided(key: str) -> StorageError:

@@ -26,28 +26,37 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 1 << 20
 
 
-async def gzip_contents(fs: Filesystem, lane: Lane, executor: Executor, letter: Letter, *, within: float) -> Contents:
-    """Judge a dead letter. Its bytes are what is put, so they are read whole; `OSError` is no verdict."""
-    data = await original(fs, lane, letter, within=within)
-    found = await asyncio.get_running_loop().run_in_executor(executor, codec.inspect_gzip, _Held(data))
-    return Contents(found, data if found.sound and found.events else found.body)
+class Reading:
+    """See the module's text."""
 
+    __slots__ = ("_executor", "_fs", "_lane", "_within")
 
-async def lines_contents(fs: Filesystem, lane: Lane, executor: Executor, letter: Letter, *, within: float) -> Contents:
-    """Judge a segment, piece by piece; `OSError` is no verdict."""
-    loop = asyncio.get_running_loop()
-    inspection = codec.LinesInspection()
-    offset = 0
-    while piece := await lane.run(_piece, fs, letter.path, offset, within=within):
-        await loop.run_in_executor(executor, inspection.feed, piece)
-        offset += len(piece)
-    found = await loop.run_in_executor(executor, inspection.end)
-    return Contents(found, found.body)
+    def __init__(self, fs: Filesystem, lane: Lane, executor: Executor, within: float) -> None:
+        self._fs = fs
+        self._lane = lane
+        self._executor = executor
+        self._within = within
 
+    async def dead_letter(self, letter: Letter) -> Contents:
+        """Judge a dead letter. Its bytes are what is put, so they are read whole; `OSError` is no verdict."""
+        data = await self.original(letter)
+        found = await asyncio.get_running_loop().run_in_executor(self._executor, codec.inspect_gzip, _Held(data))
+        return Contents(found, data if found.sound and found.events else found.body)
 
-async def original(fs: Filesystem, lane: Lane, letter: Letter, *, within: float) -> bytes:
-    """Return a file's bytes."""
-    return await lane.run(read_file, fs, letter.path, within=within)
+    async def segment(self, letter: Letter) -> Contents:
+        """Judge a segment, piece by piece; `OSError` is no verdict."""
+        loop = asyncio.get_running_loop()
+        inspection = codec.LinesInspection()
+        offset = 0
+        while piece := await self._lane.run(_piece, self._fs, letter.path, offset, within=self._within):
+            await loop.run_in_executor(self._executor, inspection.feed, piece)
+            offset += len(piece)
+        found = await loop.run_in_executor(self._executor, inspection.end)
+        return Contents(found, found.body)
+
+    async def original(self, letter: Letter) -> bytes:
+        """Return a file's bytes."""
+        return await self._lane.run(read_file, self._fs, letter.path, within=self._within)
 
 
 class _Held:

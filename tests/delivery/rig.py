@@ -16,7 +16,7 @@ from ingest.delivery.phase import Phase
 from ingest.delivery.upload import Uploader
 from ingest.disk.filesystem import Filesystem
 from ingest.disk.lane import Lane
-from ingest.spool.reading import lines_contents
+from ingest.spool.reading import Reading
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
 from ingest.telemetry import Place
 from tests.stand_ins.letters import OWN, Bench, Store, files, key, leave, lines
@@ -104,7 +104,7 @@ class Journal:
         return Letter(name, file.path, file.size, file.events, self)
 
     async def contents(self, letter):
-        return await lines_contents(Filesystem(), self.lane, None, letter, within=5)
+        return await Reading(Filesystem(), self.lane, None, 5).segment(letter)
 
     async def original(self, letter):
         return letter.path.read_bytes()

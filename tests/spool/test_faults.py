@@ -50,11 +50,11 @@ def test_c13_a_folder_whose_end_cannot_be_read_counts_each_file_once_when_it_can
             assert (dlq.files, dlq.unknown) == (counted, 1)
             fault.lift()
             await dlq.adopt([])
-            assert (dlq.files, dlq.events, dlq.bytes, dlq.unknown) == (40, 80, 40 * len(body(2)), 0)
+            assert (dlq.files, dlq.events, dlq.size, dlq.unknown) == (40, 80, 40 * len(body(2)), 0)
             assert bench.metrics.books.events_recovered == 80
             for _ in range(40):
                 await bench.store(await dlq.next())
-            assert (dlq.files, dlq.events, dlq.bytes, files(bench.root)) == (0, 0, 0, [])
+            assert (dlq.files, dlq.events, dlq.size, files(bench.root)) == (0, 0, 0, [])
             assert bench.metrics.books.events_stored == 80
 
     asyncio.run(main())
@@ -74,7 +74,7 @@ def test_c13_what_is_stored_from_an_hour_before_it_fails_is_counted_once(bench, 
                 on.set()
                 await held.wait()
 
-            dlq._sleep = sleep
+            dlq._scan._sleep = sleep
             scanning = asyncio.ensure_future(dlq.scan())
             await on.wait()
             early = [await dlq.next() for _ in range(3)]
@@ -232,7 +232,7 @@ def test_c6_a_batch_saved_again_before_its_late_save_is_heard_of_has_one_file_th
             hang.release()
             # The thread is through, and the loop has not heard of it: that is the moment to save again.
             for _ in range(5_000):
-                if dlq._lane.busy_since is None:
+                if dlq._calls._lane.busy_since is None:
                     break
                 time.sleep(0.001)  # noqa: ASYNC251 - the loop is to hear nothing meanwhile
             await bench.save(1)

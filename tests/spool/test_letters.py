@@ -42,7 +42,7 @@ def test_a_saved_batch_lies_under_its_key_and_is_in_the_books(bench):
             name = await bench.save(1, 7)
             assert files(bench.root) == [name]
             assert (bench.root / name).read_bytes() == body(7)
-            assert (dlq.files, dlq.events, dlq.bytes) == (1, 7, len(body(7)))
+            assert (dlq.files, dlq.events, dlq.size) == (1, 7, len(body(7)))
             assert bench.metrics.enqueued == 7
 
     asyncio.run(main())
@@ -73,7 +73,7 @@ def test_a_save_that_fails_leaves_nothing_behind_and_the_next_one_works(bench, o
                 await bench.save(1)
             assert failure.value.errno == number
             assert not isinstance(failure.value, DlqFull)
-            assert (files(bench.root), dlq.files, dlq.events, dlq.bytes) == ([], 0, 0, 0)
+            assert (files(bench.root), dlq.files, dlq.events, dlq.size) == ([], 0, 0, 0)
             bench.fs.heal()
             await bench.save(1)
             assert await bench.all_keys() == [key(1, token=OWN)]
@@ -169,7 +169,7 @@ def test_a_done_file_is_gone_with_its_hour_and_its_day_and_the_slot_stays_locked
             await bench.save(1)
             await bench.store(await dlq.next())
             assert sorted(path.name for path in bench.root.iterdir()) == ["lock"]
-            assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+            assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
             await bench.save(2)
             assert await bench.all_keys() == [key(2, token=OWN)]
 
@@ -235,7 +235,7 @@ def test_a_file_somebody_removed_is_passed_over_and_its_events_are_dropped_with_
             await bench.store(file)
             assert await dlq.next() is None
             assert await dlq.next() is None
-            assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+            assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
             assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 5
 
     asyncio.run(main())
@@ -249,7 +249,7 @@ def test_a_header_that_rots_after_it_was_counted_is_settled_with_its_hour(bench)
             file = await dlq.next()
             assert file.events == 0
             await bench.store(file)
-            assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+            assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
             assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 5
 
     asyncio.run(main())
@@ -346,7 +346,7 @@ def test_what_earlier_runs_left_is_counted_from_the_headers_and_own_files_only_o
             await dlq.scan()
             assert bench.metrics.books.events_recovered == 60
             assert (dlq.files, dlq.events) == (6, 63)
-            assert dlq.bytes == sum(path.stat().st_size for path in bench.root.rglob("*.gz"))
+            assert dlq.size == sum(path.stat().st_size for path in bench.root.rglob("*.gz"))
             assert not dlq.scanning
 
     asyncio.run(main())
@@ -397,7 +397,7 @@ def test_recovery_and_saves_beside_the_scan_keep_the_books_balanced_at_every_ste
             await asyncio.gather(recover(), save(), scanning)
             await recover()
             assert lent_while_scanning > 0
-            assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+            assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
             assert bench.metrics.books.events_recovered == expected
             assert bench.metrics.books.events_stored == expected + 120
             assert bench.metrics.books.events_dropped[DropReason.CORRUPT] == 0
@@ -414,14 +414,14 @@ def test_the_first_files_of_an_hour_are_lent_while_the_rest_of_it_is_counted(ben
     async def main():
         async with bench.open(scan=False) as dlq:
             held, on = asyncio.Event(), asyncio.Event()
-            real = dlq._sleep
+            real = dlq._scan._sleep
 
             async def sleep(seconds):
                 on.set()
                 await held.wait()
                 await real(seconds)
 
-            dlq._sleep = sleep
+            dlq._scan._sleep = sleep
             scanning = asyncio.ensure_future(dlq.scan())
             await on.wait()
             assert dlq.events == bench.metrics.books.events_recovered == 10
@@ -474,10 +474,10 @@ def test_c1_a_file_that_cannot_be_read_when_it_is_counted_is_unknown_and_enters_
             blocked.rmdir()
             blocked.write_bytes(body(5))
             letter = await dlq.next()
-            assert (dlq.files, dlq.events, dlq.bytes) == (1, 5, len(body(5)))
+            assert (dlq.files, dlq.events, dlq.size) == (1, 5, len(body(5)))
             assert (dlq.unknown, bench.metrics.books.events_recovered, letter.events) == (0, 5, 5)
             await bench.store(letter)
-            assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+            assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
 
     asyncio.run(main())
 
@@ -650,7 +650,7 @@ def test_saves_at_once_do_not_pass_the_limit_together(tmp_path):
         async with bench.open() as dlq:
             outcomes = await asyncio.gather(*(bench.save(n) for n in range(8)), return_exceptions=True)
             assert sum(isinstance(outcome, DlqFull) for outcome in outcomes) == 5
-            assert dlq.bytes == 3 * size
+            assert dlq.size == 3 * size
 
     asyncio.run(main())
 
@@ -938,7 +938,7 @@ def test_a_settled_letter_is_out_of_the_books_at_once_and_off_the_disk_whatever_
                     bench.metrics.books.stored(letter.events, Place.DLQ)
                     letter.settle()
                     letter.settle()
-                    assert (dlq.files, dlq.events, dlq.bytes) == (0, 0, 0)
+                    assert (dlq.files, dlq.events, dlq.size) == (0, 0, 0)
                     if failure is not None:
                         raise failure
             assert files(bench.root) == []

@@ -70,7 +70,7 @@ class Bench:
             letter.settle()
 
     def figures(self):
-        return (self.waiting.files, self.waiting.events, self.waiting.bytes, self.waiting.unknown)
+        return (self.waiting.files, self.waiting.events, self.waiting.size, self.waiting.unknown)
 
 
 class DeadLetters(Bench):
@@ -354,7 +354,7 @@ def test_c1_what_cannot_be_read_at_the_start_is_unknown_and_enters_the_books_whi
             assert waiting.unknown == 0
             assert bench.metrics.books.events_recovered == waiting.events == 9
             assert sorted(await bench.one_pass()) == sorted([key(1), key(2), key(3, prefix="other")])
-            assert waiting.bytes >= sum(sizes)
+            assert waiting.size >= sum(sizes)
 
     asyncio.run(main())
 
