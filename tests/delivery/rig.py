@@ -160,7 +160,7 @@ class Rig(Bench):
                 yield self.uploader
                 if not task.done() and self.uploader.course.phase is not Phase.OVER:
                     await self.drain(2)
-                await asyncio.wait_for(task, 5)
+                await asyncio.wait_for(task, 20)
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -181,13 +181,13 @@ class Rig(Bench):
             self.metrics.books.accepted(batch.events)
             self.uploader.submit(batch)
 
-    async def until(self, condition, seconds=5.0):
+    async def until(self, condition, seconds=20.0):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, (self.metrics, self.store_.tries)
             await asyncio.sleep(0.002)
 
-    async def done(self, seconds=5.0):
+    async def done(self, seconds=20.0):
         """Wait until everything is stored or dropped, and off the disk."""
         await self.until(lambda: not (self.uploader.queue.batches or self.dlq.files or self.journal.files), seconds)
         await self.until(lambda: not files(self.root))

@@ -8,11 +8,18 @@ import pytest
 
 from ingest.collector import Collector, World
 from ingest.config.settings import load
+from ingest.delivery import breaker
 from ingest.telemetry import SealReason
 from ingest.wire.turn import Turn
 from tests.delivery.rig import Batch, Rig
 from tests.stand_ins.disk import Disk
 from tests.stand_ins.letters import Store, files
+
+
+@pytest.fixture(autouse=True)
+def _probes_come_soon(monkeypatch):
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(breaker, "LONGEST_PAUSE", 0.1)
 
 
 @pytest.mark.parametrize("operation", ["open", "rename", "fsync_dir", "statvfs", "mkdir"])

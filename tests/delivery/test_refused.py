@@ -1,10 +1,9 @@
-"""One bad thing stops itself only: refused files, puts of recovery that come to nothing, disks that hang."""
+"""One bad thing stops itself only: refused files, puts of recovery that come to nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import time
 
 import pytest
 from structlog.testing import capture_logs
@@ -161,28 +160,6 @@ def test_f5_the_log_of_a_failed_put_has_cause_address_attempt_and_hint(tmp_path)
             for line in told:
                 assert (line["error"], line["code"], line["status"]) == ("AccessDenied", "AccessDenied", 403)
                 assert (line["address"], line["hint"], line["verdict"]) == ("memory", "not allowed", "away")
-
-    asyncio.run(main())
-
-
-def test_c6_puts_go_on_while_the_disk_of_the_dead_letters_hangs(tmp_path):
-    """Each worker that has to save waits for the disk no longer than it must, and the store is well again by then."""
-    rig = rig_of(tmp_path, *["fail"] * 4, upload_concurrency=2, upload_queue=50, s3_app_retries=1)
-
-    async def main():
-        async with rig.running():
-            rule = rig.fs.on("open").hang()
-            try:
-                rig.submit(*(Batch(n) for n in range(4)))
-                await rig.until(lambda: len(rig.store_.tries) >= 2)
-                rig.store_._script.clear()
-                rig.submit(*(Batch(n) for n in range(10, 20)))
-                began = time.monotonic()
-                await rig.until(lambda: rig.metrics.books.events_stored >= 30, 60)
-                assert time.monotonic() - began < 60
-            finally:
-                rule.release()
-            await rig.done(30)
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.proxy import FaultProxy
 from tests.process.collector import Collector
+from tests.process.hasty_server import HASTY
 from tests.process.s3 import S3Process
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def collectors(tmp_path) -> Iterator[Callable[..., Collector]]:
-    """`collectors(env, **how)` makes a collector in the test's folder, not started yet; every call makes one more."""
+    """`collectors(env, **how)` makes a collector in the test's folder, not started yet; every call makes one more.
+
+    It hurries (see `hasty_server`); `command=SERVE` has the pauses of the product.
+    """
     made: list[Collector] = []
 
     def make(env=None, **how) -> Collector:
+        how = {"command": HASTY, **how}
         collector = Collector(how.pop("folder", tmp_path / "run"), env, **how)
         made.append(collector)
         return collector

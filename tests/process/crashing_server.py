@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ingest.config.settings import load
 from tests.process.faulty_server import armed, die, room_of
+from tests.process.hasty_server import hurry
 from tests.stand_ins.disk import Disk
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def main() -> None:
     from ingest.server import serve
 
     settings = load(os.environ)
+    hurry()
     serve(settings, fs=crashing_disk(sys.argv[1], int(sys.argv[2]), settings))
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ingest.config.settings import load
 from ingest.server import serve
+from tests.process.hasty_server import hurry
 from tests.stand_ins.disk import Disk
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _absolute(path: Path) -> Path:
 def main() -> None:
     settings = load(os.environ)
     faults = [Fault(**fault) for fault in json.loads(sys.argv[1])]
+    hurry()
     serve(settings, fs=disk_with(faults, settings))
 
 

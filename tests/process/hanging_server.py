@@ -14,6 +14,7 @@ from typing import Any, Final
 from ingest.config.settings import load
 from ingest.server import serve
 from tests.process.faulty_server import ARMED, Fault, disk_with, say
+from tests.process.hasty_server import hurry
 
 
 def _hang(room: str, *calls: str) -> tuple[Fault, ...]:
@@ -59,6 +60,7 @@ def _resolve_never() -> None:
 
 def main() -> None:
     settings = load(os.environ)
+    hurry()
     if sys.argv[1] == "the resolver":
         _resolve_never()
         serve(settings)
