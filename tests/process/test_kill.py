@@ -15,7 +15,7 @@ from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_client, s3_environment
 
 MODES = ["journal", "fsync"]
-ROUNDS = 20
+ROUNDS = 8
 SOAK_ROUNDS = 200
 
 
@@ -50,9 +50,9 @@ def test_kill_9_keeps_every_acknowledged_event(collectors, rng, figure, durabili
 @pytest.mark.parametrize("durability", MODES)
 def test_kill_9_keeps_every_acknowledged_event_on_s3(collectors, s3_server, bucket, rng, figure, durability):
     env = s3_environment(s3_server, bucket, DURABILITY=durability)
-    sent, _ = killed_rounds(collectors, env, 4, rng)
+    sent, _ = killed_rounds(collectors, env, 3, rng)
     found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
-    figure(f"{durability}, 4 kills, S3", found)
+    figure(f"{durability}, 3 kills, S3", found)
 
 
 @pytest.mark.soak

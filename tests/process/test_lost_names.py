@@ -9,8 +9,6 @@ import pytest
 from tests.process.client import Load, Sent, send
 from tests.process.ledger import audit, read_directory
 
-MODES = ["journal", "fsync"]
-
 
 def removed(folder, _elsewhere):
     shutil.rmtree(folder)
@@ -28,8 +26,17 @@ def another_in_its_place(folder, elsewhere):
     copies.rename(folder)
 
 
-@pytest.mark.parametrize("durability", MODES)
-@pytest.mark.parametrize("befalls", [removed, moved_away, another_in_its_place])
+@pytest.mark.parametrize(
+    ("befalls", "durability"),
+    [
+        (removed, "journal"),
+        (another_in_its_place, "fsync"),
+        pytest.param(removed, "fsync", marks=pytest.mark.proof),
+        pytest.param(moved_away, "journal", marks=pytest.mark.proof),
+        pytest.param(moved_away, "fsync", marks=pytest.mark.proof),
+        pytest.param(another_in_its_place, "journal", marks=pytest.mark.proof),
+    ],
+)
 def test_c9_a_journal_that_lost_its_folder_keeps_every_acknowledged_event_through_a_kill(
     collectors, tmp_path, durability, befalls
 ):

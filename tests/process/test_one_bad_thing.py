@@ -33,29 +33,29 @@ def test_a4_live_batches_do_not_notice_dead_letters_under_a_prefix_that_is_denie
 ):
     sent, more = Sent(), {**BATCHES, "RAW_PREFIX": "raw/old"}
     first = collectors(s3_environment(proxy.url, bucket, **more), name="first").start()
-    dead_letters(first, proxy, sent, 400)
+    dead_letters(first, proxy, sent, 150)
     first.kill()
     proxy.fault = Fault(answer=(403, "AccessDenied"), head=b"/old/")
     proxy.listen()
     collector = collectors(s3_environment(proxy.url, bucket, **BATCHES, RAW_PREFIX="raw/new"), name="second").start()
     live = 0
     seen = collector.metrics()
-    # Each of the 40 files is tried once before it is known to be refused; live traffic goes on all the while.
-    while seen.value("estat_refused_files") < 40:
+    # Each of the 15 files is tried once before it is known to be refused; live traffic goes on all the while.
+    while seen.value("estat_refused_files") < 15:
         send(sent, collector.port, 100)
         live += 100
         assert live < 20_000, collector.tail()
         seen = collector.wait_until(stored(live), what="not all live ones are stored")
         time.sleep(0.2)
-    assert seen.value("estat_events_pending", place="dlq") == 400
+    assert seen.value("estat_events_pending", place="dlq") == 150
     assert collector.said("breaker_changed") == []
     assert collector.said("batch_spooled") == []
     proxy.fault = HEALTHY
     took = collector.stop(30)
     assert collector.left_on_disk() == [], "the drain tries each once more"
     found = audit(sent, read_bucket(s3_client(s3_server), bucket)).assert_kept()
-    assert found.stored == live + 400
-    figure("40 dead letters under a denied prefix", f"{found}; the drain took {took:.1f} s")
+    assert found.stored == live + 150
+    figure("15 dead letters under a denied prefix", f"{found}; the drain took {took:.1f} s")
 
 
 def test_a5_a_store_without_conditional_puts_takes_dead_letters_and_batches_alike(

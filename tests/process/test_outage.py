@@ -22,6 +22,7 @@ OUTAGES = {
     "resets_the_answer": Fault(reset_answer_after=20, method="PUT"),
     "crawls": Fault(bandwidth=2000, method="PUT"),
 }
+SHORT = {"refuses", "blackhole", "internal_error", "resets_the_answer"}
 
 
 def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors, s3_process, figure):
@@ -62,7 +63,9 @@ def test_what_came_while_s3_was_stopped_is_there_once_when_it_starts(collectors,
     figure("S3 stopped, then started", found)
 
 
-@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize(
+    "outage", [pytest.param(name, marks=() if name in SHORT else pytest.mark.proof) for name in OUTAGES]
+)
 def test_an_outage_refuses_nobody_and_loses_nothing(collectors, s3_server, proxy, bucket, figure, outage):
     sent = Sent()
     env = s3_environment(proxy.url, bucket, BATCH_SIZE="500", FLUSH_INTERVAL="500ms", S3_TIMEOUT="500ms")

@@ -23,6 +23,13 @@ from tests.process.s3 import s3_client, s3_environment
 
 DRAIN = 2.0
 LIMIT = DRAIN + 1.0
+SHORT = {
+    "the journal's fdatasync",
+    "the journal's unlink",
+    "the journal's write",
+    "the dead letters' opendir",
+    "the store's fdatasync",
+}
 
 
 def hanging(what):
@@ -38,7 +45,9 @@ def stop_in_time(collector):
     return status, took
 
 
-@pytest.mark.parametrize("what", HANGS)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what in SHORT else pytest.mark.proof) for what in HANGS]
+)
 def test_a_process_is_gone_in_time_whatever_disk_hangs_c5(collectors, figure, what):
     sent = Sent()
     mode = "fsync" if "fdatasync" in what else "journal"

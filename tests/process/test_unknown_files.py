@@ -14,9 +14,9 @@ ENV = {"BATCH_SIZE": "50", "FLUSH_INTERVAL": "60s", "S3_APP_RETRIES": "1"}
 FAULTS = [
     ("journal", "open_read", errno.EIO),
     ("journal", "scandir", errno.EACCES),
-    ("journal", "readdir", errno.ESTALE),
-    ("dlq", "open_read", errno.EACCES),
-    ("dlq", "scandir", errno.EIO),
+    pytest.param("journal", "readdir", errno.ESTALE, marks=pytest.mark.proof),
+    pytest.param("dlq", "open_read", errno.EACCES, marks=pytest.mark.proof),
+    pytest.param("dlq", "scandir", errno.EIO, marks=pytest.mark.proof),
     ("dlq", "readdir", errno.EIO),
 ]
 
