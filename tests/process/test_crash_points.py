@@ -1,8 +1,8 @@
 """SIGKILL at each named instant between two system calls, and at two instants of a put to S3.
 
 A round is a real process over `crashing_server`, under load until it dies where it was told to; the process says so
-before it dies. After the rounds in one folder an ordinary collector recovers, and the ledger is read. Each point has one
-round; in `make proof` it has five.
+before it dies. After the rounds in one folder an ordinary collector recovers, and the ledger is read. Each point has
+one round; in `make proof` it has five.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ import http.client
 import threading
 
 from tests.process.client import Sent
+from tests.process.collector import SERVE
 from tests.process.ledger import audit, read_bucket, read_directory
 from tests.stand_ins.s3_server import CREDENTIALS
 
-EVENTS = 10_000
+EVENTS = 4_000
 CLIENTS = 4
 
 
@@ -44,7 +45,7 @@ def send_ordinarily(sent, port, count):
 
 def test_without_any_variable_every_event_is_once_in_the_directory(collectors, figure):
     sent = Sent(gets=False)
-    collector = collectors({}).start()
+    collector = collectors({}, command=SERVE).start()
     send_ordinarily(sent, collector.port, EVENTS)
     assert sent.acknowledged == EVENTS
     took = collector.stop(5)
@@ -78,7 +79,7 @@ def test_with_the_operators_variables_every_event_is_once_on_s3(collectors, s3_p
         **CREDENTIALS,
     }
     sent = Sent(gets=False)
-    collector = collectors(env).start()
+    collector = collectors(env, command=SERVE).start()
     send_ordinarily(sent, collector.port, EVENTS)
     assert sent.acknowledged == EVENTS
     took = collector.stop(5)

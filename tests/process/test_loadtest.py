@@ -56,7 +56,7 @@ class Recorder:
         requests = []
         self.connections.append(requests)
         with connection, connection.makefile("rb") as incoming, suppress(OSError):
-            while head := b"".join(iter(incoming.readline, b"\r\n")):
+            while head := head_of(incoming):
                 length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
                 requests.append((head, incoming.read(length)))
                 if self.answers:
@@ -76,6 +76,14 @@ class Recorder:
     @property
     def requests(self):
         return [request for connection in self.connections for request in connection]
+
+
+def head_of(incoming):
+    """Read a whole head; what comes before the end of the connection is none."""
+    lines = []
+    while (line := incoming.readline()) not in (b"\r\n", b""):
+        lines.append(line)
+    return b"".join(lines) if line else b""
 
 
 def generate(generator, recorder, load, events=200):

@@ -19,6 +19,7 @@ needs_volume = pytest.mark.skipif(
 
 def refused_start(collector):
     """Exit 2, and one line that a reader at three in the morning understands."""
+    collector.env["ADMIN_ADDR"] = "127.0.0.1:0"  # without it a warning is said too
     assert collector.spawn().wait(20) == 2, collector.tail()
     text = collector.stderr.read_text()
     assert "Traceback" not in text, text
@@ -104,6 +105,7 @@ def test_a_store_that_is_emptied_by_its_owner_goes_on(collectors):
 
 def test_every_problem_of_the_environment_is_a_line(collectors):
     collector = collectors({"BATCH_SIZE": "many", "FLUSH_INTERVAL": "soon", "RAW_BUCKET": "events"})
+    collector.env["ADMIN_ADDR"] = "127.0.0.1:0"  # without it a warning is said too
     assert collector.spawn().wait(20) == 2
     text = collector.stderr.read_text()
     for name in ("BATCH_SIZE", "FLUSH_INTERVAL", "AWS_REGION"):

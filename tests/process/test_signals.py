@@ -202,6 +202,7 @@ def test_a_command_that_is_interrupted_says_so_in_one_line_d4(tmp_path):
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "S3_TIMEOUT": "60s",
+            "ADMIN_ADDR": "127.0.0.1:0",
         }
         process = spawn(tmp_path / "run", ("check", "--store"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
