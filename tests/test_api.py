@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 from openapi_spec_validator import validate
 
-from ingest.event import ROUTES, refusals
-from ingest.event.refusals import ClientError
+from ingest.event import ROUTES, Event, Router, refusals
+from ingest.event.refusals import BAD_KEY, BAD_ORIGIN, TOO_MANY, ClientError
 
 DESCRIPTION = yaml.safe_load((Path(__file__).parent.parent / "docs" / "openapi.yaml").read_text())
 METHODS = {"get", "head", "post", "options"}
@@ -40,3 +40,10 @@ def test_the_description_has_404_for_the_pages_of_operators_alone():
     """To others it is the answer to what is not described."""
     hidden = {path for path, _, statuses in answers() if 404 in statuses}
     assert hidden == {route.path.decode() for route in ROUTES if route.operators}
+
+
+def test_every_event_may_be_refused_to_its_sender_and_nothing_else_may():
+    for path, method, statuses in answers():
+        handler, _ = Router(ROUTES).find(method.encode(), path.encode())
+        asked = {BAD_KEY.status, BAD_ORIGIN.status, TOO_MANY.status}
+        assert asked & statuses == (asked if isinstance(handler, Event) else set()), (method, path)
