@@ -29,6 +29,10 @@ class Upload:
     gone: bool = False
     """From the step on in which its events are in another book."""
 
+    def is_here(self) -> bool:
+        """Tell whether its events are in the queue's book."""
+        return not self.gone
+
 
 class Queue:
     """See the module's text. More than `limit` of them are too many."""

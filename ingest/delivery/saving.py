@@ -2,7 +2,8 @@
 
 Owns the choice between the places on disk, and the state that a refusing disk leaves: SPOOLED in the dead-letter queue;
 BACKLOG, if the disk failed and the journal's segment stays; KEPT, if the queue is full or there is no segment.
-Promises that nothing is awaited after a save, so that the books move in its step of the loop.
+Promises that nothing is awaited after a save, so that the books move in its step of the loop; that a batch which the
+drain has left to its segment meanwhile has no dead letter beside it, as far as the disk allows.
 Never: puts anything, moves the books, removes a segment.
 """
 
@@ -18,6 +19,8 @@ from ingest.disk import StorageError
 from ingest.spool import DlqFull, Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ingest.delivery.phase import Course
     from ingest.delivery.queue import Upload
     from ingest.intake import Batch
@@ -52,8 +55,10 @@ class DeadLetters(Waiting, Protocol):
     def full(self) -> bool:
         """No file would be taken now."""
 
-    async def save(self, key: str, body: bytes, events: int, *, force: bool = False) -> None:
-        """Publish a batch's file and count it."""
+    async def save(
+        self, key: str, body: bytes, events: int, *, force: bool = False, is_wanted: Callable[[], bool]
+    ) -> None:
+        """Publish a batch's file and count it, unless it is not wanted any more when it is there."""
 
 
 class Saving:
@@ -79,13 +84,17 @@ class Saving:
         batch = upload.batch
         is_last = self._course.phase >= Phase.DISK_ONLY
         try:
-            await self._dlq.save(batch.key, body, upload.events)
+            await self._dlq.save(batch.key, body, upload.events, is_wanted=upload.is_here)
         except DlqFull as error:
+            if upload.gone:
+                return Fate.BACKLOG
             self._not_saved(upload, error)
             # A segment would fill the disk as a file would. But at the end of the process it is all that is left.
             if not is_last:
                 return Fate.KEPT
         except StorageError as error:
+            if upload.gone:
+                return Fate.BACKLOG
             self._not_saved(upload, error)
             return Fate.BACKLOG if self._journal.retain(batch) else Fate.KEPT
         else:
@@ -93,7 +102,7 @@ class Saving:
         if self._journal.retain(batch):
             return Fate.BACKLOG
         try:
-            await self._dlq.save(batch.key, body, upload.events, force=True)
+            await self._dlq.save(batch.key, body, upload.events, force=True, is_wanted=upload.is_here)
         except StorageError as error:
             self._not_saved(upload, error)
             return Fate.KEPT

@@ -51,6 +51,10 @@ WAIT: Final = 10.0
 log = structlog.get_logger()
 
 
+def _always() -> bool:
+    return True
+
+
 class Spool:
     """See the module's text."""
 
@@ -143,8 +147,19 @@ class Spool:
 
     # ------------------------------------------------------------------------------------------------- saving
 
-    async def save(self, key: str, body: bytes, events: int, *, force: bool = False) -> None:
-        """Publish a batch's file and count it; `DlqFull` if there is no room, and with `force` if the disk has none."""
+    async def save(
+        self,
+        key: str,
+        body: bytes,
+        events: int,
+        *,
+        force: bool = False,
+        is_wanted: Callable[[], bool] = _always,
+    ) -> None:
+        """Publish a batch's file and count it; `DlqFull` if there is no room, and with `force` if the disk has none.
+
+        A file that is not wanted any more when it is there is taken away again; that is a `StorageError`, too.
+        """
         await self._calls.hear_late()
         if (late := self._late.get(key)) is not None:
             await asyncio.wait({late}, timeout=self._calls.wait)
@@ -160,6 +175,9 @@ class Spool:
             self._refused = min(self._refused, len(body)) if self._refused > 1 else len(body)
             raise
         self._refused = 1
+        if not is_wanted():
+            self._too_late(key, saved)
+            raise StorageError("wait", key, "the batch went another way meanwhile", transient=True)
         self._waiting.add(saved)
         self._metrics.enqueued += events
 
@@ -197,8 +215,9 @@ class Spool:
                 self._calls.tell_unanswered(error)
                 return None
             if isinstance(lent, Lent):
-                return self._letter(lent)
-            if lent is Pass.ENDS:
+                if self._is_ours(lent):
+                    return self._letter(lent)
+            elif lent is Pass.ENDS:
                 return None
 
     async def find(self, key: str) -> Letter | Whereabouts:
@@ -209,7 +228,7 @@ class Spool:
             self._calls.tell_unanswered(error)
             return Whereabouts.UNKNOWN
         if isinstance(lent, Lent):
-            return self._letter(lent)
+            return self._letter(lent) if self._is_ours(lent) else Whereabouts.UNKNOWN
         if lent is Whereabouts.NOT_THERE and self._token not in key:
             # Another process may hold it. None but us can have saved what bears our token.
             copy = await self._places.dead_letter(key, but=self._slots)
@@ -236,6 +255,13 @@ class Spool:
 
     async def _give_back(self, lent: Lent, *, settled: bool) -> None:
         await self._calls.make(self._letters.take_back, lent, settled, bounded=False)
+
+    def _is_ours(self, lent: Lent) -> bool:
+        """Tell whether the books have a file; one that was saved too late is never in them, and is about to go."""
+        if lent.key not in self._late:
+            return True
+        self._lent_to_nobody(lent)
+        return False
 
     def _letter(self, lent: Lent) -> Letter:
         return Letter(lent.key, lent.path, lent.size, lent.events, self, refused=lent.refused)

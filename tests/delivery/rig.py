@@ -73,6 +73,7 @@ class Journal:
     def retain(self, batch):
         if not self.has_segments:
             return False
+        assert batch.key not in self.waiting
         self.keep(batch.key, batch.written, batch.events)
         self.kept.append((batch.key, batch.events))
         return True

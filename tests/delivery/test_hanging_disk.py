@@ -63,6 +63,23 @@ def test_c6_a_recovery_that_waits_for_a_disk_that_hangs_leaves_batches_and_the_d
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_save_that_ends_after_its_batch_was_left_to_its_segment_changes_nothing(tmp_path, full):
+    rig = Rig(tmp_path, Store(then="fail"), dlq_max_size_bytes=1 if full else 1 << 20)
+
+    async def main():
+        async with rig.running():
+            hang = rig.fs.on("statvfs" if full else "rename", under=rig.root).hang()
+            rig.submit(Batch(1))
+            left = await rig.drain(1)
+            assert (left.backlog_events, left.dlq_events, left.lost_events) == (3, 0, 0)
+            hang.lift()
+            await rig.until(lambda: not rig.dlq.hangs and not rig.dlq._late and not files(rig.root), 20)
+            assert (rig.dlq.files, rig.dlq.events, rig.journal.events) == (0, 0, 3)
+
+    asyncio.run(main())
+
+
 def test_a_call_that_hangs_in_one_directory_holds_up_no_call_to_the_other(tmp_path):
     """They lie on one volume, as they do by default: a network mount may hang for one file and not for another."""
     folder = {name: str(tmp_path / name) for name in ("STORE_DIR", "DLQ_DIR", "JOURNAL_DIR")}

@@ -268,8 +268,8 @@ class Process:
             self._batches[batch.key] = {event["body"] for event in parsed(bytes(batch.view()))}
             submit(batch)
 
-        async def saved(key: str, body: bytes, events: int, *, force: bool = False) -> None:
-            await save(key, body, events, force=force)
+        async def saved(key: str, body: bytes, events: int, **how: Any) -> None:
+            await save(key, body, events, **how)
             ledger.safe |= set(numbers_in(body))
 
         def evicted(lent: Lent) -> bool:

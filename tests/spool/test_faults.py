@@ -197,6 +197,30 @@ def test_c6_a_save_on_a_disk_that_hangs_is_given_up_and_its_file_removed_when_th
     asyncio.run(main())
 
 
+def test_c6_a_file_that_is_published_too_late_is_lent_to_nobody(tmp_path):
+    """Its batch is somewhere else, and no book has it here."""
+    bench = Bench(tmp_path, Disk(), wait=0.5)
+
+    async def main():
+        async with bench.open() as dlq:
+            hang = bench.fs.on("rename", times=1).hang()
+            with pytest.raises(StorageError):
+                await bench.save(1)
+            held = bench.fs.on("unlink").hang()
+            behind = [asyncio.ensure_future(work) for work in (dlq.find(key(1, token=OWN)), dlq.next())]
+            await asyncio.sleep(0)
+            hang.release()
+            assert await behind[0] is Whereabouts.UNKNOWN
+            assert await behind[1] is None
+            held.lift()
+            async with asyncio.timeout(5):
+                while files(bench.root):  # noqa: ASYNC110 - a thread removes it
+                    await asyncio.sleep(0.01)
+            assert (dlq.files, dlq.events) == (0, 0)
+
+    asyncio.run(main())
+
+
 def test_c6_a_batch_saved_again_after_its_first_save_came_too_late_has_one_file_that_stays(tmp_path):
     bench = Bench(tmp_path, Disk(), wait=0.5)
 
