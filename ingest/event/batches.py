@@ -51,7 +51,9 @@ STEP_BYTES: Final = 64 * 1024
 STEP_ITEMS: Final = 256
 _STEP_TOKENS: Final = 4096
 
-_WHITE: Final = b" \t\r\n"
+_WHITE: Final = b" \t\r\n\f\v"
+_RETURN: Final = 0x0D
+_BLANK: Final = re.compile(rb"[ \t\r\n\f\v]*+")
 _SPACE: Final = rb"[ \t\r\n]*+"
 _BEGIN: Final = re.compile(_SPACE + rb"\[" + _SPACE)
 _EMPTY: Final = re.compile(_SPACE + rb"\[" + _SPACE + rb"\]" + _SPACE)
@@ -170,21 +172,20 @@ class Unpacker:
 def _lines(body: Raw) -> Iterator[Element]:
     """Find the lines that are not blank, a carriage return at their end left out."""
     at, size = 0, len(body)
-    blank = 0
     while at < size:
+        if body[at] in _WHITE:
+            # Blank lines, however many; or white space that belongs to a line.
+            blank = _BLANK.match(body, at)
+            end = size if blank is None else blank.end()
+            if end == size:
+                return
+            at = max(at, body.rfind(b"\n", at, end) + 1)
         start = at
         end = body.find(b"\n", at)
         if end < 0:
             end = size
         at = end + 1
-        if end > start and body[end - 1] == 0x0D:
-            end -= 1
-        if end == start or body[start:end].isspace():
-            blank += 1
-            if not blank % STEP_ITEMS:
-                yield None
-        else:
-            yield start, end
+        yield start, end - (body[end - 1] == _RETURN)
 
 
 def _elements(body: bytes, at: int, item_limit: int) -> Iterator[Element]:
