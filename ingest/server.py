@@ -35,8 +35,9 @@ import structlog
 import uvloop
 
 from ingest import signals
+from ingest.certificates import Certificates
 from ingest.collector import Collector, World
-from ingest.config import shown_value
+from ingest.config import ConfigError, shown_value
 from ingest.disk import Filesystem, SocketFile, StorageError
 from ingest.event import Access, EventEncoder, Pages, key_headers
 from ingest.listeners import bind
@@ -52,6 +53,7 @@ from ingest.wire import (
     HeaderNames,
     Layouts,
     Proxied,
+    Secured,
     Tick,
 )
 
@@ -125,6 +127,8 @@ class Server:
         """None until it is built: a signal may come before."""
         self._listeners: list[asyncio.Server] = []
         self._socket_file: SocketFile | None = None
+        self._certificates: Certificates | None = None
+        """None without TLS."""
 
     async def run(self) -> NoReturn:
         """Start, serve, drain, and end the process."""
@@ -142,6 +146,8 @@ class Server:
         except StorageError as error:
             variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             _refuse_to_start(f"{variable}{error}")
+        except ConfigError as error:
+            _refuse_to_start(str(error))
         for variable, listen in (("ADMIN_ADDR", self._listen_for_operators), ("HTTP_ADDR", self._listen)):
             try:
                 await listen(loop)
@@ -188,6 +194,8 @@ class Server:
         )
         self._new = (self._tick, HeaderNames((*encoder.headers, *keys), encoder.also_reads))
         """Every connection's, beside its door."""
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self._certificates = Certificates(settings.tls_cert, settings.tls_key, collector.metrics)
         collector.metrics.gauges.log_lines_dropped = logs.dropped
         collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
@@ -206,8 +214,7 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        kind = Proxied if settings.proxy_protocol else Connection
-        connect = partial(kind, *self._new, HOUSE if settings.admin_addr is None else STREET)
+        connect = partial(self._connection(), *self._new, HOUSE if settings.admin_addr is None else STREET)
         for bound in await bind(loop, settings.http_host or None, settings.http_port):
             self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
@@ -218,6 +225,12 @@ class Server:
                 durability=settings.durability,
                 store=f"s3://{settings.raw_bucket}" if settings.raw_bucket else str(settings.store_dir),
             )
+
+    def _connection(self) -> Callable[..., asyncio.Protocol]:
+        """Return what makes a connection on HTTP_ADDR."""
+        if self._certificates is not None:
+            return partial(Secured, self._certificates)
+        return Proxied if self._settings.proxy_protocol else Connection
 
     async def _listen_for_operators(self, loop: asyncio.AbstractEventLoop) -> None:
         where = self._settings.admin_addr
@@ -235,6 +248,8 @@ class Server:
     def _start_background(self) -> None:
         self._spawn(self._collector.run())
         self._spawn(self._sweep())
+        if self._certificates is not None:
+            self._spawn(self._certificates.watch())
 
     async def _sweep(self) -> None:
         while True:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from ingest.certificates import load_pair
 from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
@@ -38,6 +39,15 @@ def run(environ: Mapping[str, str], *, store: bool, strict: bool = False) -> int
     for warning in questionable:
         _warn(warning)
     problems = [str(problem) for problem in _unusable_directories(settings)]
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            pair = load_pair(settings.tls_cert, settings.tls_key)
+        except ConfigError as problem:
+            problems.append(str(problem))
+        else:
+            if pair.is_expired:
+                questionable.append(f"TLS_CERT: it has expired at {pair.until()}, and clients refuse it; renew it")
+                _warn(questionable[-1])
     if store:
         problems += asyncio.run(_try_store(settings))
     code = _verdict(problems)

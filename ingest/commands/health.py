@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,23 +29,31 @@ _QUESTION: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: clos
 _UNIX: Final = "unix:"
 _PROXY_HEADER: Final = b"PROXY UNKNOWN\r\n"
 _READ: Final = ("HTTP_ADDR", "ADMIN_ADDR")
-_MORE: Final = ("PROXY_PROTOCOL",)
+_MORE: Final = ("PROXY_PROTOCOL", "TLS_CERT")
 """With one of these set there is more to asking than an address, unless it is asked on `ADMIN_ADDR`."""
+
+
+class Question(NamedTuple):
+    """Where the server is asked, and how."""
+
+    where: str
+    networks: Networks | None = None
+    """If we come from one of them a PROXY protocol header is expected of us."""
+    tls: bool = False
 
 
 def run(environ: Mapping[str, str]) -> int:
     """Ask, and return the exit code; 2 if the settings are wrong."""
+    plain = plain_address(environ)
     try:
-        where, networks = plain_address(environ), None
-        if where is None:
-            where, networks = _address(environ)
+        question = _question(environ) if plain is None else Question(plain)
     except ValueError as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
-    told = ask(where, networks)
+    told = ask(question)
     if told is None:
         return 0
-    sys.stderr.write(f"{where} is not healthy: {told}\n")
+    sys.stderr.write(f"{question.where} is not healthy: {told}\n")
     return 1
 
 
@@ -62,28 +70,32 @@ def plain_address(environ: Mapping[str, str]) -> str | None:
     return f"{EVERYWHERE.get(host, host)}:{port}" if host.isascii() else None
 
 
-def _address(environ: Mapping[str, str]) -> tuple[str, Networks | None]:
-    """Return where to ask, and from where that takes a PROXY protocol header; a `ValueError` names each problem."""
+def _question(environ: Mapping[str, str]) -> Question:
+    """Return where and how to ask; a `ValueError` names each problem."""
     from ingest.config import ConfigErrors, load
 
     try:
         settings = load(environ)
     except ConfigErrors as problems:
         raise ValueError(str(problems)) from None
-    where = settings.http_addr if settings.admin_addr is None else settings.admin_addr
-    if not isinstance(where, tuple):
-        return f"{_UNIX}{where}", None
-    proxied = settings.proxy_protocol and settings.admin_addr is None
-    return f"{EVERYWHERE.get(where[0], where[0])}:{where[1]}", settings.trusted_proxies if proxied else None
+    admin = settings.admin_addr
+    if admin is not None:
+        return Question(_shown(admin) if isinstance(admin, tuple) else f"{_UNIX}{admin}")
+    networks = settings.trusted_proxies if settings.proxy_protocol else None
+    return Question(_shown(settings.http_addr), networks, tls=settings.tls_cert is not None)
 
 
-def ask(where: str, networks: Networks | None = None) -> str | None:
-    """Ask, and return why the server is not healthy, if it is not; begin as a proxy if we are in one of `networks`."""
+def _shown(address: tuple[str, int]) -> str:
+    return f"{EVERYWHERE.get(address[0], address[0])}:{address[1]}"
+
+
+def ask(question: Question) -> str | None:
+    """Ask, and return why the server is not healthy, if it is not."""
     until = time.monotonic() + PATIENCE
     answer = b""
     try:
-        with _connect(where) as connection:
-            connection.sendall(_PROXY_HEADER + _QUESTION if _is_in(connection, networks) else _QUESTION)
+        with _connect(question) as connection:
+            connection.sendall(_PROXY_HEADER + _QUESTION if _is_in(connection, question.networks) else _QUESTION)
             while b"\r\n" not in answer and (left := until - time.monotonic()) > 0:
                 connection.settimeout(left)
                 data = connection.recv(64)
@@ -107,10 +119,12 @@ def _is_in(connection: socket.socket, networks: Networks | None) -> bool:
     return any(ours in network for network in networks)
 
 
-def _connect(where: str) -> socket.socket:
+def _connect(question: Question) -> socket.socket:
+    where = question.where
     if not where.startswith(_UNIX):
         host, _, port = where.rpartition(":")
-        return socket.create_connection((host, int(port)), PATIENCE)
+        connection = socket.create_connection((host, int(port)), PATIENCE)
+        return _secure(connection) if question.tls else connection
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(PATIENCE)
@@ -119,3 +133,17 @@ def _connect(where: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _secure(connection: socket.socket) -> socket.socket:
+    """Speak TLS; whose certificate it is does not matter to who asks whether the process is well."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        return context.wrap_socket(connection)
+    except OSError:
+        connection.close()
+        raise

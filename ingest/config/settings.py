@@ -63,6 +63,8 @@ class Settings:
     http_port: int
     admin_addr: tuple[str, int] | Path | None
     """Host and port, or the path of a Unix socket."""
+    tls_cert: Path | None
+    tls_key: Path | None
     read_timeout: float
     idle_timeout: float
     max_connections: int
@@ -155,6 +157,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             problems.append(ConfigError(name, variable.accepted, text, secret=variable.secret, do=do))
     if values.get("dlq_dir") and values.get("journal_dir", ...) is None:
         values["journal_dir"] = values["dlq_dir"] / "journal"
+    if values.get("tls_cert") and not environ.get("MAX_CONNECTIONS", "").strip():
+        values["max_connections"] = _TLS_CONNECTIONS
     problems.extend(_contradictions(values))
     if problems:
         raise ConfigErrors(tuple(problems))
@@ -215,6 +219,13 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     admin = values.get("admin_addr")
     if isinstance(admin, tuple) and admin[1] and admin == values.get("http_addr"):
         yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin))
+    for name, other in (("TLS_CERT", "TLS_KEY"), ("TLS_KEY", "TLS_CERT")):
+        if values.get(name.lower(), ...) is None and values.get(other.lower()):
+            yield ConfigError(name, _accepted(name), None, do=f"{other} needs it")
+    if values.get("tls_cert") and values.get("proxy_protocol"):
+        yield ConfigError(
+            "PROXY_PROTOCOL", "false with TLS_CERT", "true", do="end TLS at the proxy, or have it send no header"
+        )
     raw, dlq = values.get("raw_prefix"), values.get("dlq_prefix")
     if raw and dlq and _nested(Path(raw), Path(dlq)):
         yield ConfigError("DLQ_PREFIX", f"a prefix that is neither RAW_PREFIX ('{raw}') nor above or below it", dlq)
@@ -318,6 +329,8 @@ def _disk_warnings(settings: Settings) -> Iterator[str]:
 
 
 _PREFIXES: Final = tuple({f"{variable.name.split('_')[0]}_" for variable in VARIABLES} - {"AWS_"})
+_TLS_CONNECTIONS: Final = 2000
+"""MAX_CONNECTIONS by default with TLS, where each takes several times the memory."""
 _STOP_GRACE: Final = 30
 _LOAD_BALANCER_IDLE: Final = 60
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")

@@ -56,6 +56,20 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             optional=True,
         ),
         Variable(
+            "TLS_CERT",
+            "unset",
+            forms.directory(),
+            "The PEM file with the certificate and those between it and its root; `HTTP_ADDR` speaks HTTPS alone then",
+            optional=True,
+        ),
+        Variable(
+            "TLS_KEY",
+            "unset",
+            forms.directory(),
+            "The PEM file with its private key, without a passphrase",
+            optional=True,
+        ),
+        Variable(
             "READ_TIMEOUT",
             "8s",
             forms.duration("1ms"),
@@ -71,7 +85,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "MAX_CONNECTIONS",
             "10000",
             forms.count(1, 1_000_000),
-            "Open connections at once; at most what the limit on open files allows",
+            "Open connections at once, with `TLS_CERT` 2000 by default; at most what the limit on open files allows",
         ),
         # The upper bounds of these two keep an event's line below the 64 MiB at which recovery takes a line for
         # damage: JSON may write six bytes for one.

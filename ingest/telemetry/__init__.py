@@ -4,7 +4,7 @@ The exposition is not imported here: loading prometheus_client takes 40 ms, and 
 """
 
 from ingest.telemetry.books import Books, DropReason, Place
-from ingest.telemetry.counters import Answer, BreakerState, Counters, Overdue, PutError, Reason, SealReason
+from ingest.telemetry.counters import Answer, BreakerState, Counters, Handshake, Overdue, PutError, Reason, SealReason
 from ingest.telemetry.health import StoreHealth
 from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
@@ -17,6 +17,7 @@ __all__ = [
     "BreakerState",
     "Counters",
     "DropReason",
+    "Handshake",
     "Metrics",
     "Overdue",
     "Page",

@@ -113,6 +113,13 @@ class Overdue(Label):
     ANSWER = "answer"
 
 
+class Handshake(Label):
+    """The outcomes of a TLS handshake."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
 class Answer(Label):
     """The class of an answer's status."""
 

@@ -24,6 +24,7 @@ from ingest.telemetry.counters import (
     Answer,
     BreakerState,
     Counters,
+    Handshake,
     Histogram,
     Overdue,
     PutError,
@@ -83,6 +84,10 @@ class Metrics:
     rejected: Counters[Reason] = field(default_factory=lambda: Counters(Reason))
     connections: int = 0
     connections_refused: int = 0
+    handshakes: Counters[Handshake] = field(default_factory=lambda: Counters(Handshake))
+    tls_not_after: float = 0
+    tls_reload_failed: int = 0
+    """1 from a changed pair that could not be loaded until one is."""
     timed_out: Counters[Overdue] = field(default_factory=lambda: Counters(Overdue))
 
     sealed: Counters[SealReason] = field(default_factory=lambda: Counters(SealReason))
@@ -164,6 +169,23 @@ def _rows() -> Iterator[Metric]:
         "Connections closed at a deadline: idle, in the middle of a request, or with an answer nobody reads",
         lambda m: m.timed_out.by_label(),
         "state",
+    )
+
+    yield counter(
+        "tls_handshakes",
+        "TLS handshakes; failed: no TLS, no common version, cut off, or not done within READ_TIMEOUT",
+        lambda m: m.handshakes.by_label(),
+        "result",
+    )
+    yield gauge(
+        "tls_not_after_timestamp_seconds",
+        "When the certificate in use expires, unix time; 0 without TLS",
+        lambda m: m.tls_not_after,
+    )
+    yield gauge(
+        "tls_reload_failed",
+        "1 from a changed TLS_CERT or TLS_KEY that cannot be used until a pair can",
+        lambda m: m.tls_reload_failed,
     )
 
     yield counter(

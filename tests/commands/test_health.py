@@ -127,7 +127,7 @@ def test_with_a_door_for_operators_it_asks_there(answering, monkeypatch, tmp_pat
     ],
 )
 def test_the_plain_reading_of_an_address_is_that_of_the_settings(given):
-    assert health._address(given) == (health.plain_address(given), None)
+    assert health._question(given) == health.Question(health.plain_address(given))
 
 
 def test_a_server_behind_proxies_is_asked_as_one_of_them_if_it_takes_us_for_one(answering, monkeypatch):

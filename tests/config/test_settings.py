@@ -32,6 +32,8 @@ DEFAULTS = {
     "BATCH_BYTES": "8MiB",
     "FLUSH_INTERVAL": "120s",
     "MAX_BUFFER_BYTES": "64MiB",
+    "TLS_CERT": "unset",
+    "TLS_KEY": "unset",
     "READ_TIMEOUT": "8s",
     "IDLE_TIMEOUT": "65s",
     "MAX_CONNECTIONS": "10000",

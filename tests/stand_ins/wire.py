@@ -26,12 +26,15 @@ from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
 from ingest.wire.proxied import Proxied
+from ingest.wire.secured import Contexts, Secured
 from ingest.wire.tick import Tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ingest.wire.turn import Turn
+
+    Made = Connection | Proxied | Secured
 
 NOW = 1_764_721_594
 DATE = b"Wed, 03 Dec 2025 00:26:34 GMT"
@@ -110,9 +113,7 @@ class FakeTransport:
     the watermarks. What the client sends while reading is paused waits in `kernel`.
     """
 
-    def __init__(
-        self, loop: FakeLoop, protocol: Connection | Proxied, peer: tuple[str, int] = ("203.0.113.9", 40000)
-    ) -> None:
+    def __init__(self, loop: FakeLoop, protocol: Made, peer: tuple[str, int] = ("203.0.113.9", 40000)) -> None:
         self.loop = loop
         self.protocol = protocol
         self.peer = peer
@@ -132,14 +133,14 @@ class FakeTransport:
 
     # What the protocol calls.
 
-    def get_extra_info(self, name: str) -> Any:
-        return self.peer if name == "peername" else None
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.peer if name == "peername" else default
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         del low
         self._high = 65536 if high is None else high
 
-    def set_protocol(self, protocol: Connection | Proxied) -> None:
+    def set_protocol(self, protocol: Made) -> None:
         self.protocol = protocol
 
     def write(self, data: bytes) -> None:
@@ -152,7 +153,7 @@ class FakeTransport:
             self.read_by_client()
         elif len(self.unsent) > self._high and not self._paused:
             self._paused = True
-            assert isinstance(self.protocol, Connection), "no answer is due before the header"
+            assert not isinstance(self.protocol, Proxied), "no answer is due before the header"
             self.protocol.pause_writing()
 
     def get_write_buffer_size(self) -> int:
@@ -205,7 +206,7 @@ class FakeTransport:
         self.sent += taken
         if self._paused and len(self.unsent) <= self._high // 4:
             self._paused = False
-            assert isinstance(self.protocol, Connection)
+            assert not isinstance(self.protocol, Proxied)
             self.protocol.resume_writing()
         self._sent_all()
 
@@ -332,6 +333,8 @@ class Wire:
     deferred: bool = False
     """Whether answers wait for `sync`."""
     peer: tuple[str, int] = ("203.0.113.9", 40000)
+    contexts: Contexts | None = None
+    """Whoever has the certificate, with TLS."""
     proxied: bool = False
     """Whether trusted peers begin with a PROXY protocol header."""
     learns: bool = True
@@ -385,7 +388,11 @@ class Wire:
 
     def connect(self, peer: tuple[str, int] | None = None, door: Door = HOUSE) -> Client:
         """Accept a client."""
-        made = (Proxied if self.proxied else Connection)(self.tick, self.names, door)
+        made: Made
+        if self.contexts is not None:
+            made = Secured(self.contexts, self.tick, self.names, door)
+        else:
+            made = (Proxied if self.proxied else Connection)(self.tick, self.names, door)
         transport = FakeTransport(self.loop, made, peer or self.peer)
         made.connection_made(transport)  # type: ignore[arg-type]
         connection = made if isinstance(made, Connection) else made._connection

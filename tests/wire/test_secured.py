@@ -1,0 +1,267 @@
+"""TLS: the same requests and answers, both halves end as without it, and nothing else in its place costs anything."""
+
+import ssl
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.certificates import load_pair
+from ingest.telemetry import Handshake, Overdue
+from ingest.wire.crowd import REFUSED_LINGERING
+from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
+from tests.stand_ins.tls import TlsClient, client_context, issue
+from tests.stand_ins.wire import Wire, post, request
+
+
+class Held:
+    """The certificate in use."""
+
+    def __init__(self, pair):
+        self.context = pair.context
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    made = issue(tmp_path_factory.mktemp("tls"))
+    return load_pair(made.certificate, made.key)
+
+
+@pytest.fixture
+def secure(pair):
+    """`secure(settings)` is a wire whose connections speak TLS; nothing the loop would report may happen on it."""
+    made = []
+
+    def make(settings=None, **how):
+        made.append(wire := Wire(settings or {}, contexts=Held(pair), **how))
+        return wire
+
+    yield make
+    assert [wire.loop.failures for wire in made] == [[]] * len(made)
+
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1, 7])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_events_come_whole_however_the_records_are_cut(secure, version, step):
+    wire = secure()
+    client = TlsClient(wire, client_context(at_most=version), step=step).shake_hands()
+    large = "x" * 60_000
+    client.send(post(b"1"), post(b"2") + request("GET", "/collect?3"), post(large.encode()))
+    assert client.statuses == [200] * 4
+    assert wire.events == ["1", "2", "3", large]
+    assert client.tls.version() == version.name.replace("TLSv1_", "TLSv1.")
+    assert wire.metrics.handshakes[Handshake.DONE] == 1
+
+
+def test_the_first_request_may_come_with_the_end_of_the_handshake(secure):
+    wire = secure()
+    client = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.push()
+    client.tls.do_handshake()
+    client.send(post(b"1"))  # the client's last step is still unsent
+    assert client.statuses == [200]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_refusal_arrives_then_the_end_of_our_half_and_no_reset(secure, version):
+    wire = secure()
+    client = TlsClient(wire, client_context(at_most=version)).shake_hands()
+    client.send(request("POST", "/collect", "Content-Length: 99999999") + b"x" * 100)
+    assert client.statuses == [413]
+    assert client.sees_close_notify
+    transport = client.plain.transport
+    assert transport.half_closed
+    assert not transport.closing, "what still comes is read, or the kernel would send a reset"
+    for _ in range(LINGER_BYTES // 10_000 - 1):
+        transport.receive(b"y" * 10_000)
+        wire.loop.settle()
+    assert not transport.closing
+    client.plain.end()
+    assert client.plain.closed
+    assert not transport.reset
+
+
+def test_who_goes_on_sending_after_a_refusal_is_not_read_for_ever(secure):
+    wire = secure()
+    clients = [TlsClient(wire).shake_hands().send(b"nonsense\r\n\r\n") for _ in range(2)]
+    for _ in range(LINGER_BYTES // 10_000 + 2):
+        if not clients[0].plain.transport.closing:
+            clients[0].plain.transport.receive(b"y" * 10_000)
+            wire.loop.settle()
+    assert clients[0].plain.closed
+    wire.pass_time(3)
+    assert clients[1].plain.closed
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_that_ends_its_half_with_the_request_is_answered(secure, version, deferred):
+    wire = secure(deferred=deferred)
+    client = TlsClient(wire, client_context(at_most=version)).shake_hands()
+    client.send(post(b"1") + post(b"2"), end=True)
+    if deferred:
+        assert client.statuses == []
+        # What stands behind close_notify was said by nobody who has the keys.
+        client.plain.transport.receive(post(b"forged"))
+        wire.loop.settle()
+        wire.sync_all()
+    assert client.statuses == [200, 200]
+    assert wire.events == ["1", "2"]
+    assert client.sees_close_notify
+    assert client.plain.closed
+    assert not client.plain.transport.reset
+
+
+def test_a_stream_that_is_cut_off_is_answered_for_what_was_whole(secure):
+    wire = secure()
+    client = TlsClient(wire).shake_hands()
+    client.send(post(b"1") + post(b"2222")[:-2])
+    client.plain.end()
+    assert client.statuses == [200]
+    assert wire.events == ["1"]
+    assert client.plain.closed
+
+
+def test_connection_close_ends_with_close_notify(secure):
+    client = TlsClient(secure()).shake_hands().send(post(b"1", "Connection: close"))
+    assert client.statuses == [200]
+    assert client.sees_close_notify
+    assert client.plain.closed
+
+
+@pytest.mark.parametrize(
+    "sent", [request("GET", "/"), b"\x16\x03\x01\x02\x00\x01" + bytes(600), b"\0" * 20, b"SSH-2.0-x\r\n"]
+)
+def test_what_is_no_tls_ends_at_once_and_is_counted(secure, sent):
+    wire = secure()
+    client = wire.connect()
+    client.send(sent)
+    assert client.closed
+    assert wire.metrics.handshakes[Handshake.FAILED] == 1
+    assert wire.metrics.connections == 0
+
+
+@pytest.mark.parametrize("begins", [b"", b"\x16\x03\x01\x00\xc0\x01\x00"])
+def test_a_handshake_has_read_timeout_and_bytes_buy_no_time(secure, begins):
+    wire = secure({"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"})
+    client = wire.connect()
+    for byte in begins:
+        client.send(bytes([byte]))
+        wire.pass_time(1)
+    wire.pass_time(8.6 - len(begins))
+    assert client.closed
+    assert wire.metrics.timed_out[Overdue.IDLE] == 1
+    assert wire.metrics.handshakes[Handshake.FAILED] == bool(begins)
+
+
+def test_one_that_is_cut_off_is_forgotten(secure):
+    wire = secure()
+    for ends in ("end", "vanish"):
+        client = wire.connect().send(b"\x16\x03\x01")
+        client.end() if ends == "end" else client.transport.vanish()
+        wire.loop.settle()
+        assert client.closed
+    assert wire.metrics.connections == 0
+
+
+def test_unfinished_handshakes_count_into_max_connections_and_who_is_refused_reads_why(secure):
+    wire = secure({"MAX_CONNECTIONS": "3"})
+    for _ in range(3):
+        wire.connect()
+    client = TlsClient(wire).shake_hands()
+    assert client.statuses == [503]
+    assert client.sees_close_notify
+    client.plain.end()
+    assert client.plain.closed
+    silent = [wire.connect() for _ in range(REFUSED_LINGERING + 5)]
+    assert sum(client.closed for client in silent) == 5, "the descriptors in reserve bound how many may linger"
+    wire.pass_time(3)
+    assert all(client.closed for client in silent)
+
+
+def test_http_1_1_is_agreed_upon_and_old_versions_are_not(secure):
+    wire = secure()
+    client = TlsClient(wire, client_context(protocols=["h2", "http/1.1"])).shake_hands()
+    assert client.tls.selected_alpn_protocol() == "http/1.1"
+    old = client_context()
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, AssertionError)):
+        TlsClient(wire, old).shake_hands()
+    assert wire.metrics.handshakes[Handshake.FAILED] == 1
+
+
+def test_a_client_that_does_not_read_is_fed_no_further_and_loses_nothing(secure):
+    wire = secure()
+    client = TlsClient(wire).shake_hands()
+    client.plain.transport.stuck = True
+    for _ in range(8):
+        client.tls.write(request("GET", "/collect") * 200)
+    client.push()
+    assert client.plain.transport.largest_unsent < 4 * UNSENT_ANSWERS
+    assert not client.plain.transport.reading
+    client.plain.transport.stuck = False
+    while client.plain.transport.unsent:
+        client.plain.transport.read_by_client()
+        wire.loop.settle()
+    assert client.statuses == [200] * 1600
+
+
+def test_a_record_that_was_tampered_with_ends_the_connection(secure):
+    wire = secure()
+    client = TlsClient(wire).shake_hands().send(post(b"1"))
+    client.tls.write(post(b"2"))
+    data = bytearray(client._outgoing.read())
+    data[-1] ^= 1
+    client.plain.transport.receive(bytes(data))
+    wire.loop.settle()
+    assert client.plain.transport.reset
+    assert wire.events == ["1"]
+
+
+def test_a_renewed_certificate_is_for_new_handshakes_and_open_connections_go_on(secure, tmp_path):
+    wire = secure()
+    before = TlsClient(wire).shake_hands()
+    made = issue(tmp_path)
+    wire.contexts.context = load_pair(made.certificate, made.key).context
+    after = TlsClient(wire).shake_hands()
+    shown = [client.tls.getpeercert(binary_form=True) for client in (before, after)]
+    assert shown[0] != shown[1]
+    assert shown[1] == ssl.PEM_cert_to_DER_cert(made.certificate.read_text())
+    for client in (before, after):
+        assert client.send(post(b"1")).statuses == [200]
+
+
+def test_a_drain_ends_idle_connections_and_unfinished_handshakes(secure):
+    wire = secure()
+    client, silent = TlsClient(wire).shake_hands(), wire.connect()
+    wire.tick.drain()
+    wire.loop.settle()
+    client.read()
+    assert client.sees_close_notify
+    assert client.plain.closed
+    assert silent.closed
+
+
+@given(st.lists(st.binary(min_size=1, max_size=80), max_size=6), st.booleans())
+def test_any_bytes_in_place_of_tls_end_or_wait_and_nothing_else(pair, pieces, prefixed):
+    wire = Wire({}, contexts=Held(pair))
+    client = wire.connect()
+    if prefixed:
+        client.send(b"\x16\x03\x01")
+    for piece in pieces:
+        if not client.closed:
+            client.send(piece)
+    wire.pass_time(10)
+    assert client.closed
+    assert wire.loop.failures == []
+    assert wire.metrics.connections == 0
