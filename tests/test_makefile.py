@@ -55,7 +55,7 @@ def test_a_sound_environment_is_left_alone(checkout):
 
 
 @pytest.mark.parametrize("target", ["run-local", "install", "try", "quick", "lint"])
-def test_an_environment_without_its_python_is_made_anew_by_the_command_that_needs_it(checkout, target):
+def test_f9_an_environment_without_its_python_is_made_anew_by_the_command_that_needs_it(checkout, target):
     (checkout / ".venv/bin/python").unlink()
     (checkout / ".venv/bin/python").symlink_to(checkout / "gone/python3.11")
     done = steps(checkout, target)
@@ -70,7 +70,7 @@ def test_an_environment_of_another_python_or_another_folder_is_made_anew(checkou
     assert "venv --clear .venv" in steps(checkout, "run-local")
 
 
-def test_the_command_that_the_pages_name_is_there_after_run_local(checkout):
+def test_f9_the_command_that_the_pages_name_is_there_after_run_local(checkout):
     """The recipe's own lines, run with a Python that shows what it was given."""
     (checkout / ".venv/.runtime").unlink()
     lines = [line for line in steps(checkout, "run-local").splitlines() if "bin/estat-ingest" in line]

@@ -152,7 +152,7 @@ def test_check_never_prints_a_secret(tmp_path, broken):
 
 
 @pytest.mark.usefixtures("environment")
-def test_check_store_tries_a_directory_and_leaves_no_file(tmp_path, capsys):
+def test_f8_check_store_tries_a_directory_outside_the_hours_and_leaves_no_file(tmp_path, capsys):
     assert main(["check", "--store"]) == 0
     out, err = capsys.readouterr()
     assert err == ""

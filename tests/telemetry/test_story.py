@@ -142,7 +142,7 @@ def test_batches_that_spill_and_go_up_in_daily_traffic_are_no_story(stage):
     assert stage.at(2.0) == []
 
 
-def test_refusals_are_one_line_at_each_end_however_they_flicker(stage):
+def test_f6_refusals_are_one_line_at_each_end_however_they_flicker(stage):
     stage.metrics.rejected.add(Reason.QUEUE_FULL, 3)
     (line,) = stage.told
     assert (line["event"], line["log_level"], line["reason"]) == ("refusing_events", "warning", "queue_full")
