@@ -65,7 +65,7 @@ def test_c6_a_recovery_that_waits_for_a_disk_that_hangs_leaves_batches_and_the_d
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_save_that_ends_after_its_batch_was_left_to_its_segment_changes_nothing(tmp_path, full):
-    rig = Rig(tmp_path, Store(then="fail"), dlq_max_size_bytes=1 if full else 1 << 20)
+    rig = Rig(tmp_path, Store("hang"), s3_timeout="10s", dlq_max_size_bytes=1 if full else 1 << 20)
 
     async def main():
         async with rig.running():
