@@ -481,7 +481,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "nothing is put without a sound line",
-        "delivery/recovery.py",
+        "delivery/carrying.py",
         "        if best.contents.body is not None:\n"
         "            outcome = await self._create(letter.key, best.contents.body, best)",
         "        if True:\n            outcome = await self._create(letter.key, best.contents.body or b'', best)",
@@ -489,7 +489,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "the original is quarantined before the file goes",
-        "delivery/recovery.py",
+        "delivery/carrying.py",
         "            if copy.contents.found.sound:\n                continue\n",
         "            continue\n",
         JOURNAL + "test_a_bad_line_is_quarantined_and_the_sound_ones_are_stored",
@@ -504,7 +504,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a file expires only after its put has failed",
-        "delivery/recovery.py",
+        "delivery/carrying.py",
         "        best = choice.best\n",
         "        best = choice.best\n        if self._is_expired(letter):\n            self._expire(letter)\n"
         "            return Step.EXPIRED\n",
@@ -533,7 +533,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a file that was put off waits",
-        "delivery/recovery.py",
+        "delivery/carrying.py",
         "            if not self.aside.is_due(letter.key):\n                return Step.WAITS\n",
         "",
         REFUSED + "test_a4_live_batches_do_not_notice_files_whose_prefix_is_denied",

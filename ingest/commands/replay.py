@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from ingest.commands.report import bar
 from ingest.commands.shelf import Shelf
-from ingest.delivery import Aside, Attempts, Course, Phase, Recovery
+from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery
 from ingest.delivery.choice import choose
 from ingest.disk import Lane, Slot
 from ingest.format import codec, parse_key
@@ -171,17 +171,22 @@ async def _recover(
             await dlq.scan()
             with bar("replay", dlq.files + backlog.files) as show:
                 course = Course()
-                recovery = Recovery(
+                attempts = Attempts(settings, store, metrics, course, clock=time.monotonic)
+                carrier = Carrier(
                     settings,
                     dlq if hour is None else _OfHour(dlq, hour),
                     backlog if hour is None else _OfHour(backlog, hour),
-                    Attempts(settings, store, metrics, course, clock=time.monotonic),
+                    attempts,
                     aside,
                     metrics,
+                    time.time,
+                )
+                recovery = Recovery(
+                    carrier,
+                    attempts.breaker,
                     course,
                     on_stored=lambda: show(dlq.files + backlog.files),
                     clock=time.monotonic,
-                    now=time.time,
                 )
                 course.enter(Phase.HURRYING)
                 await recovery.run()

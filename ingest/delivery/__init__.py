@@ -3,6 +3,7 @@
 from ingest.delivery.aside import Aside
 from ingest.delivery.attempt import Attempts
 from ingest.delivery.breaker import State
+from ingest.delivery.carrying import Carrier
 from ingest.delivery.drain import Drain, Drained
 from ingest.delivery.phase import Course, Phase
 from ingest.delivery.recovery import Recovery
@@ -12,6 +13,7 @@ from ingest.delivery.upload import Uploader
 __all__ = [
     "Aside",
     "Attempts",
+    "Carrier",
     "Course",
     "Drain",
     "Drained",

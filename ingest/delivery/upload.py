@@ -35,10 +35,11 @@ import structlog
 from ingest.delivery.aside import Aside
 from ingest.delivery.attempt import Attempts
 from ingest.delivery.backoff import Backoff
+from ingest.delivery.carrying import Carrier, instance_of
 from ingest.delivery.encoding import Encoding
 from ingest.delivery.phase import Course, Phase
 from ingest.delivery.queue import Queue
-from ingest.delivery.recovery import Recovery, instance_of
+from ingest.delivery.recovery import Recovery
 from ingest.delivery.saving import Fate, Saving
 from ingest.store import ObjectMetadata, Verdict
 from ingest.telemetry import Place
@@ -98,16 +99,11 @@ class Uploader:
         self.aside = Aside(clock)
         self.attempts = Attempts(settings, store, metrics, course, clock=clock, on_change=self._breaker_changed)
         self.recovery = Recovery(
-            settings,
-            dlq,
-            backlog,
-            self.attempts,
-            self.aside,
-            metrics,
+            Carrier(settings, dlq, backlog, self.attempts, self.aside, metrics, now),
+            self.attempts.breaker,
             course,
             on_stored=self._room_changed,
             clock=clock,
-            now=now,
             batches_wait=self._batches_wait,
             batches_left=self._batches_left,
         )

@@ -56,7 +56,7 @@ def test_the_segment_is_found_also_when_the_corrupt_dlq_file_comes_first(tmp_pat
 
     async def main():
         async with rig.running() as uploader:
-            uploader.recovery._turns = [rig.dlq, rig.journal]
+            uploader.recovery.carrier._turns = [rig.dlq, rig.journal]
             await rig.done()
             assert len(bodies(rig.store_.objects[key(1)])) == 500
 

@@ -261,8 +261,8 @@ class Process:
 
     def _watch(self) -> None:
         """Tell the ledger what leaves by other ways than the store."""
-        ledger, dlq, recovery = self.world.ledger, self.dlq, self.uploader.recovery
-        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._letters._evict, recovery._expire
+        ledger, dlq, carrier = self.world.ledger, self.dlq, self.uploader.recovery.carrier
+        submit, save, evict, expire = self.uploader.submit, dlq.save, dlq._letters._evict, carrier._expire
 
         def submitted(batch: Batch) -> None:
             self._batches[batch.key] = {event["body"] for event in parsed(bytes(batch.view()))}
@@ -284,7 +284,7 @@ class Process:
             expire(file)
 
         self.uploader.submit = submitted
-        dlq.save, dlq._letters._evict, recovery._expire = saved, evicted, expired
+        dlq.save, dlq._letters._evict, carrier._expire = saved, evicted, expired
         if isinstance(self.journal, NoJournal):
             return
         not_rewritten = self.journal._not_rewritten
