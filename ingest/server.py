@@ -52,6 +52,7 @@ from ingest.wire import (
     ConnectionLimits,
     HeaderNames,
     Layouts,
+    Pace,
     Proxied,
     Secured,
     Tick,
@@ -229,7 +230,7 @@ class Server:
     def _connection(self) -> Callable[..., asyncio.Protocol]:
         """Return what makes a connection on HTTP_ADDR."""
         if self._certificates is not None:
-            return partial(Secured, self._certificates)
+            return partial(Secured, self._certificates, Pace(asyncio.get_running_loop()))
         return Proxied if self._settings.proxy_protocol else Connection
 
     async def _listen_for_operators(self, loop: asyncio.AbstractEventLoop) -> None:

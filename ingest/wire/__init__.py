@@ -10,7 +10,7 @@ from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
 from ingest.wire.proxied import Proxied
-from ingest.wire.secured import Secured
+from ingest.wire.secured import Pace, Secured
 from ingest.wire.states import STATES, State
 from ingest.wire.tick import Tick
 from ingest.wire.turn import Turn
@@ -26,6 +26,7 @@ __all__ = [
     "Door",
     "HeaderNames",
     "Layouts",
+    "Pace",
     "Proxied",
     "Secured",
     "State",

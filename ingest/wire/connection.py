@@ -147,9 +147,7 @@ class Connection(asyncio.Protocol):
         self.peer = tick.encoder.peer(name[0] if name else "")
         self.deadline = tick.loop_time() + tick.limits.idle_timeout
         if not tick.crowd.admit(self, self._door.spare):
-            self.write(tick.book.plain.refused_close)
-            self.end(linger=tick.crowd.watch(self))
-            tick.schedule()
+            self.leave_with(tick.book.plain.refused_close, linger=tick.crowd.watch(self))
         else:
             tick.joined()
 
@@ -326,9 +324,13 @@ class Connection(asyncio.Protocol):
         tick.count_rejected(error)
         answer = tick.book.plain.refuse(error)
         tick.count_answer(answer)
+        self.leave_with(answer)
+
+    def leave_with(self, answer: bytes, *, linger: bool = True) -> None:
+        """Say this and nothing else; outside a turn."""
         self.write(answer)
-        self.end(linger=True)
-        tick.schedule()
+        self.end(linger=linger)
+        self._tick.schedule()
 
     def abort(self) -> None:
         """Drop the connection."""

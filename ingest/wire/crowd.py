@@ -99,6 +99,13 @@ class Crowd:
         self._metrics.connections += 1
         return True
 
+    def admit_told(self, connection: Member) -> bool:
+        """Count an admitted connection by the peer that its proxy has told; False when there are enough of that one."""
+        if not self._max_per_network or self._has_place(connection):
+            return True
+        self._metrics.connections_refused += 1
+        return False
+
     def watch(self, connection: Member) -> bool:
         """Let a connection that was not admitted linger, if its descriptor can be spared."""
         if len(self._refused) >= REFUSED_LINGERING:

@@ -64,6 +64,9 @@ class Proxied(asyncio.Protocol):
         told = self._tick.encoder.peer(peer.address if header.address is None else header.address)
         told.local = False  # also one that is said to be: the proxy need not be on this machine
         connection.peer = told
+        if not self._tick.crowd.admit_told(connection):
+            connection.leave_with(self._tick.book.plain.refused_close)
+            return
         connection.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
         if len(data) > header.size:
             connection.data_received(data[header.size :])

@@ -17,6 +17,7 @@ long it is, so that a part of one is never taken for the whole.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import suppress
 from enum import Enum
 from ssl import MemoryBIO, SSLContext, SSLError, SSLObject, SSLWantReadError, SSLZeroReturnError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ingest.wire.headers import HeaderNames
     from ingest.wire.tick import Tick
 
+STEPS: Final = 4
+"""Steps of handshakes in one turn of the loop."""
 RECORD: Final = 16384
 """Bytes that a record says at most (RFC 8446 §5.1)."""
 
@@ -40,6 +43,31 @@ class Contexts(Protocol):
     @property
     def context(self) -> SSLContext:
         """The context for a handshake that begins now."""
+
+
+class Pace:
+    """Has handshakes wait for each other: a step that signs takes as long as a hundred events.
+
+    Without it, all clients that come back at once would hold up everybody for as long as all their handshakes take.
+    """
+
+    __slots__ = ("_due", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[Secured] = deque()
+
+    def wait(self, one: Secured) -> None:
+        """Have a connection take its step when it is its turn."""
+        if not self._due:
+            self._loop.call_soon(self._run)
+        self._due.append(one)
+
+    def _run(self) -> None:
+        for _ in range(min(STEPS, len(self._due))):
+            self._due.popleft().step()
+        if self._due:
+            self._loop.call_soon(self._run)
 
 
 class Phase(Enum):
@@ -65,21 +93,26 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         "_heard_end",
         "_incoming",
         "_outgoing",
+        "_pace",
         "_phase",
         "_tick",
         "_tls",
         "_transport",
+        "_waits",
     )
 
-    def __init__(self, contexts: Contexts, tick: Tick, names: HeaderNames, door: Door) -> None:
+    def __init__(self, contexts: Contexts, pace: Pace, tick: Tick, names: HeaderNames, door: Door) -> None:
         super().__init__()
         self._tick = tick
+        self._pace = pace
         self._connection = Connection(tick, names, door)
         self._transport: asyncio.Transport
         self._incoming = MemoryBIO()
         self._outgoing = MemoryBIO()
         self._tls: SSLObject = contexts.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._phase = _HANDSHAKE
+        self._waits = False
+        """Its step of the handshake is due."""
         self._begun = False
         """From the first byte until the handshake is done: it has failed if the connection is lost meanwhile."""
         self._heard_end = False
@@ -111,11 +144,22 @@ class Secured(asyncio.Transport, asyncio.Protocol):
             self._transport.pause_reading()  # what stands behind close_notify was said by nobody
             return
         self._incoming.write(data)
-        if self._phase is _OPEN or self._shake_hands():
+        if self._phase is _OPEN:
+            self._read()
+        elif not self._waits:
+            self._waits = True
+            self._pace.wait(self)
+
+    def step(self) -> None:
+        """Go on with the handshake, which was waited for, and with what came behind it."""
+        self._waits = False
+        if self._phase is _HANDSHAKE and self._shake_hands():
             self._read()
 
     def eof_received(self) -> bool:
         """Keep our half open, as without TLS; a handshake that is cut off is over."""
+        if self._waits:
+            self.step()  # the end of the handshake, a request and the end of the stream may come together
         if self._phase is _HANDSHAKE:
             return False
         self._hear_end()

@@ -26,7 +26,7 @@ from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
 from ingest.wire.proxied import Proxied
-from ingest.wire.secured import Contexts, Secured
+from ingest.wire.secured import Contexts, Pace, Secured
 from ingest.wire.tick import Tick
 
 if TYPE_CHECKING:
@@ -343,6 +343,7 @@ class Wire:
     def __post_init__(self) -> None:
         settings = load(self.settings)
         self.loop = FakeLoop()
+        self.pace = Pace(self.loop)  # type: ignore[arg-type]
         self.metrics = Metrics()
         self.lines: list[bytes] = []
         self.refuse = False
@@ -390,7 +391,7 @@ class Wire:
         """Accept a client."""
         made: Made
         if self.contexts is not None:
-            made = Secured(self.contexts, self.tick, self.names, door)
+            made = Secured(self.contexts, self.pace, self.tick, self.names, door)
         else:
             made = (Proxied if self.proxied else Connection)(self.tick, self.names, door)
         transport = FakeTransport(self.loop, made, peer or self.peer)

@@ -181,6 +181,17 @@ def test_over_max_connections_they_are_refused_as_others_are():
     assert held.statuses == [200]
 
 
+def test_a_client_is_counted_by_the_address_that_was_told():
+    wire = Wire({"MAX_CONNECTIONS_PER_IP": "2"}, proxied=True)
+    clients = [wire.connect(PROXY).send(v2(rest=ends("203.0.113.7")) + post(b"1")) for _ in range(3)]
+    assert [client.statuses for client in clients] == [[200], [200], [503]]
+    assert wire.connect(PROXY).send(v2(rest=ends("203.0.113.8")) + post(b"1")).statuses == [200]
+    assert (wire.metrics.connections_refused, wire.metrics.rejected.total()) == (1, 0)
+    for client in clients:
+        client.end()
+    assert wire.connect(PROXY).send(v2(rest=ends("203.0.113.7")) + post(b"1")).statuses == [200]
+
+
 def test_a_drain_ends_a_connection_that_has_not_said_anything():
     wire, client = behind_proxy()
     client.send(b"PROXY ")

@@ -11,6 +11,7 @@ from ingest.certificates import load_pair
 from ingest.telemetry import Handshake, Overdue
 from ingest.wire.crowd import REFUSED_LINGERING
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
+from ingest.wire.secured import STEPS
 from tests.stand_ins.tls import TlsClient, client_context, issue
 from tests.stand_ins.wire import Wire, post, request
 
@@ -183,6 +184,40 @@ def test_unfinished_handshakes_count_into_max_connections_and_who_is_refused_rea
     assert sum(client.closed for client in silent) == 5, "the descriptors in reserve bound how many may linger"
     wire.pass_time(3)
     assert all(client.closed for client in silent)
+
+
+def test_clients_that_come_back_at_once_hold_up_nobody(secure):
+    wire = secure()
+    before = TlsClient(wire).shake_hands()
+    before.tls.write(request("GET", "/health"))
+    asked = before._outgoing.read()
+    crowd = [TlsClient(wire) for _ in range(10 * STEPS)]
+    for client in crowd:
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        client.plain.transport.receive(client._outgoing.read())
+    before.plain.transport.receive(asked)
+    wire.loop.turn()
+    wire.loop.turn()
+    assert before.statuses == [200]
+    assert sum(bool(client.plain.transport.sent) for client in crowd) == 2 * STEPS
+    wire.loop.settle()
+    assert all(client.shake_hands().send(post(b"1")).statuses == [200] for client in crowd)
+
+
+def test_the_end_of_the_handshake_a_request_and_the_end_may_come_together(secure):
+    wire = secure()
+    client = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.push()
+    client.tls.do_handshake()
+    client.tls.write(post(b"1"))
+    client.plain.transport.kernel.append(client._outgoing.read())
+    client.plain.transport.receive(None)
+    wire.loop.settle()
+    assert client.statuses == [200]
+    assert wire.events == ["1"]
 
 
 def test_http_1_1_is_agreed_upon_and_old_versions_are_not(secure):
