@@ -10,6 +10,7 @@ U+2028 and U+2029 are escaped: JSON allows them as they are, but there are reade
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from socket import AF_INET, inet_pton
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 USER_AGENT: Final = b"user-agent"
 COOKIE: Final = b"cookie"
+
+PEERS_KEPT: Final = 1024
 
 Line: TypeAlias = "bytes | ClientError"
 
@@ -83,7 +86,8 @@ class EventEncoder:
         self.wall = 0.0
         """The wall clock's time in the turn that is under way, as its owner sets it: `ts_ms` is made of it."""
         client = ClientAddress(settings, self.headers)
-        self.peer: Callable[[str], Peer] = client.peer
+        self.peer: Callable[[str], Peer] = lru_cache(PEERS_KEPT)(client.peer)
+        """Return what a connection's other end is; proxies come again and again, a connection for each event."""
         self.address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]

@@ -57,10 +57,12 @@ class BatchJournal(Protocol):
 class OpenBatch:
     """The batch that takes events now, and what only an open one has."""
 
-    __slots__ = ("batch", "due", "limit", "timer")
+    __slots__ = ("batch", "due", "end", "limit", "start", "timer")
 
     def __init__(self, batch: Batch, limit: int, timer: asyncio.TimerHandle) -> None:
         self.batch = batch
+        self.start, self.end = batch.partition.start, batch.partition.end
+        """The seconds of its hour, once more, because each turn asks."""
         self.limit = limit
         """Events it may hold: BATCH_SIZE, and CHANNEL_SIZE more when it is due."""
         self.timer = timer
@@ -141,7 +143,13 @@ class Intake:
             self._check()
 
     def _commit(self, turn: Turn) -> None:
-        if not turn.events:
+        into, events = self._open, turn.events
+        if into is not None and into.start <= turn.seconds < into.end:
+            batch = into.batch
+            if 0 < events <= into.limit - batch.events - batch.tail_events:
+                self._take(batch, turn)  # as nearly always; whatever else there is to know, `_batch_for` knows
+                return
+        if not events:
             self._journal.refuse(turn)  # answers to no event, which follow events of their connections
             return
         while turn.events:
@@ -226,7 +234,8 @@ class Intake:
 
     def _take(self, batch: Batch, turn: Turn) -> None:
         data = b"".join(turn.lines)
-        if self._held_bytes() + self.size + len(data) > self._max_buffer_bytes or not self._journal.write(batch, data):
+        held = self._held_bytes() + batch.size + batch.tail_size + len(data)
+        if held > self._max_buffer_bytes or not self._journal.write(batch, data):
             self._refuse(turn)
             return
         batch.append(data, turn.events)

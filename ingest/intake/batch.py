@@ -120,12 +120,13 @@ class Batch:
 
     def append(self, data: bytes, events: int) -> None:
         """Add lines behind the tail; `acknowledge` makes them count."""
+        size = len(data)
         at = self.size + self.tail_size
-        end = at + len(data)
+        end = at + size
         if end > len(self._window):
             self._grow(end)
         self._window[at:end] = data
-        self.tail_size += len(data)
+        self.tail_size += size
         self.tail_events += events
 
     def acknowledge(self, size: int, events: int, seconds: int) -> None:

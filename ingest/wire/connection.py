@@ -154,19 +154,24 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Queue a read for the turn; after a large one no more is taken until it is fed."""
         tick = self._tick
+        reads = tick.reads
+        if (len(data) > SLICE or len(reads) >= tick.uncounted) and not self._finds_room(data):
+            return
+        if not reads:
+            tick.schedule()
+        reads.append((self, data))
+
+    def _finds_room(self, data: bytes) -> bool:
+        """Tell whether a read is kept; else the connection is refused for it."""
         if len(data) > SLICE:
             # The loop reads a socket up to 32 times a turn while its buffer comes back full.
             self._flow.pause()
-        unread = tick.unread = tick.unread + len(data)
-        if unread > tick.room and tick.is_full():
-            tick.unread -= len(data)
-            self._overrun = True
-            self._go_slowly()
-            self._come_again()
-            return
-        if not tick.reads:
-            tick.schedule()
-        tick.reads.append((self, data))
+        if self._tick.has_room(len(data)):
+            return True
+        self._overrun = True
+        self._go_slowly()
+        self._come_again()
+        return False
 
     def eof_received(self) -> bool:
         """Keep our half open: what is owed is still answered."""

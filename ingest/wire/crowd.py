@@ -115,12 +115,13 @@ class Crowd:
 
     def dismiss(self, connection: Member) -> None:
         """Forget a connection that is gone."""
-        self._refused.discard(connection)
         if connection in self.admitted:
             self.admitted.remove(connection)
             self._metrics.connections -= 1
             if self._network_of:
                 self._leaves(self._network_of.pop(connection, b""))
+        else:
+            self._refused.discard(connection)
 
     def _has_place(self, connection: Member) -> bool:
         """Count one connection more of a peer that is not trusted, if it may have one."""

@@ -31,7 +31,8 @@ LEAST_PAUSE: Final = 16
 LONGEST_PAUSE: Final = 2048
 """Turns without a wait after one that was in vain."""
 LATELY: Final = 0.05
-"""Seconds in which a client counts as active, and up to as many more."""
+"""Seconds in which a client counts as active, and up to as many more. Who sends is looked at in the last turns before
+one that may wait."""
 _TURNS_OF_A_NEWCOMER: Final = 2
 
 
@@ -92,7 +93,7 @@ class Gathering:
         if self._turns_left:
             self._turns_left -= 1
         self._small = small = len(reads) < SMALL_TURN and connections > 1
-        if small or self._waited_with:
+        if self._waited_with or (small and self._turns_left <= LEAST_PAUSE):
             senders = {sender for sender, _ in reads}
             self._note(senders, now)
             if self._waited_with:

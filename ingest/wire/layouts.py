@@ -55,8 +55,9 @@ _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
 
-_ONE_BYTE: Final = re.compile(rb" [^ \t\r\n]")
-_VALUE: Final = re.compile(rb" [^ \t\r\n].*[^ \t\r\n]")
+_VALUE: Final = rb"[^ \t\r\n][^\r]*+(?<![ \t])"
+"""White space around a value is no part of it (RFC 9110 §5.5): there is one space before it, and none at its ends. It
+ends before the first CR, which is found fastest; were there a LF in it, the parser would refuse the request."""
 _QUERY: Final = b"?"
 _UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
 
@@ -95,8 +96,8 @@ class Layouts:
         "_learns",
         "_numbers",
         "found",
-        "last",
         "match",
+        "met",
     )
 
     def __init__(
@@ -109,19 +110,13 @@ class Layouts:
         self._clock = clock
         self._learn_at = 0.0
         self._known: dict[tuple[_Line, ...], int] = {}
-        """How often each was met, as far as `count` has seen."""
+        """How often each was met before the last lesson; what was frequent once counts less with each."""
         self._numbers: dict[int | None, tuple[_Line, ...]] = {}
-        self.last: int | None = None
-        """The number of the layout that was met last, set by who matches."""
+        self.met: dict[int | None, int] = {None: 0}
+        """How often each number was met since, counted by who matches: once a turn, so that what is frequent is counted
+        often."""
         self.found: dict[int | None, Layout] = {}
         self.match = re.compile(b"(?!)").match
-
-    def count(self) -> None:
-        """Count the layout that was met last. Called once a turn, so that what is frequent is counted often."""
-        lines = self._numbers.get(self.last)
-        if lines is not None:
-            self._known[lines] += 1
-            self.last = None
 
     def learn(self, data: bytes, now: float) -> None:
         """Learn the layout of a read that the parser took for one event, unless it is too early for a lesson."""
@@ -130,6 +125,8 @@ class Layouts:
         began = self._clock()
         lines = self._lines_of(data)
         if lines is not None and self.match(data) is None:
+            for number, known in self._numbers.items():
+                self._known[known] += self.met[number]
             self._known = {known: count // 2 for known, count in self._known.items()}  # what was frequent once may go
             self._make_room(lines)
             self._known[lines] = 0
@@ -184,10 +181,7 @@ class Layouts:
                 (start + b" " + PLAIN_HOST + rb"\r\n", b"", False) if re.fullmatch(b" " + PLAIN_HOST, value) else None
             )
         if name in self._heeded:
-            # White space around a value is no part of it (RFC 9110 §5.5): one space before it, none behind it.
-            if _ONE_BYTE.fullmatch(value):
-                return start + rb" ([^ \t\r\n])\r\n", name, False
-            return (start + rb" ([^ \t\r\n].*[^ \t\r\n])\r\n", name, False) if _VALUE.fullmatch(value) else None
+            return (start + b" (" + _VALUE + rb")\r\n", name, False) if re.fullmatch(b" " + _VALUE, value) else None
         return re.escape(self._shortest(spelling + b":")) + rb".*+\n", b"", False
 
     def _shortest(self, start: bytes) -> bytes:
@@ -207,9 +201,10 @@ class Layouts:
             for line in lines:
                 node = node.following.setdefault(line, _Node())
             node.ends = lines
-        self.found, self._numbers, self.last = {}, {}, None
+        self.found, self._numbers = {}, {}
         parts = [b"()"]
         self._write(root, parts, {}, EMPTY)
+        self.met = dict.fromkeys((None, *self._numbers), 0)
         re.purge()  # it keeps every pattern that was compiled, up to 512 of these
         self.match = re.compile(b"".join(parts)).match
 

@@ -131,7 +131,7 @@ class ShortWay:
                     break
         finally:
             turn.size = size
-            layouts.last = number
+            layouts.met[number] += 1
         return None
 
     def take_admitted(self, reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:
@@ -158,10 +158,6 @@ class ShortWay:
         fields = match.group(*where)
         came_from = None if origin == EMPTY else match[origin]
         return fields if self._access.waves_through(sender.peer, fields, came_from) else None
-
-    def count(self) -> None:
-        """Count the layout that was met last."""
-        self._layouts.count()
 
     def learn(self, data: bytes, now: float) -> None:
         """Learn the layout of a read that the parser took for one event."""

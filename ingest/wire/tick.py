@@ -12,9 +12,9 @@ of code serve all 15-25 requests of a busy turn, and the answers leave in one bu
 A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way,
 whatever came of them, it commits and lets the loop read. The loop accepts one connection between two turns, so that a
 turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
-Bytes count from the read on (`unread`, then `held`, until their line is in the batch): a read that finds no room in
-MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that slow
-clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
+Bytes count from the read on (`bytes_unread`, then `held`, until their line is in the batch): a read that finds no room
+in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that
+slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
 Answers that wait for the disk have as much; beyond that who is owed one is read no further.
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.telemetry import Answer, Overdue
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import FULL_TURN, SHORT_TURN, SMALL_READ, TURN_BYTES, UNPACKING_SECONDS
+from ingest.wire.limits import FULL_TURN, SHORT_TURN, SLICE, SMALL_READ, TURN_BYTES, UNPACKING_SECONDS
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
@@ -56,7 +56,9 @@ class Tick:
 
     __slots__ = (
         "_buffered",
+        "_bytes_unread",
         "_commit",
+        "_counted",
         "_gathering",
         "_late",
         "_loop",
@@ -65,6 +67,7 @@ class Tick:
         "_sleep",
         "_stopwatch",
         "_take",
+        "_uncounted",
         "_unpacks_until",
         "_wall_clock",
         "access",
@@ -85,11 +88,10 @@ class Tick:
         "pages",
         "read_deadline",
         "reads",
-        "room",
         "seconds",
         "short_way",
         "turn",
-        "unread",
+        "uncounted",
     )
 
     def __init__(
@@ -139,17 +141,20 @@ class Tick:
         """From a new connection until the next turn."""
         self.held = 0
         """Bytes of unfinished requests on all connections, and of reads that wait there."""
-        self.unread = 0
-        """Bytes of `reads`."""
+        self._uncounted = limits.buffered // 8 // SLICE
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
-        self.room = limits.buffered // 8
-        """So many bytes may be unread before somebody looks closer; the least there is, until somebody did."""
 
         # For one turn.
         self.reads: list[tuple[Member, bytes]] = []
         self._late: list[tuple[Member, bytes]] = []
         """Reads that the last turn has left to this one."""
+        self.uncounted = self._uncounted
+        """So many reads of a slice at most find room in any case, and are not looked at when they come; none while
+        reads are late."""
+        self._bytes_unread = 0
+        """Bytes of what is late, and of the first reads: so many of them as are `_counted`."""
+        self._counted = 0
         self._unpacks_until = 0.0
         """From the turn's first body that is unpacked on: when there is no more time for it, on the stopwatch."""
         self.closing: list[Member] = []
@@ -183,14 +188,17 @@ class Tick:
 
     def run(self) -> None:
         """Do one turn's work."""
-        reads = self._in_order() if self._late else self.reads
-        self.reads, self._late = [], []
+        reads = self.reads
+        if self._late:
+            reads = self._in_order()
+            self._late = []
+        self.reads = []
+        self._counted = 0
         self.read_clocks()
         if reads:
             self._gathering.ran(reads, len(self.crowd.admitted), self.now)
         turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
         answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
-        self._newcomers = False
         self._unpacks_until = 0.0
         take, idle_deadline = self._take, self.idle_deadline
         left = iter(reads)
@@ -204,15 +212,15 @@ class Tick:
                 connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 self._met(error, reads[-1 - length_hint(left)][0])
-        self.short_way.count()
         if self.held > self.limits.unfinished:
             self._refuse_largest()
         self._finish(turn)
-        self._late = list(left)
-        self.unread = _bytes_of(self._late) + _bytes_of(self.reads)
-        if self._late and not self.reads:
+        self._newcomers = False
+        late = self._late = list(left)
+        self._bytes_unread = _bytes_of(late) if late else 0
+        self.uncounted = 0 if late else self._uncounted
+        if late and not self.reads:
             self._loop.call_soon(self.run)
-        self.room = self.limits.buffered // 8
 
     def _met(self, error: Exception, connection: Member) -> None:
         connection.abort()
@@ -261,12 +269,20 @@ class Tick:
                 break
             connection.refuse()
 
-    def is_full(self) -> bool:
-        """Tell whether the unread bytes find no room beside all that is held."""
-        # Where batches have taken all there is, events are still read, to be refused one by one.
+    @property
+    def bytes_unread(self) -> int:
+        """Bytes that were read and are not fed yet. Each read is counted once, however often this is asked."""
+        if self._counted < len(self.reads):
+            self._bytes_unread += _bytes_of(self.reads[self._counted :])
+            self._counted = len(self.reads)
+        return self._bytes_unread
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a read of so many bytes finds room beside all that is held, and what was read before it."""
+        unread = self.bytes_unread + size
         limit = self.limits.buffered
-        self.room = max(limit - self.held - self._buffered(), limit // 8)
-        return self.unread > self.room
+        # Where batches have taken all there is, events are still read, to be refused one by one.
+        return unread <= limit // 8 or unread <= limit - self.held - self._buffered()
 
     def _drop_slowest(self) -> None:
         """Have unsent answers take no more than they may."""
@@ -355,4 +371,4 @@ def _left_to_the_parser(reads: Iterator[Read], turn: Turn, answers: int, deadlin
 
 
 def _bytes_of(reads: Sequence[Read]) -> int:
-    return sum([len(data) for _, data in reads]) if reads else 0
+    return sum([len(data) for _, data in reads])

@@ -188,19 +188,20 @@ def test_slow_clients_take_nothing_from_whole_requests_E3():
     assert any(not client.transport.sent for client in slow)
 
 
-def test_bytes_count_when_they_are_read_E3():
+@pytest.mark.parametrize(("count", "events"), [(20, 800), (200, 40)], ids=["large reads", "small reads"])
+def test_bytes_count_when_they_are_read_E3(count, events):
     """All clients are read before the turn begins."""
     wire = Wire({"MAX_BUFFER_BYTES": "1000000"})
-    clients = [wire.connect() for _ in range(20)]
+    clients = [wire.connect() for _ in range(count)]
     for client in clients:
-        client.transport.receive(post(b"x" * 100) * 800)
-        assert wire.tick.unread <= 1_000_000
-        assert sum(len(data) for _, data in wire.tick.reads) == wire.tick.unread
+        client.transport.receive(post(b"x" * 100) * events)
+        assert wire.tick.bytes_unread <= 1_000_000
+        assert sum(len(data) for _, data in wire.tick.reads) == wire.tick.bytes_unread
     wire.loop.settle()
-    assert wire.tick.unread == wire.tick.held == 0
+    assert wire.tick.bytes_unread == wire.tick.held == 0
     for client in clients:
         statuses = client.statuses
-        assert statuses[-1] == 503 or statuses == [200] * 800
+        assert statuses[-1] == 503 or statuses == [200] * events
         assert set(statuses[:-1]) <= {200}
     assert len(wire.lines) == sum(client.statuses.count(200) for client in clients)
     assert wire.loop.failures == []
