@@ -45,6 +45,7 @@ P99_BUDGET_US = 110_000
 FRONTS = ["waits-1", "waits-4", "waits-8", "closes-1.0", "closes-1.1"]
 FRONTS_OF_PEERS = ["waits-4", "closes-1.0"]
 VARIANTS = ["plain", "fresh-ip", "split", "pipelined", "origin", "mixed", "warm"]
+BATCHES = ["lines-10", "lines-100", "array-100", "gzip-100"]
 LEARNING_SECONDS = 8  # in which the collector meets every layout of the mixed load
 BUSY_GENERATOR = 0.85
 
@@ -177,6 +178,24 @@ class Bench:
                 results[name]["subjects"][subject.name] = summary
         return results
 
+    # ---- many events in one request ----
+
+    def batches(self):
+        """CPU an event of the collector, half a vCPU, over that of an event that comes alone; and the rate held."""
+        results = {}
+        with self.start(JOURNAL, share=0.5) as running:
+            readings = {name: [] for name in ["plain", *BATCHES]}
+            for name in readings:
+                self.load(running, 0.3, LOADS[name])
+            for number in range(self.plan.fronts_rounds):
+                for name in [*readings][:: 1 if number % 2 == 0 else -1]:
+                    readings[name].append(self.load(running, self.plan.fronts_seconds, LOADS[name]))
+        for name, taken in readings.items():
+            ratios = [one["cpu_us"] / alone["cpu_us"] for one, alone in zip(taken, readings["plain"], strict=True)]
+            results[name] = _summary(JOURNAL, taken, ratios) | {"title": LOADS[name].title}
+        results["held"] = self.hold(JOURNAL, 0.25, LOADS["lines-100"])
+        return results
+
     # ---- the highest rate held ----
 
     def held(self):
@@ -187,22 +206,22 @@ class Bench:
                 results[f"{share}"][subject.name] = self.hold(subject, share)
         return results
 
-    def hold(self, subject, share):
+    def hold(self, subject, share, load=PLAIN):
         """Bisect, then confirm; on the way down by 8 % as long as the confirmation fails."""
         with self.start(subject, share=share) as running:
-            self.load(running, 1)
-            saturation = self.load(running, 3)["achieved_rate"]
+            self.load(running, 1, load)
+            saturation = self.load(running, 3, load)["achieved_rate"]
             say(f"{subject.name} at {share} vCPU: saturated at {saturation:,.0f}/s")
             low, high, points = 0.5 * saturation, 1.1 * saturation, []
             for _ in range(self.plan.search_steps):
                 rate = (low + high) / 2
-                reading = self.load(running, self.plan.search_seconds, PLAIN.at(rate))
+                reading = self.load(running, self.plan.search_seconds, load.at(rate))
                 points.append(_point(reading))
                 low, high = (rate, high) if _is_held(reading) else (low, rate)
             rate, confirmed = low, None
             seconds = self.plan.confirm_seconds if subject.ours else self.plan.confirm_others
             for _ in range(6):
-                reading = self.load(running, seconds, PLAIN.at(rate))
+                reading = self.load(running, seconds, load.at(rate))
                 points.append(_point(reading))
                 if _is_held(reading):
                     confirmed = _point(reading)
@@ -324,7 +343,7 @@ def say(text):
 
 
 STARTED = time.monotonic()
-SECTIONS = ["cpu_per_event", "fronts", "variants", "held", "memory", "start_up", "recovery"]
+SECTIONS = ["cpu_per_event", "fronts", "variants", "batches", "held", "memory", "start_up", "recovery"]
 
 
 def main():

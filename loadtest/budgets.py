@@ -96,6 +96,16 @@ def front(load, which):
     return figure
 
 
+def batch(load):
+    """CPU of an event that came with others over that of one that came alone."""
+
+    def figure(results):
+        taken = found(results, "batches", load)
+        return taken and Figure(taken["ratio"], f"{taken['cpu_us']:.1f} µs")
+
+    return figure
+
+
 def held(share):
     def figure(results):
         both = found(results, "held", share)
@@ -162,6 +172,7 @@ BUDGETS = (
     Budget("2,000/s offered, p50 ms", 1.5, p50("2,000/s")),
     Budget("10,000/s offered, CPU x floor", 0.8, cpu("10,000/s")),
     Budget("10,000/s offered, p50 ms", 1.5, p50("10,000/s")),
+    Budget("a batch of 100, NDJSON, CPU x one event", 0.25, batch("lines-100")),
     Budget("journal, x memory", 1.10, cpu("saturation", over="memory")),
     Budget("RSS idle, MiB", 75, memory("journal", "idle"), form="{:.0f}"),
     Budget("RSS at full load, MiB", 128, memory("journal", "full"), form="{:.0f}"),

@@ -15,6 +15,8 @@
  *   pipelined  DEPTH requests in one segment                           origin     an Origin header in place of a trace id (CORS)
  *   warm       one and the same request, over and over: what the rotation is there to avoid, for comparison
  *   mixed      24 different sets and orders of headers, in turn, as many kinds of browsers behind one load balancer send them
+ * With --from FILE the requests are those of a file, each behind its size in four bytes (what many events in one request look like);
+ * what is counted then are requests, not events.
  * It ends after --duration seconds, or --events events. It prints one JSON object: counts, answers by status, achieved rate, latency percentiles in microseconds, its own CPU share
  * (near 1: the generator was the bottleneck, the figure is void) and the largest delay that was its own: an event due, a connection free, and not yet sent.
  *
@@ -71,6 +73,7 @@ struct request { char *text; int size, head_size, address_offset; };
 static struct request *requests;
 static int rotation = 2000, body_size = 350, port = 8080, connection_count = 32;
 static const char *host = "127.0.0.1", *path = "/collect";
+static const char *from_file;          /* not NULL: where the requests are read from */
 static const char *close_version;      /* not NULL: one event a connection, of this HTTP version */
 static bool fresh_ip, split, pipelined, origin, warm, mixed;
 static uint64_t random_state = 0x9E3779B97F4A7C15u;
@@ -130,6 +133,19 @@ static void build_request(struct request *r, int number) {
     r->size = r->head_size + size;
 }
 
+static void read_requests(void) {
+    FILE *file = fopen(from_file, "rb");
+    if (!file) die("--from %s: %s", from_file, strerror(errno));
+    uint32_t size;
+    for (rotation = 0; fread(&size, sizeof size, 1, file) == 1; rotation++) {
+        requests = realloc(requests, (rotation + 1) * sizeof *requests);
+        requests[rotation] = (struct request){.text = malloc(size), .size = (int)size};
+        if (fread(requests[rotation].text, 1, size, file) != size) die("--from %s: cut short", from_file);
+    }
+    fclose(file);
+    if (!rotation) die("--from %s: no request in it", from_file);
+}
+
 /* ---- The connections ---- */
 struct connection {
     int descriptor, waiting;        /* answers still to come */
@@ -165,10 +181,11 @@ static int pull(int *ring, int *first, int *count) {
 static void connect_to_server(int number) {
     struct connection *c = &connections[number];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-    int yes = 1;
+    int yes = 1, room = 1 << 20;        /* for the requests of a file: a send is never cut short */
     if (inet_pton(AF_INET, host, &address.sin_addr) != 1) die("--host: not an IPv4 address: %s", host);
     if ((ntohl(address.sin_addr.s_addr) >> 24) != 127) die("--host: this generator only loads 127.0.0.0/8");
     c->descriptor = socket(AF_INET, SOCK_STREAM, 0);
+    if (from_file) setsockopt(c->descriptor, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
     if (connect(c->descriptor, (struct sockaddr *)&address, sizeof address)) die("connect %s:%d: %s", host, port, strerror(errno));
     setsockopt(c->descriptor, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     fcntl(c->descriptor, F_SETFL, O_NONBLOCK);
@@ -323,7 +340,7 @@ static double run(double rate, double seconds, uint64_t *unsent) {
 int main(int count, char **words) {
     double rate = 0, seconds = 5;
     static const struct option options[] = {{"rate", 1, 0, 'r'}, {"duration", 1, 0, 'd'}, {"connections", 1, 0, 'c'}, {"variant", 1, 0, 'v'},
-        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {"close", 1, 0, 'x'}, {"events", 1, 0, 'e'}, {0}};
+        {"rotation", 1, 0, 'n'}, {"body", 1, 0, 'b'}, {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"path", 1, 0, 'u'}, {"close", 1, 0, 'x'}, {"events", 1, 0, 'e'}, {"from", 1, 0, 'f'}, {0}};
     for (int o; (o = getopt_long(count, words, "", options, NULL)) != -1;)
         switch (o) {
         case 'r': rate = atof(optarg); break;
@@ -334,6 +351,7 @@ int main(int count, char **words) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
         case 'u': path = optarg; break;
+        case 'f': from_file = optarg; break;
         case 'e': most = strtoull(optarg, NULL, 10); break;
         case 'x':
             if (strcmp(close_version = optarg, "1.0") && strcmp(optarg, "1.1")) die("--close: 1.0 or 1.1");
@@ -349,8 +367,13 @@ int main(int count, char **words) {
     if (connection_count < 1 || connection_count > MAX_CONNECTIONS) die("--connections: 1 to %d", MAX_CONNECTIONS);
     if (rotation < 1 || body_size < 0 || body_size > 65000) die("--rotation at least 1, --body 0 to 65000");
     if (close_version && (pipelined || split)) die("--close: not with --variant pipelined or split");
-    requests = calloc(rotation, sizeof *requests);
-    for (int i = 0; i < rotation; i++) build_request(&requests[i], i);
+    if (from_file) {
+        if (fresh_ip || split || pipelined || close_version) die("--from: only with connections that are kept, and no such --variant");
+        read_requests();
+    } else {
+        requests = calloc(rotation, sizeof *requests);
+        for (int i = 0; i < rotation; i++) build_request(&requests[i], i);
+    }
     prctl(PR_SET_TIMERSLACK, 1000);
     poller = epoll_create1(0);
     for (int i = 0; i < connection_count; i++) open_connection(i);

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import subjects
+import traffic
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Load:
     variant: str = "plain"
     close: str = ""
     """The HTTP version of a load that sends one event a connection; empty: connections are kept."""
+    form: str = ""
+    """How many events stand in one request, as `traffic.batch` knows it; empty: each has one of its own."""
+    events: int = 1
+    """Of a request."""
 
     @property
     def floor(self):
@@ -33,7 +38,7 @@ class Load:
         return "closing" if self.close else self.variant if self.variant in ("split", "pipelined") else "plain"
 
     def words(self, seconds):
-        words = ["--connections", self.connections, "--rate", self.rate, "--variant", self.variant]
+        words = ["--connections", self.connections, "--rate", self.rate / self.events, "--variant", self.variant]
         words += ["--close", self.close] if self.close else []
         return [*map(str, words), "--duration", str(seconds)]
 
@@ -51,6 +56,10 @@ LOADS = {
     "closes-1.1": Load("one event a connection, HTTP/1.1", close="1.1"),
     "2,000/s": PLAIN.at(2_000.0),
     "10,000/s": PLAIN.at(10_000.0),
+    "lines-10": Load("batch of 10, NDJSON", form="lines", events=10),
+    "lines-100": Load("batch of 100, NDJSON", form="lines", events=100),
+    "array-100": Load("batch of 100, JSON array", form="array", events=100),
+    "gzip-100": Load("batch of 100, NDJSON, gzip", form="gzip", events=100),
     **{
         variant: replace(PLAIN, title=variant, variant=variant)
         for variant in ("plain", "fresh-ip", "split", "pipelined", "origin", "mixed", "warm")
@@ -73,9 +82,15 @@ def build_generator(folder):
 
 def run(generator, running, load, seconds):
     """Load a subject that runs; return the generator's report with `cpu_us` an event and `foreign_cpu` in cores."""
+    more = []
+    if load.form:
+        requests = Path(generator).with_name(f"{load.form}-{load.events}")
+        if not requests.exists():
+            traffic.write_batches(requests, load.form, load.events)
+        more = ["--from", str(requests)]
     busy, spent, started = _machine_busy(), running.limit.cpu_seconds(), time.monotonic()
     finished = subprocess.run(
-        [str(generator), "--port", str(running.port), *load.words(seconds)],
+        [str(generator), "--port", str(running.port), *load.words(seconds), *more],
         capture_output=True,
         text=True,
         check=False,
@@ -84,6 +99,8 @@ def run(generator, running, load, seconds):
     if finished.returncode:
         raise RuntimeError(f"generator against {running.subject.name}, {load.title}: {finished.stderr}")
     reading = json.loads(finished.stdout)
+    for figure in ("offered_rate", "achieved_rate", "sent", "ok", "unsent"):
+        reading[figure] *= load.events
     elapsed = time.monotonic() - started
     reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
     reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6

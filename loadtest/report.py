@@ -107,6 +107,7 @@ def _tables(results):
                 for name, one in both.items()
             ],
         )
+    yield from _batches(results.get("batches"))
     for share, subjects in results.get("held", {}).items():
         yield from _table(
             f"Highest rate held, {share} vCPU",
@@ -143,6 +144,30 @@ def _tables(results):
                     ["after 99 % were drained", f"{drained['step_us']:.0f}", f"{drained['first_step_us'] / 1000:.1f}"]
                 )
         yield from _table("A step of recovery", ["", "µs", "the first, ms"], rows)
+
+
+def _batches(taken):
+    if taken is None:
+        return
+    held = taken["held"]["held"]
+    rows = {name: one for name, one in taken.items() if name != "held"}
+    yield from _table(
+        "Many events in one request, saturation, half a vCPU",
+        ["", "CPU µs an event", "x one alone", "events/s", "p99 ms", "errors"],
+        [
+            [
+                one["title"],
+                f"{one['cpu_us']:.2f}",
+                f"{one['ratio']:.2f}",
+                f"{one['rate']:,.0f}",
+                f"{one['p99_us'] / 1000:.1f}",
+                str(one["errors"]),
+            ]
+            for one in rows.values()
+        ],
+    )
+    held = f"{held['rate']:,} events/s, p99 {held['p99'] / 1000:.0f} ms" if held else "no rate"
+    yield f"\nHeld at 0.25 vCPU in batches of 100, NDJSON: {held}."
 
 
 def _table(title, heads, rows):

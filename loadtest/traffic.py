@@ -3,7 +3,9 @@
 They look as those of generator.c do, which makes its own, being C.
 """
 
+import gzip
 import random
+import struct
 
 HEADERS = {"X-Forwarded-Proto": "https", "X-Forwarded-Port": "443", "Host": "collect.example.com"}
 MORE = {
@@ -36,3 +38,28 @@ def events(count, *, seed=4, first=None):
     """Return so many, the same ones at each call."""
     draw = random.Random(seed)
     return [event(draw, first=first) for _ in range(count)]
+
+
+DISTINCT = 20_000
+"""Events of all requests of a load that sends many in one: none comes twice."""
+
+
+def batch(draw, form, count):
+    """Return a request of so many events: "lines", "array" or "gzip" (lines)."""
+    head, _ = event(draw)
+    bodies = [event(draw)[1] for _ in range(count)]
+    body = b"[" + b",".join(bodies) + b"]" if form == "array" else b"".join(one + b"\n" for one in bodies)
+    kind = "application/json" if form == "array" else "application/x-ndjson"
+    if form == "gzip":
+        body = gzip.compress(body, 6, mtime=0)
+        kind += "\r\nContent-Encoding: gzip"
+    lines = [line for line in head.decode().split("\r\n") if not line.startswith(("POST ", "Content-"))]
+    first = [f"POST /collect/batch HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"]
+    return "\r\n".join(first + lines).encode() + body
+
+
+def write_batches(path, form, count, *, seed=4):
+    """Write the requests of a load as generator.c reads them."""
+    draw = random.Random(seed)
+    requests = (batch(draw, form, count) for _ in range(DISTINCT // count))
+    path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in requests))

@@ -111,6 +111,8 @@ def sound_json(body: Raw) -> Raw | None:
     """Return a JSON value with its surrogates mended; None if it is no JSON value."""
     if _is_json(body):
         return body
+    if rb"\u" not in body:
+        return None
     mended = _mend_surrogates(body)
     return mended if _is_json(mended) else None
 

@@ -109,16 +109,16 @@ class EventEncoder:
     ) -> Line:
         """Return the lines of all good items of one request, in one piece; they differ in their bodies alone.
 
-        Their size is known before they are made, but for what JSON escapes in them.
+        Their size is known before they are made.
         """
         members: Members = {"query": query_text(query)} if query else {}
         if key:
             members["key"] = key
         members["body"] = None
         start = self._line(seconds, peer, fields, members).removesuffix(_NULL)
-        if items.size + items.count * len(start) > self._batch_bytes:
-            return LINES_TOO_LARGE
         values = items.values
+        if len(values) + items.count * len(start) > self._batch_bytes:
+            return LINES_TOO_LARGE
         if _SEPARATOR in values:
             values = _escape_separators(values)
         lines = b"".join((start, values.replace(b"\n", b"}\n" + start), b"}\n"))

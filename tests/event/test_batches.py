@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ingest.config.settings import load
-from ingest.event.batches import LINES_TYPES, MOST_ITEMS, STEP_BYTES, Items
+from ingest.event.batches import LINES_TYPES, MOST_ITEMS, Items
 from ingest.event.line import EventEncoder
 from ingest.event.refusals import (
     BAD_JSON,
@@ -252,6 +252,37 @@ def test_each_line_that_is_not_blank_is_an_event_byte_for_byte(kind):
     assert bodies(body, kind) == ['{"a":1}', " plain text ", "[1,2]", '{"b": 1}']
 
 
+def test_lines_are_found_alike_however_they_are_mixed():
+    """Plain lines are taken in groups, others one by one; a reader that knows nothing of it finds the same."""
+    draw = random.Random(5)
+    pieces = (
+        b"a",
+        b'{"n":1}' * 9,
+        b" ",
+        b"",
+        b"\xff",
+        b"\r",
+        b"b\r",
+        "\u2028\x85é".encode(),
+        b"x" * 300,
+        b"\x1c",
+        b" y ",
+    )
+    limit = 400
+    encoder = EventEncoder(load({"MAX_BODY_SIZE": str(limit)}))
+    for number in range(300):
+        weights = draw.choice(
+            ((9, 9, 0, 0, 0, 0, 0, 0, 9, 0, 0), (9, 9, 1, 1, 0, 0, 1, 1, 1, 0, 1), (1,) * len(pieces))
+        )
+        body = b"\n".join(draw.choices(pieces, weights, k=draw.randrange(40))) + draw.choice(
+            (b"", b"\n", b"\n" + b"z" * 450)
+        )
+        expected = [line.removesuffix(b"\r") for line in body.split(b"\n") if line and not line.isspace()]
+        found = records(unpacked(body, NDJSON, encoder), encoder)
+        kept = [base64.b64decode(one["body_b64"]) if "body_b64" in one else one["body"].encode() for one in found]
+        assert kept == [line for line in expected if len(line) <= limit], (number, body)
+
+
 def test_the_type_decides_between_lines_and_an_array():
     assert bodies(b"[1,2]", NDJSON) == ["[1,2]"]
     assert bodies(b"[1,2]", b"text/plain") == ["1", "2"]
@@ -341,7 +372,7 @@ def test_no_step_looks_at_much_more_than_its_share():
     for body, kind, least in (
         (b"[" + b",".join([b'{"a":"%b"}' % (b"x" * 90)] * 10_000) + b"]", JSON, 20),
         (b"[" + wide + b"]", JSON, 100),
-        (b"x\n" * 10_000, NDJSON, 39),
-        ((b"x" * 60_000 + b"\n") * 16, NDJSON, 16 * 60_000 // STEP_BYTES // 2),
+        (b"x\r\n" * 10_000, NDJSON, 39),
+        ((b"x" * 60_000 + b"\n") * 16, NDJSON, 15),
     ):
         assert sum(1 for _ in TEXT.unpack(body, kind)) >= least, body[:20]
