@@ -40,8 +40,176 @@ WANT_OF_ROOM: Final = (Reason.QUEUE_FULL, Reason.DISK_FULL)
 log = structlog.get_logger()
 
 
+class _Figures:
+    """The figures that a line tells beside its edge."""
+
+    __slots__ = ("_next_try", "clock", "metrics", "now")
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+        next_try: Callable[[], float],
+    ) -> None:
+        self.metrics = metrics
+        self.clock = clock
+        self.now = now
+        self._next_try = next_try
+
+    def waiting(self) -> int:
+        return sum(self.metrics.books.pending(place) for place in Place)
+
+    def files(self) -> int:
+        gauges = self.metrics.gauges
+        return int(gauges.dlq_files() + gauges.backlog_files())
+
+    def room_left(self) -> int:
+        gauges = self.metrics.gauges
+        left = gauges.spool_limit() - gauges.dlq_bytes() - gauges.backlog_bytes()
+        free = gauges.disk_free()
+        return int(max(min(left, free) if free else left, 0))
+
+    def seconds_to_next_try(self) -> float:
+        return max(self._next_try() - self.clock(), 0.0)
+
+
+class _Outage:
+    """The store is away, from when tries have failed for long enough until one succeeds."""
+
+    __slots__ = ("_figures", "_reminded_at", "away")
+
+    def __init__(self, figures: _Figures) -> None:
+        self.away = False
+        self._figures = figures
+        self._reminded_at = 0.0
+
+    def tell(self) -> bool:
+        """Tell what is new; True when the outage is over."""
+        figures = self._figures
+        store, now, clock = figures.metrics.store, figures.now(), figures.clock()
+        if store.up:
+            if not self.away:
+                return False
+            self.away = False
+            away_for = round(now - store.failing_since, 1)
+            log.info("store_back", away_for=away_for, waiting=figures.waiting(), files=figures.files())
+            return True
+        if not self.away:
+            if figures.metrics.breaker is not BreakerState.CLOSED or now - store.failing_since >= AWAY_AFTER:
+                self.away = True
+                self._reminded_at = clock
+                log.warning("store_away", error=store.error, code=store.code, since=clock_time(store.failing_since))
+        elif clock - self._reminded_at >= REMIND_EVERY:
+            self._reminded_at = clock
+            log.warning(
+                "store_still_away",
+                error=store.error,
+                since=clock_time(store.failing_since),
+                waiting=figures.waiting(),
+                files=figures.files(),
+                room_left=figures.room_left(),
+                next_try=round(figures.seconds_to_next_try(), 1),
+            )
+        return False
+
+
+class _Recovering:
+    """Files wait that the store takes, from when it is back, or they were found, until none does."""
+
+    __slots__ = ("_began_at", "_figures", "_found", "_stored_before", "on", "since")
+
+    def __init__(self, figures: _Figures) -> None:
+        self.on = False
+        self.since = 0.0
+        self._figures = figures
+        self._began_at = 0.0
+        self._stored_before = (0, 0)
+        """Files and events that had been stored from disk when files last began to wait: a probe is a file, too."""
+        self._found = 0
+        """Events of earlier runs that the story has seen come into the books."""
+
+    def begin(self) -> None:
+        """Take note that the store takes files, if some wait."""
+        if not self.on and self._figures.files():
+            self.on = True
+            self.since = self._figures.now()
+            self._began_at = self._figures.clock()
+
+    def tell(self, *, away: bool) -> bool:
+        """Tell what is new; True when no file waits any more."""
+        metrics = self._figures.metrics
+        found = metrics.books.events_recovered
+        if found > self._found:
+            self._found = found
+            if not away:
+                self.begin()
+        if self._figures.files():
+            return False
+        was_on, self.on = self.on, False
+        if was_on:
+            files, events = self._stored_before
+            log.info(
+                "recovered",
+                files=metrics.files_reuploaded - files,
+                events=metrics.reuploaded - events,
+                took=round(self._figures.clock() - self._began_at, 1),
+            )
+        self._stored_before = (metrics.files_reuploaded, metrics.reuploaded)
+        return was_on
+
+
+class _Refusing:
+    """Events are refused for want of room, from the first one until none was for a while and none would be."""
+
+    __slots__ = ("_before", "_began_at", "_counted", "_figures", "_last_at", "_refuses", "reason", "since")
+
+    def __init__(self, figures: _Figures, refuses: Callable[[], bool]) -> None:
+        self.reason: Reason | None = None
+        self.since = 0.0
+        self._figures = figures
+        self._refuses = refuses
+        self._counted = dict.fromkeys(WANT_OF_ROOM, 0)
+        self._before = 0
+        """Events that had been refused when it began."""
+        self._began_at = 0.0
+        self._last_at = 0.0
+
+    def tell(self) -> bool:
+        """Tell what is new; True when events are taken again."""
+        figures = self._figures
+        now = figures.clock()
+        for reason in WANT_OF_ROOM:
+            count = figures.metrics.rejected[reason]
+            if count == self._counted[reason]:
+                continue
+            if self.reason is None:
+                self._before = sum(self._counted.values())
+                self._began_at = now
+                self.since = figures.now()
+            self._counted[reason] = count
+            self._last_at = now
+            if self.reason is not reason:
+                self.reason = reason
+                log.warning(
+                    "refusing_events",
+                    reason=reason.value,
+                    waiting=figures.waiting(),
+                    room_left=figures.room_left(),
+                )
+        if self.reason is None or now - self._last_at < QUIET or self._refuses():
+            return False
+        self.reason = None
+        refused = sum(self._counted.values()) - self._before
+        lasted = {"for": round(self._last_at - self._began_at, 1)}
+        log.info("taking_events_again", refused=refused, **lasted)
+        return True
+
+
 class Story:
     """See the module's text. `tick` is to be called about twice a second."""
+
+    __slots__ = ("_figures", "_outage", "_recovering", "_refusing", "_well_since")
 
     def __init__(
         self,
@@ -53,50 +221,38 @@ class Story:
         next_try: Callable[[], float],
     ) -> None:
         """`refuses`: whether an event that came now would be refused; `next_try`: on `clock`."""
-        self._metrics = metrics
-        self._clock = clock
-        self._now = now
-        self._refuses = refuses
-        self._next_try = next_try
+        self._figures = figures = _Figures(metrics, clock, now, next_try)
+        self._outage = _Outage(figures)
+        self._recovering = _Recovering(figures)
+        self._refusing = _Refusing(figures, refuses)
         self._well_since = now()
-        self._away = False
-        self._reminded_at = 0.0
-        self._recovering = False
-        self._recovering_from = (0, 0)
-        """Files and events that had been stored from disk when files last began to wait: a probe is a file, too."""
-        self._recovering_at = 0.0
-        self._recovering_since = 0.0
-        self._found = 0
-        """Events of earlier runs that the story has seen come into the books."""
-        self._refusing: Reason | None = None
-        self._refused = dict.fromkeys(WANT_OF_ROOM, 0)
-        self._refused_before = 0
-        self._refusing_at = 0.0
-        self._refusing_since = 0.0
-        self._refused_last_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Story {self.status().sentence()}>"
 
     def tick(self) -> None:
         """Look at the figures, and tell what has begun or ended since the last look."""
-        books = self._metrics.books
+        books = self._figures.metrics.books
         if books.checked and (differing := books.differing()):
             raise AssertionError(f"the places hold other than the books say: {differing}, {books!r}")
-        self._tell_store()
-        self._tell_recovery()
-        self._tell_refusals()
+        is_back = self._outage.tell()
+        if is_back:
+            self._recovering.begin()
+        is_through = self._recovering.tell(away=self._outage.away)
+        if self._refusing.tell() or is_back or is_through:
+            self._well_since = self._figures.now()
 
     def status(self) -> Status:
         """Return what would be said if somebody asked now."""
-        books, store = self._metrics.books, self._metrics.store
-        refusing = self._refusing
+        figures, refusing, is_away = self._figures, self._refusing.reason, self._outage.away
+        metrics = figures.metrics
+        books, store = metrics.books, metrics.store
         if refusing is not None:
-            phase, since = Phase.REFUSING, self._refusing_since
-        elif self._away:
+            phase, since = Phase.REFUSING, self._refusing.since
+        elif is_away:
             phase, since = Phase.STORE_AWAY, store.failing_since
-        elif self._recovering:
-            phase, since = Phase.RECOVERING, self._recovering_since
+        elif self._recovering.on:
+            phase, since = Phase.RECOVERING, self._recovering.since
         else:
             phase, since = Phase.SERVING, self._well_since
         return Status(
@@ -105,113 +261,12 @@ class Story:
             accepted=books.events_accepted,
             stored=books.events_stored,
             dropped=books.events_dropped.total(),
-            refused=sum(self._metrics.rejected[reason] for reason in WANT_OF_ROOM),
-            waiting_events=self._waiting(),
-            waiting_files=self._files(),
-            room_left=self._room_left(),
-            next_try=self._seconds_to_next_try() if self._away else None,
+            refused=sum(metrics.rejected[reason] for reason in WANT_OF_ROOM),
+            waiting_events=figures.waiting(),
+            waiting_files=figures.files(),
+            room_left=figures.room_left(),
+            next_try=figures.seconds_to_next_try() if is_away else None,
             reason="" if refusing is None else refusing.value,
-            error=store.error if self._away else "",
-            code=store.code if self._away else "",
+            error=store.error if is_away else "",
+            code=store.code if is_away else "",
         )
-
-    # The store.
-
-    def _tell_store(self) -> None:
-        store = self._metrics.store
-        if store.up:
-            if self._away:
-                self._away = False
-                self._well_since = self._now()
-                away_for = round(self._now() - store.failing_since, 1)
-                log.info("store_back", away_for=away_for, waiting=self._waiting(), files=self._files())
-                self._begin_recovery()
-        elif not self._away:
-            failing = self._now() - store.failing_since
-            if self._metrics.breaker is not BreakerState.CLOSED or failing >= AWAY_AFTER:
-                self._away = True
-                self._reminded_at = self._clock()
-                log.warning("store_away", error=store.error, code=store.code, since=clock_time(store.failing_since))
-        elif self._clock() - self._reminded_at >= REMIND_EVERY:
-            self._reminded_at = self._clock()
-            log.warning(
-                "store_still_away",
-                error=store.error,
-                since=clock_time(store.failing_since),
-                waiting=self._waiting(),
-                files=self._files(),
-                room_left=self._room_left(),
-                next_try=round(self._seconds_to_next_try(), 1),
-            )
-
-    # Files that wait.
-
-    def _begin_recovery(self) -> None:
-        if not self._recovering and self._files():
-            self._recovering = True
-            self._recovering_at = self._clock()
-            self._recovering_since = self._now()
-
-    def _tell_recovery(self) -> None:
-        found = self._metrics.books.events_recovered
-        if found > self._found:
-            self._found = found
-            if not self._away:
-                self._begin_recovery()
-        if self._files():
-            return
-        if self._recovering:
-            self._recovering = False
-            self._well_since = self._now()
-            files, events = self._recovering_from
-            log.info(
-                "recovered",
-                files=self._metrics.files_reuploaded - files,
-                events=self._metrics.reuploaded - events,
-                took=round(self._clock() - self._recovering_at, 1),
-            )
-        self._recovering_from = (self._metrics.files_reuploaded, self._metrics.reuploaded)
-
-    # Events that are refused.
-
-    def _tell_refusals(self) -> None:
-        now = self._clock()
-        for reason in WANT_OF_ROOM:
-            count = self._metrics.rejected[reason]
-            if count == self._refused[reason]:
-                continue
-            if self._refusing is None:
-                self._refused_before = sum(self._refused.values())
-                self._refusing_at = now
-                self._refusing_since = self._now()
-            self._refused[reason] = count
-            self._refused_last_at = now
-            if self._refusing is not reason:
-                self._refusing = reason
-                log.warning(
-                    "refusing_events", reason=reason.value, waiting=self._waiting(), room_left=self._room_left()
-                )
-        if self._refusing is not None and now - self._refused_last_at >= QUIET and not self._refuses():
-            self._refusing = None
-            self._well_since = self._now()
-            refused = sum(self._refused.values()) - self._refused_before
-            lasted = {"for": round(self._refused_last_at - self._refusing_at, 1)}
-            log.info("taking_events_again", refused=refused, **lasted)
-
-    # Figures.
-
-    def _waiting(self) -> int:
-        return sum(self._metrics.books.pending(place) for place in Place)
-
-    def _files(self) -> int:
-        gauges = self._metrics.gauges
-        return int(gauges.dlq_files() + gauges.backlog_files())
-
-    def _room_left(self) -> int:
-        gauges = self._metrics.gauges
-        left = gauges.spool_limit() - gauges.dlq_bytes() - gauges.backlog_bytes()
-        free = gauges.disk_free()
-        return int(max(min(left, free) if free else left, 0))
-
-    def _seconds_to_next_try(self) -> float:
-        return max(self._next_try() - self._clock(), 0.0)
