@@ -4,9 +4,9 @@ A guard is a line that does nothing on a good day: a sync, the order of two call
 condition. A test suite may well be green without it. Each row of `GUARDS` names one: the file, the exact text, what
 stands in its place when it is taken out, and the tests that must fail then.
 
-`make guards`, or `python -m tests.remove_guards [words of a row's name]`. It works on a copy, one guard at a time, and
-exits with 1 when a text is not found exactly once, when a test fails though nothing is taken out, or when a guard can
-be taken out unnoticed.
+`make guards`, or `python -m tests.remove_guards [words of a row's name]`. It works on copies, one a core, and takes one
+guard at a time out of each. It exits with 1 when a text is not found exactly once, when a test fails though nothing is
+taken out, or when a guard can be taken out unnoticed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from queue import Queue
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+WORKERS = os.cpu_count() or 1
 FAILED = 1
 """Pytest's exit code for tests that ran and failed; any other says that they could not be run."""
 
@@ -601,18 +610,34 @@ GUARDS: tuple[Guard, ...] = (
 def main(words: list[str]) -> int:
     """Take out each guard whose name has these words; return the exit code."""
     chosen = [guard for guard in GUARDS if all(word in guard.name for word in words)]
-    with tempfile.TemporaryDirectory(prefix="estat-guards-") as name:
-        copy = Path(name)
-        for part in ("ingest", "tests"):
-            shutil.copytree(REPOSITORY / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for part in ("pyproject.toml", "README.md"):
-            shutil.copy(REPOSITORY / part, copy / part)
-        if _run(copy, sorted({test for guard in chosen for test in guard.tests})):
+    with tempfile.TemporaryDirectory(prefix="estat-guards-") as name, ThreadPoolExecutor(WORKERS) as workers:
+        copies: Queue[Path] = Queue()
+        for number in range(WORKERS):
+            copies.put(_copy(Path(name, str(number))))
+
+        def with_a_copy(work: Callable[[Path, T], bool | int], item: T) -> bool | int:
+            copy = copies.get()
+            try:
+                return work(copy, item)
+            finally:
+                copies.put(copy)
+
+        tests = sorted({test for guard in chosen for test in guard.tests})
+        shares = [share for share in (tests[number::WORKERS] for number in range(WORKERS)) if share]
+        if any(workers.map(partial(with_a_copy, _run), shares)):
             _tell("Some of the tests fail with every guard in its place.")
             return 1
-        unnoticed = [guard for guard in chosen if not _is_noticed(copy, guard)]
-    _tell(f"{len(chosen)} guards, {len(unnoticed)} of them can be taken out unnoticed.")
+        unnoticed = list(workers.map(partial(with_a_copy, _is_noticed), chosen)).count(False)
+    _tell(f"{len(chosen)} guards, {unnoticed} of them can be taken out unnoticed.")
     return int(bool(unnoticed))
+
+
+def _copy(copy: Path) -> Path:
+    for part in ("ingest", "tests"):
+        shutil.copytree(REPOSITORY / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / part, copy / part)
+    return copy
 
 
 def _is_noticed(copy: Path, guard: Guard) -> bool:
@@ -638,8 +663,9 @@ def _is_noticed(copy: Path, guard: Guard) -> bool:
 
 
 def _run(copy: Path, tests: list[str]) -> int:
-    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:xdist", *tests]
-    environment = os.environ | {"PYTHONPATH": str(copy)}
+    # Without the plugins that no such test needs: to load them takes longer than to run it.
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "pytest_timeout", *tests]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, FAILED):
         _tell(done.stdout[-3000:] + done.stderr[-3000:])
