@@ -103,7 +103,7 @@ proof: coverage guards ## all that takes long: coverage, the guards, the soak, a
 soak: install ## the long fault-injection rounds
 	@$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 -ra
 
-guards: install ## take out each guard of the durability in turn and see that its test notices (3 minutes)
+guards: install ## take out each guard of the durability in turn and see that its test notices (under 2 minutes)
 	@$(BIN)/python -m tests.remove_guards
 
 api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running server by schemathesis

@@ -362,7 +362,7 @@ GUARDS: tuple[Guard, ...] = (
         "intake/journal.py",
         "            if not is_ours:\n",
         "            if False:\n",
-        NAMES + "test_c9_a_lock_that_is_removed_is_taken_again",
+        NAMES + "test_c9_a_lock_that_is_removed_while_nothing_is_open_is_taken_again",
     ),
     _guard(
         "nothing is written anew in a slot that another holds",

@@ -640,7 +640,12 @@ def lock_replaced(slot: Slot) -> None:
     (slot.path / LOCK_NAME).touch()
 
 
-@pytest.mark.parametrize("befalls", [lock_removed, slot_removed, base_moved, lock_replaced])
+def lock_moved_and_replaced(slot: Slot) -> None:
+    (slot.path / LOCK_NAME).rename(slot.path / "elsewhere")
+    (slot.path / LOCK_NAME).touch()
+
+
+@pytest.mark.parametrize("befalls", [lock_removed, slot_removed, base_moved, lock_replaced, lock_moved_and_replaced])
 def test_c9_a_lock_that_lost_its_name_is_noticed_and_taken_again(tmp_path, befalls):
     base = tmp_path / "journal"
     slot = Slot.take_first_free(Filesystem(), base)

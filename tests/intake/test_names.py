@@ -119,6 +119,17 @@ def test_c9_a_lock_that_is_removed_is_taken_again(journal):
     kill_and_recover(world, process, numbers)
 
 
+def test_c9_a_lock_that_is_removed_while_nothing_is_open_is_taken_again(journal):
+    world = journal()
+    process = world.start()
+    remove(world, folder(world) / "0" / "lock")
+    world.advance(NOTICED + 1)
+    assert len(said(world, "slot_taken_again")) == len(said(world, "journal_resumed")) == 1
+    other = world.start()
+    assert (process.journal_slot.number, other.journal_slot.number) == (0, 1)
+    kill_and_recover(world, process, process.commit(3))
+
+
 def test_c9_a_slot_that_another_process_made_anew_is_left_to_it(journal):
     world = journal()
     process = world.start()
