@@ -30,11 +30,11 @@ THREADS = 4
 
 
 class Client(NamedTuple):
-    """Who is answered in its turn: the sender of an event, or (number None) of what no commit decides."""
+    """Who is answered in its turn: the sender of events, or (no numbers) of what no commit decides."""
 
     process: Process
     turn: int
-    number: int | None
+    numbers: tuple[int, ...]
 
     @property
     def pending(self) -> int:
@@ -111,22 +111,39 @@ class Process:
 
     # What a client does, and a signal.
 
-    def commit(self, events: int, *, padding: int = 0, blanks: tuple[int, ...] = (), run: bool = True) -> list[int]:
-        """Send a tick of events, and answers to no event before those at `blanks`; returns the events' numbers."""
+    def commit(
+        self, events: int, *, padding: int = 0, blanks: tuple[int, ...] = (), together: int = 1, run: bool = True
+    ) -> list[int]:
+        """Send a tick of events, and answers to no event before those at `blanks`; returns the events' numbers.
+
+        So many as are `together` are of one request, but for those that a blank divides.
+        """
         numbers: list[int] = []
         second = int(self.world.time.wall())
         turn = Turn(second)
+        request: list[int] = []
+
+        def flush() -> None:
+            if request:
+                self._turns += 1
+                lines = b"".join(line(second, number, padding) for number in request)
+                turn.event(Client(self, self._turns, tuple(request)), lines, b"yes", b"no", len(request))
+                request.clear()
+
         for at in range(max(events, *blanks, 0) + 1 if blanks else events):
             if at in blanks:
+                flush()
                 self._turns += 1
-                turn.reply(Client(self, self._turns, None), b"shown")
+                turn.reply(Client(self, self._turns, ()), b"shown")
             if at < events:
-                self._turns += 1
                 number = self.world.events
                 self.world.events += 1
                 self.world.ledger.send(self.number, number, second)
                 numbers.append(number)
-                turn.event(Client(self, self._turns, number), line(second, number, padding), b"yes", b"no")
+                request.append(number)
+                if len(request) == together:
+                    flush()
+        flush()
         turn.close()
         self._in_loop(lambda: self.intake.commit(turn))
         if run:
@@ -255,9 +272,9 @@ class Process:
             return
         self._answered += 1
         assert client.turn == self._answered, "answers out of order"
-        if client.number is not None:
-            self.answers.append((client.number, committed))
-            self.world.ledger.answer(self.number, client.number, committed=committed)
+        for number in client.numbers:
+            self.answers.append((number, committed))
+            self.world.ledger.answer(self.number, number, committed=committed)
 
     def _watch(self) -> None:
         """Tell the ledger what leaves by other ways than the store."""

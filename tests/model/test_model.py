@@ -108,11 +108,12 @@ class Collectors(RuleBasedStateMachine):
         events=st.integers(1, 7),
         padding=st.sampled_from([0, 0, 150]),
         blanks=st.sampled_from([(), (), (0,), (1, 3), (7,)]),
+        together=st.sampled_from([1, 1, 2, 5]),
         finish=FINISH,
     )
-    def commit(self, which, events, padding, blanks, finish):
+    def commit(self, which, events, padding, blanks, together, finish):
         if process := self.process(which):
-            process.commit(events, padding=padding, blanks=blanks, run=finish)
+            process.commit(events, padding=padding, blanks=blanks, together=together, run=finish)
 
     @rule(which=WHICH, events=st.integers(0, 2), finish=FINISH)
     def commit_a_few_and_an_answer_to_no_event(self, which, events, finish):
