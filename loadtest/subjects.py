@@ -7,6 +7,7 @@ the interpreter that runs the benchmark. It is up when it has answered an event 
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ class Subject:
     ours: bool = False
     unparsed: bool = False
     """Has to be told when a read is not one event."""
+    context: ssl.SSLContext | None = None
+    """With what it is asked, if it speaks TLS."""
 
 
 def _collector(name, title, durability, **more):
@@ -123,13 +126,17 @@ class Running:
         while time.monotonic() < self.started + 30:
             if self.process.poll() is not None:
                 break
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            with suppress(OSError), self._connect() as connection:
                 connection.sendall(PROBE)
                 if b" 200 " in connection.recv(64):
                     self.acknowledged = 1
                     return time.monotonic() - self.started
             time.sleep(0.002)
         raise RuntimeError(f"{self.subject.name} did not answer: {(self.folder / 'output').read_text()[-2000:]}")
+
+    def _connect(self):
+        connection = socket.create_connection(("127.0.0.1", self.port), 5)
+        return connection if self.subject.context is None else self.subject.context.wrap_socket(connection)
 
     def end(self):
         self.limit.end()

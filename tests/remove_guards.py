@@ -55,9 +55,32 @@ REFUSED = "delivery/test_refused.py::"
 RIVALS = "delivery/test_rivals.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
+SOCKET = "disk/test_socket_file.py::"
 STORES = "store/test_conformance.py::"
 
 GUARDS: tuple[Guard, ...] = (
+    # The name of a Unix socket.
+    _guard(
+        "of two that start at once one looks at a dead socket",
+        "disk/socket_file.py",
+        "            _lock(fs, folder)\n",
+        "",
+        SOCKET + "test_of_two_that_start_at_once_over_a_dead_one_one_listens",
+    ),
+    _guard(
+        "a live socket is not stolen",
+        "disk/socket_file.py",
+        " or not self._is_left_over()",
+        "",
+        SOCKET + "test_a_live_one_is_not_stolen_its_backlog_full_or_not",
+    ),
+    _guard(
+        "another's socket is not removed",
+        "disk/socket_file.py",
+        "            if (found.st_dev, found.st_ino) == self._identity:\n                self._fs.unlink",
+        "            if found:\n                self._fs.unlink",
+        SOCKET + "test_what_another_put_in_its_place_is_not_removed",
+    ),
     # Append, and its roll-back.
     _guard(
         "a short write is continued",

@@ -217,7 +217,8 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         try:
             # The question is cheaper than the exception of a read that finds nothing.
             while incoming.pending or tls.pending():
-                data = tls.read(RECORD)
+                # What a record says is shorter than the record: no buffer need be larger than what is there.
+                data = tls.read(min(incoming.pending or RECORD, RECORD))
                 if not data:
                     ended = True
                     break

@@ -67,24 +67,28 @@ def test_a_file_that_is_no_socket_stays(path):
     assert path.read_text() == "precious"
 
 
-def test_of_many_that_start_at_once_over_a_dead_one_one_listens(path):
+def test_of_two_that_start_at_once_over_a_dead_one_one_listens(path):
     SocketFile(FS, path, 8).socket.close()
-    start = threading.Barrier(8)
     held, refused = [], []
 
-    def take():
-        start.wait()
+    def take(fs):
         try:
-            held.append(SocketFile(FS, path, 8))
+            held.append(SocketFile(fs, path, 8))
         except OSError as error:
             refused.append(error.errno)
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(held), refused) == (1, [errno.EADDRINUSE] * 7)
+    class Interrupted(Filesystem):
+        """Lets the rival go on when the dead one's name is about to be taken away."""
+
+        def unlink(self, name):
+            rival.start()
+            rival.join(0.3)  # with the folder's lock it cannot end before we do
+            super().unlink(name)
+
+    rival = threading.Thread(target=take, args=(FS,))
+    take(Interrupted())
+    rival.join()
+    assert (len(held), refused) == (1, [errno.EADDRINUSE])
     held[0].socket.close()
 
 
