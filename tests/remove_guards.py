@@ -334,7 +334,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "nobody is refused while the lines are on the disk",
         "intake/journal.py",
-        "        if not self._broken:\n            self._holds_back = False\n            self._commits.answer()\n",
+        "        if not self._broken:\n            self._commits.holds_back = False\n"
+        "            self._commits.answer()\n",
         "        self._commits.answer()\n",
         JOURNAL + "test_a_refusal_is_told_only_when_its_lines_are_gone_from_the_disk",
     ),
@@ -348,13 +349,13 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a torn tail is rewritten before the refusals are answered",
         "intake/journal.py",
-        "            self._holds_back = not self.deferred\n",
+        "            self._commits.holds_back = not self.deferred\n",
         "",
         JOURNAL + "test_a_torn_tail_is_rewritten_before_anybody_is_refused",
     ),
     _guard(
         "a rewrite is published",
-        "intake/journal.py",
+        "intake/mending.py",
         "publish(self._fs, path, lines, root=root)",
         "publish(self._fs, path, lines, root=root, sync=False)",
         JOURNAL + "test_a_failed_fdatasync_is_never_retried_and_the_batch_is_rewritten_and_published",
@@ -389,7 +390,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "nothing is written anew in a slot that another holds",
-        "intake/journal.py",
+        "intake/mending.py",
         "        with lines:\n            self._hold_slot()\n",
         "        with lines:\n",
         NAMES + "test_c9_a_slot_that_another_process_made_anew_is_left_to_it",
@@ -410,7 +411,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a probe is synced",
-        "intake/journal.py",
+        "intake/mending.py",
         "            self._fs.fdatasync(fd)\n        finally:",
         "        finally:",
         JOURNAL + "test_a_probe_that_cannot_be_synced_does_not_unlatch",

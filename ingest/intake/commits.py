@@ -15,6 +15,7 @@ Never syncs anything: the journal does, and tells how it ended.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -53,11 +54,15 @@ class Group:
 class GroupCommit:
     """The line of groups."""
 
-    __slots__ = ("_groups", "_syncing")
+    __slots__ = ("_groups", "_over", "_syncing", "holds_back")
 
     def __init__(self) -> None:
+        self.holds_back = False
+        """Answers wait here although nothing is synced. Set and cleared by the journal, which says why."""
         self._groups: deque[Group] = deque()
         self._syncing: frozenset[Segment] = frozenset()
+        self._over = asyncio.Event()
+        """Set while no sync is under way, or just ended."""
 
     def __repr__(self) -> str:
         return f"<GroupCommit {[group.fate.value for group in self._groups]}>"
@@ -70,6 +75,11 @@ class GroupCommit:
         """Tell whether the thread that syncs has this segment's descriptor in hand."""
         return segment in self._syncing
 
+    async def synced(self, segment: Segment) -> None:
+        """Return when the thread has this segment's descriptor in hand no more."""
+        while self.is_syncing(segment):
+            await self._over.wait()
+
     def begin(self) -> frozenset[Segment]:
         """Begin a sync for all groups that wait; return their segments, none if there is nothing to sync now."""
         if self._syncing:
@@ -80,11 +90,14 @@ class GroupCommit:
                 group.fate = Fate.SYNCING
                 segments.add(group.segment)
         self._syncing = frozenset(segments)
+        if segments:
+            self._over.clear()
         return self._syncing
 
     def end(self) -> Iterator[tuple[Group, Batch, Segment]]:
         """End the sync under way, and yield its groups; one that is refused meanwhile is passed over."""
         self._syncing = frozenset()
+        self._over.set()
         for group in list(self._groups):
             if group.fate is Fate.SYNCING and group.batch is not None and group.segment is not None:
                 yield group, group.batch, group.segment

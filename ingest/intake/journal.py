@@ -33,30 +33,26 @@ Never reads a segment (that is `backlog`), never puts an object.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ingest.config import DEBUG_CHECKS
 from ingest.disk import (
-    TEMPORARY_SUFFIX,
     Filesystem,
-    Identity,
     Removals,
     StorageError,
     TornTail,
     create,
-    has_name,
     make_dirs,
 )
 from ingest.disk.append import append
-from ingest.disk.publish import publish
 from ingest.format import segment_path
 from ingest.intake.commits import Fate, Group, GroupCommit
+from ingest.intake.mending import Mender
+from ingest.intake.names import Names
 from ingest.intake.repair import Latch
 from ingest.intake.segments import OPEN, Segment, SegmentState
 from ingest.telemetry import Reason
@@ -68,6 +64,7 @@ if TYPE_CHECKING:
 
     from ingest.disk import Lane, Slot
     from ingest.intake.batch import Batch, Turn
+    from ingest.intake.mending import Rewritten
     from ingest.telemetry import Metrics
 
 PROBE_BYTES: Final = 65536
@@ -130,24 +127,6 @@ class NoJournal:
         """Do nothing."""
 
 
-class Rewritten(NamedTuple):
-    """A segment's new file, opened to append."""
-
-    path: Path
-    root: Path
-    fd: int
-    identity: Identity | None
-
-
-class Look(NamedTuple):
-    """A segment as it was when a look at it began."""
-
-    segment: Segment
-    path: Path
-    fd: int | None
-    identity: Identity | None
-
-
 class Journal:
     """The segments of this process, in a slot it holds.
 
@@ -170,7 +149,6 @@ class Journal:
         # For the process's life.
         self._fs = fs
         self._slot = slot
-        self._lane = lane
         self._sync_executor = sync_executor
         self._metrics = metrics
         self._submit = submit
@@ -184,20 +162,18 @@ class Journal:
 
         # Group commit.
         self._commits = GroupCommit()
+        """It holds back, without group commit, from a torn tail until nothing is broken: what is refused waits."""
         self._sealing: list[Batch] = []
         """Sealed batches that are not passed on yet: their last lines wait for a sync, or their segment is broken."""
-        self._sync_over = asyncio.Event()
 
         # After a failure.
         self._broken: list[Batch] = []
         """Batches whose segment is to be rewritten; while there is one nothing is answered."""
+        self._mender = Mender(fs, slot, lane)
         self._latch = Latch(
-            slot, metrics, mend=self._rewrite_all, probe=self._try_disk, is_whole=lambda: not self._broken
+            slot, metrics, mend=self._rewrite_all, probe=self._mender.probe, is_whole=lambda: not self._broken
         )
-        self._holds_back = False
-        """From a torn tail until nothing is broken: what is refused waits, as it always does under `fsync`."""
-        self._blind = False
-        """From a look that the disk refused until one that it allowed."""
+        self._names = Names(fs, slot, lane)
         self._removals = Removals(fs, lane, lambda folder: folder == self._folder)
 
     def __repr__(self) -> str:
@@ -256,7 +232,7 @@ class Journal:
             )
         except TornTail as error:
             self._fail(batch, segment, error)
-            self._holds_back = not self.deferred
+            self._commits.holds_back = not self.deferred
             return False
         except StorageError as error:
             self._latch.trip(error)
@@ -278,9 +254,9 @@ class Journal:
 
     def refuse(self, turn: Turn) -> None:
         """Settle a turn as refused, but not before earlier ones: answers keep their order."""
-        if self._holds_back:
+        if self._commits.holds_back:
             turn.defer()
-        if self.deferred or self._holds_back:
+        if self.deferred or self._commits.holds_back:
             self._commits.add(Group(turn))
             self._answer()
         else:
@@ -311,7 +287,6 @@ class Journal:
     def _begin_sync(self) -> None:
         segments = self._commits.begin()
         if segments:
-            self._sync_over.clear()
             future = asyncio.get_running_loop().run_in_executor(self._sync_executor, self._sync, segments)
             future.add_done_callback(self._sync_done)
 
@@ -338,7 +313,6 @@ class Journal:
 
     def _sync_done(self, future: asyncio.Future[dict[Segment, StorageError | None]]) -> None:
         outcome = future.result()
-        self._sync_over.set()
         for group, batch, segment in self._commits.end():
             error = outcome[segment]
             if error is None:
@@ -365,7 +339,7 @@ class Journal:
         in between would have recovery store what got a 503.
         """
         if not self._broken:
-            self._holds_back = False
+            self._commits.holds_back = False
             self._commits.answer()
 
     def _pass_on_sealed(self) -> None:
@@ -404,14 +378,13 @@ class Journal:
 
     async def _rewrite(self, batch: Batch, segment: Segment) -> None:
         """Publish the acknowledged lines over the segment's name; failing that, seal the batch where it is."""
-        while self._commits.is_syncing(segment):
-            await self._sync_over.wait()  # the descriptor is in the executor's hands until its sync returns
+        await self._commits.synced(segment)  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
         if segment.state is not SegmentState.BROKEN or not batch.has_buffer:
             return  # it was stored meanwhile, or is in the store's hands alone
         batch.hold_buffer()
         try:
-            rewritten = await self._lane.run(self._publish_lines, batch.key, segment.path, batch.view())
+            rewritten = await self._mender.rewrite(batch.key, segment.path, batch.view())
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
@@ -436,45 +409,6 @@ class Journal:
         log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
         batch.on_broken()
 
-    def _publish_lines(self, key: str, path: Path, lines: memoryview) -> Rewritten:
-        # Crash points: temporary written, synced, renamed, folder synced. Before the rename the old segment counts, and
-        # recovery deletes the temporary; after it the new one does. Both hold every acknowledged line.
-        with lines:
-            self._hold_slot()
-            root, previous = self._slot.path, path
-            if not path.is_relative_to(root):
-                path = segment_path(root, key)
-            publish(self._fs, path, lines, root=root)
-        try:
-            if path != previous:
-                # It lies in the slot of another process now, which would recover what is refused.
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    self._fs.unlink(previous)
-            fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND)
-        except OSError as error:
-            raise StorageError.of("open", path, error) from error
-        return Rewritten(path, root, fd, self._identity(fd))
-
-    def _hold_slot(self) -> None:
-        """Take the lock again if its name is gone; nothing is published in a slot that others may take."""
-        if not self._slot.is_ours():
-            self._slot.take_again()
-            log.warning("slot_taken_again", path=str(self._slot.path))
-
-    async def _try_disk(self) -> None:
-        await self._lane.run(self._probe)
-
-    def _probe(self) -> None:
-        self._hold_slot()
-        path = self._slot.path / f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
-        try:
-            append(self._fs, fd, bytes(PROBE_BYTES), 0, subject=path)
-            self._fs.fdatasync(fd)
-        finally:
-            self._fs.close(fd)
-            self._fs.unlink(path)
-
     # When a name is lost.
 
     async def watch(self) -> None:
@@ -482,22 +416,10 @@ class Journal:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             watched = [(batch, _segment_of(batch)) for batch in self._batches]
-            looks = [
-                Look(segment, segment.path, segment.fd, segment.identity)
-                for _, segment in watched
-                if segment.state in WATCHED
-            ]
-            try:
-                is_ours, lost, learned = await self._lane.run(self._look, looks)
-            except StorageError as error:
-                if not self._blind:
-                    log.warning("journal_not_looked_at", error=str(error), hint=error.hint)
-                self._blind = True
+            looked = await self._names.look(segment for _, segment in watched if segment.state in WATCHED)
+            if looked is None:
                 continue
-            self._blind = False
-            for look, identity in learned:
-                if look.segment.fd == look.fd and look.segment.identity is None:
-                    look.segment.identity = identity
+            is_ours, lost = looked
             root = self._slot.path
             if not is_ours:
                 self._latch.trip(StorageError("look", root, NAME_LOST, transient=True))
@@ -507,13 +429,6 @@ class Journal:
                 in_doubt = not is_ours and segment.state in OPEN
                 if batch in self._batches and (in_doubt or segment in lost or segment.root != root):
                     self._lose_name(batch, segment)
-
-    def _look(self, looks: list[Look]) -> tuple[bool, set[Segment], list[tuple[Look, Identity]]]:
-        lost = {look.segment for look in looks if not has_name(self._fs, look.path, look.identity)}
-        # The loop may have closed a descriptor meanwhile, so what is learned counts only if it has not.
-        fresh = [look for look in looks if look.identity is None]
-        learned = [(look, found) for look in fresh if (found := self._identity(look.fd))]
-        return self._slot.is_ours(), lost, learned
 
     def _lose_name(self, batch: Batch, segment: Segment) -> None:
         if segment.state not in WATCHED:
@@ -525,14 +440,6 @@ class Journal:
             # Its lines are compressed already, and on their way: there is nothing to write them from.
             segment.enter(SegmentState.BROKEN)
             self._latch.trip(error)
-
-    def _identity(self, fd: int | None) -> Identity | None:
-        if fd is None:
-            return None
-        try:
-            return Identity.of(self._fs.fstat(fd))
-        except OSError:
-            return None
 
     # When a batch has arrived.
 
@@ -569,7 +476,7 @@ class Journal:
         They are those of each segment's state, those of the line of groups, and those between the two.
         """
         self._commits.check()
-        if self._holds_back and not self._broken:
+        if self._commits.holds_back and not self._broken:
             raise AssertionError(f"refusals wait for no rewrite: {self!r}")
         for batch in self._batches:
             segment = _segment_of(batch)
