@@ -68,6 +68,9 @@ if TYPE_CHECKING:
 SWEEP_SECONDS: Final = 0.5
 DESCRIPTORS_RESERVED: Final = 128
 """File descriptors kept for segments, dead-letter files, the store's connections and the libraries."""
+ACCEPTED_AT_ONCE: Final = 4
+"""Descriptors of each socket for events. In a turn uvloop accepts one connection of each descriptor: with one alone, a
+turn would have one event where every connection brings one. More of them cost a connection that comes alone."""
 LISTEN_BACKLOG: Final = 4096
 SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
@@ -217,7 +220,8 @@ class Server:
         settings = self._settings
         connect = partial(self._connection(), *self._new, HOUSE if settings.admin_addr is None else STREET)
         for bound in await bind(loop, settings.http_host or None, settings.http_port):
-            self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
+            for descriptor in (bound, *(bound.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
+                self._listeners.append(await loop.create_server(connect, sock=descriptor, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
             log.info(
                 "listening",

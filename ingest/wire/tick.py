@@ -10,8 +10,8 @@ Why a turn and not a request: one `write(2)` to the journal, one reading of each
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
 
 A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way,
-whatever came of them, it commits and lets the loop read. The loop accepts one connection between two turns, so that a
-turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
+whatever came of them, it commits and lets the loop read. The loop accepts a few connections between two turns, so that
+a turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
 Bytes count from the read on (`bytes_unread`, then `held`, until their line is in the batch): a read that finds no room
 in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that
 slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
