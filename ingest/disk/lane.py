@@ -75,8 +75,8 @@ class _Call(Generic[T]):
             error = self.answer.exception()
             if error is None:
                 self._succeed(self.answer.result())
-            else:
-                self._fail(error)
+            elif self.state is not _State.WITHDRAWN:
+                self._fail(error)  # it was made; of a call that was not, nothing has failed
 
     def _post(self, tell: Callable[[*A], None], *args: *A) -> None:
         try:

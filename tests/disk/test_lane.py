@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.disk import Lane, StorageError
 
@@ -174,6 +175,28 @@ def test_an_abandoned_lane_makes_no_more_calls_and_leaves_nobody_waiting():
         hanging.released.set()
         assert await running == "result"
         assert made == []
+
+    asyncio.run(main())
+
+
+def test_a_call_that_was_never_made_is_no_call_that_failed():
+    """Its caller may leave in the very step in which the lane is abandoned."""
+
+    async def main():
+        lane = Lane("disk")
+        hanging = Hanging()
+        running = asyncio.create_task(lane.run(hanging))
+        await begun(hanging)
+        waiting = asyncio.create_task(lane.run(divmod, 7, 3))
+        await until(lambda: lane.waiting == 1)
+        with capture_logs() as logs:
+            lane.abandon()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        hanging.released.set()
+        assert await running == "result"
+        assert logs == []
 
     asyncio.run(main())
 
