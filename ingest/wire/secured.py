@@ -174,11 +174,12 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._connection.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on."""
+        """Pass it on, and let go of the transport, which holds this: else both wait for the cycles' collector."""
         self._phase = Phase.ENDED
         if self._begun:
             self._tick.metrics.handshakes.add(Handshake.FAILED)
         self._connection.connection_lost(exc)
+        del self._transport
 
     # Reading.
 

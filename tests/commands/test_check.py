@@ -15,6 +15,7 @@ from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
 from ingest.disk.errors import StorageError
 from tests.process.s3 import S3Process, s3_environment
+from tests.stand_ins.tls import issue
 
 REPOSITORY = str(Path(__file__).parents[2])
 
@@ -126,6 +127,18 @@ def test_c4_a_directory_that_cannot_be_one_is_a_problem(environment, tmp_path, c
         "JOURNAL_DIR",
         "STORE_DIR",
     ]
+
+
+def test_check_looks_into_the_certificate(environment, tmp_path, capsys):
+    made = issue(tmp_path, days=-1)
+    environment.setenv("TLS_CERT", str(made.certificate))
+    environment.setenv("TLS_KEY", str(made.key))
+    for words, code in ((["check"], 0), (["check", "--strict"], 2)):
+        assert main(words) == code
+        assert capsys.readouterr().err.startswith("warning: TLS_CERT: it has expired at ")
+    made.key.write_text("")
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("TLS_KEY: accepted ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,5 +1,6 @@
 """TLS: the same requests and answers, both halves end as without it, and nothing else in its place costs anything."""
 
+import gc
 import ssl
 import warnings
 
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from ingest.certificates import load_pair
 from ingest.telemetry import Handshake, Overdue
+from ingest.wire.connection import Connection
 from ingest.wire.crowd import REFUSED_LINGERING
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
-from ingest.wire.secured import STEPS
+from ingest.wire.secured import STEPS, Secured
 from tests.stand_ins.tls import TlsClient, client_context, issue
 from tests.stand_ins.wire import Wire, post, request
 
@@ -285,6 +287,19 @@ def test_a_drain_ends_idle_connections_and_unfinished_handshakes(secure):
     assert client.sees_close_notify
     assert client.plain.closed
     assert silent.closed
+
+
+def test_what_is_over_is_freed_without_the_collector_of_cycles(secure):
+    wire = secure()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            TlsClient(wire).shake_hands().send(post(b"1")).plain.end()
+            wire.connect().send(b"no TLS\r\n")
+        assert [one for one in gc.get_objects() if isinstance(one, Secured | Connection)] == []
+    finally:
+        gc.enable()
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=6), st.booleans())
