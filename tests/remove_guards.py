@@ -273,6 +273,13 @@ GUARDS: tuple[Guard, ...] = (
         JOURNAL + "test_an_event_is_in_the_segment_of_its_own_hour",
     ),
     _guard(
+        "an event is in a batch of its own hour: where the open one is found at once",
+        "intake/admission.py",
+        "if into is not None and into.start <= turn.seconds < into.end:",
+        "if into is not None:",
+        JOURNAL + "test_an_event_is_in_the_segment_of_its_own_hour",
+    ),
+    _guard(
         "what was refused is cut from the batch",
         "intake/batch.py",
         "        self.tail_size = self.tail_events = 0\n\n    def view",
