@@ -15,6 +15,8 @@ from tests.process.client import Sent, send
 from tests.process.collector import Metrics, bare_environment
 
 GENEROUS = 60.0
+EVENTS = 500
+"""Each is a batch with several lines: more than the pipe and the queue of lines take."""
 
 
 def free_port():
@@ -69,8 +71,8 @@ def test_d1_a_log_that_nobody_reads_stops_neither_events_nor_health_nor_the_drai
     process, port = start(stderr=writer)
     os.close(writer)
     sent = Sent()
-    send(sent, port, 1500)
-    assert sent.acknowledged == 1500
+    send(sent, port, EVENTS)
+    assert sent.acknowledged == EVENTS
     end = time.monotonic() + GENEROUS
     while Metrics(ask(port, "/metrics")).value("estat_log_lines_dropped_total") == 0:
         assert time.monotonic() < end, "no line was dropped"
@@ -78,7 +80,7 @@ def test_d1_a_log_that_nobody_reads_stops_neither_events_nor_health_nor_the_drai
     assert ask(port, "/health") == "ok\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(GENEROUS) == 0
-    assert stored(tmp_path) == 1500
+    assert stored(tmp_path) == EVENTS
     os.close(reader)
 
 
