@@ -1,8 +1,9 @@
 """All connections of the process.
 
 Owns who is connected, and how many may be. Promises that a connection is counted until it is gone, and that those over
-MAX_CONNECTIONS take no more descriptors than are held in reserve; and that a peer that is not trusted has no more than
-MAX_CONNECTIONS_PER_IP. Never looks at what a connection does.
+MAX_CONNECTIONS take no more descriptors than are held in reserve; that a peer that is not trusted has no more than
+MAX_CONNECTIONS_PER_IP; and that no more handshakes are under way than there may be. Never looks at what a connection
+does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 REFUSED_LINGERING: Final = 32
 """Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
+
+HANDSHAKES: Final = 512
+"""TLS handshakes under way at once. A client that only announces a long message has OpenSSL set aside 150 KB for it."""
+
+
+class Handshake(Protocol):
+    """A TLS handshake under way."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
 
 
 class Member(Answerer, Protocol):
@@ -69,7 +80,16 @@ class Member(Answerer, Protocol):
 class Crowd:
     """Connections that were admitted, and a few that were not and linger with their refusal."""
 
-    __slots__ = ("_by_network", "_max", "_max_per_network", "_metrics", "_network_of", "_refused", "admitted")
+    __slots__ = (
+        "_by_network",
+        "_handshakes",
+        "_max",
+        "_max_per_network",
+        "_metrics",
+        "_network_of",
+        "_refused",
+        "admitted",
+    )
 
     def __init__(self, metrics: Metrics, max_connections: int, max_per_network: int = 0) -> None:
         self._metrics = metrics
@@ -81,6 +101,8 @@ class Crowd:
         """Connections that are counted by their peers, and how many each has, while it has any."""
         self.admitted: set[Member] = set()
         self._refused: set[Member] = set()
+        self._handshakes: dict[Handshake, None] = {}
+        """Those under way, the oldest first."""
 
     def __iter__(self) -> Iterator[Member]:
         yield from self.admitted
@@ -100,9 +122,13 @@ class Crowd:
         return True
 
     def admit_told(self, connection: Member) -> bool:
-        """Count an admitted connection by the peer that its proxy has told; False when there are enough of that one."""
+        """Count an admitted connection by the peer that its proxy has told; False when there are enough of that one.
+
+        Then it is admitted no longer.
+        """
         if not self._max_per_network or self._has_place(connection):
             return True
+        self.dismiss(connection)
         self._metrics.connections_refused += 1
         return False
 
@@ -122,6 +148,19 @@ class Crowd:
                 self._leaves(self._network_of.pop(connection, b""))
         else:
             self._refused.discard(connection)
+
+    def handshake_begins(self, handshake: Handshake) -> None:
+        """Take a handshake into account. The oldest is dropped when there are too many: an honest one is over soon."""
+        handshakes = self._handshakes
+        if len(handshakes) >= HANDSHAKES:
+            oldest = next(iter(handshakes))
+            self.handshake_ends(oldest)
+            oldest.abort()
+        handshakes[handshake] = None
+
+    def handshake_ends(self, handshake: Handshake) -> None:
+        """Forget a handshake that is done, or has failed."""
+        self._handshakes.pop(handshake, None)
 
     def _has_place(self, connection: Member) -> bool:
         """Count one connection more of a peer that is not trusted, if it may have one."""

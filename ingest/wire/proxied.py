@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ingest.event import BAD_PROXY_HEADER
+from ingest.event import BAD_PROXY_HEADER, Peer
 from ingest.wire.connection import Connection
 from ingest.wire.proxy_header import Verdict, read_header
 
@@ -62,10 +62,10 @@ class Proxied(asyncio.Protocol):
             return
         peer = connection.peer
         told = self._tick.encoder.peer(peer.address if header.address is None else header.address)
-        told.local = False  # also one that is said to be: the proxy need not be on this machine
-        connection.peer = told
+        # It is not local, also if it is said to be: the proxy need not be on this machine.
+        connection.peer = Peer(told.address, trusted=told.trusted)
         if not self._tick.crowd.admit_told(connection):
-            connection.leave_with(self._tick.book.plain.refused_close)
+            connection.leave_with(self._tick.book.plain.refused_close, linger=self._tick.crowd.watch(connection))
             return
         connection.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
         if len(data) > header.size:

@@ -13,6 +13,7 @@ from tests.stand_ins.wire import LOCAL, Wire, pieces_of, post, request
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY = ("10.0.0.9", 4711)
+ONE = post(b"1")
 STRANGER = ("198.51.100.1", 4711)
 
 
@@ -134,9 +135,11 @@ def test_headers_are_believed_if_the_address_that_was_told_is_trusted(told, stor
 
 @pytest.mark.parametrize("header", [v2(rest=ends("127.0.0.1")), v2(0x20, 0), b"PROXY UNKNOWN\r\n"])
 def test_nobody_behind_a_proxy_is_a_client_on_this_machine(header):
-    client = Wire(proxied=True).connect(LOCAL)
+    wire = Wire(proxied=True)
+    client = wire.connect(LOCAL)
     client.send(header, request("GET", "/metrics") + request("GET", "/health"))
     assert client.statuses == [404, 200]
+    assert wire.tick.encoder.peer(LOCAL[0]).local, "who comes without a proxy still is"
 
 
 @pytest.mark.parametrize("begun", [b"", b"PROXY TCP4 203", SIGNATURE, v2(rest=ends("203.0.113.7"))[:-1]])
@@ -181,15 +184,31 @@ def test_over_max_connections_they_are_refused_as_others_are():
     assert held.statuses == [200]
 
 
-def test_a_client_is_counted_by_the_address_that_was_told():
+def test_connections_are_counted_by_the_address_that_was_told_unless_it_is_trusted():
     wire = Wire({"MAX_CONNECTIONS_PER_IP": "2"}, proxied=True)
-    clients = [wire.connect(PROXY).send(v2(rest=ends("203.0.113.7")) + post(b"1")) for _ in range(3)]
-    assert [client.statuses for client in clients] == [[200], [200], [503]]
-    assert wire.connect(PROXY).send(v2(rest=ends("203.0.113.8")) + post(b"1")).statuses == [200]
-    assert (wire.metrics.connections_refused, wire.metrics.rejected.total()) == (1, 0)
-    for client in clients:
-        client.end()
-    assert wire.connect(PROXY).send(v2(rest=ends("203.0.113.7")) + post(b"1")).statuses == [200]
+
+    def come(told, then=ONE):
+        return wire.connect(PROXY).send((v2(0x20, 0) if told is None else v2(rest=ends(told))) + then)
+
+    first, second, third = (come("203.0.113.7") for _ in range(3))
+    assert [client.statuses for client in (first, second, third)] == [[200], [200], [503]]
+    assert third.sees_end
+    assert third.send(post(b"2")).statuses == [503], "nothing behind it is read"
+    assert wire.metrics.connections == 2, "it takes no place from others while it lingers"
+    assert wire.metrics.connections_refused == 1
+    for told in ("203.0.113.8", "10.1.2.3", "10.1.2.3", "10.1.2.3", None, None, None):
+        assert come(told).statuses == [200]
+    first.end()
+    assert come("203.0.113.7").statuses == [200]
+    assert come("203.0.113.7", then=b"").statuses == [503], "also one that has not said anything"
+    for client in (second, third):
+        client.transport.vanish()
+    wire.loop.settle()
+    assert come("203.0.113.7").statuses == [200]
+    wire.tick.abort()
+    wire.loop.settle()
+    assert wire.metrics.connections == 0
+    assert wire.tick.crowd._by_network == {}
 
 
 def test_a_drain_ends_a_connection_that_has_not_said_anything():

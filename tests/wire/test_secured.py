@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.certificates import load_pair
 from ingest.telemetry import Handshake, Overdue
 from ingest.wire.connection import Connection
-from ingest.wire.crowd import REFUSED_LINGERING
+from ingest.wire.crowd import HANDSHAKES, REFUSED_LINGERING
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
 from ingest.wire.secured import STEPS, Secured
 from tests.stand_ins.tls import TlsClient, client_context, issue
@@ -300,6 +300,31 @@ def test_what_is_over_is_freed_without_the_collector_of_cycles(secure):
         assert [one for one in gc.get_objects() if isinstance(one, Secured | Connection)] == []
     finally:
         gc.enable()
+
+
+def test_of_too_many_handshakes_the_oldest_is_dropped_and_an_honest_one_is_done(secure):
+    wire = secure()
+    honest = TlsClient(wire).shake_hands()
+    announced = b"\x16\x03\x01\x00\x06\x01\x01\xff\xf0\x03\x03"  # a hello of 128 KiB, of which nothing follows
+    begun = [wire.connect().send(announced) for _ in range(HANDSHAKES + 1)]
+    assert [client.closed for client in begun] == [True] + [False] * HANDSHAKES
+    assert wire.metrics.handshakes[Handshake.FAILED] == 1
+    assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
+    assert honest.send(post(b"1")).statuses == [200]
+    assert [client.closed for client in begun[:3]] == [True, True, False]
+    wire.pass_time(9)
+    assert all(client.closed for client in begun)
+    assert wire.metrics.handshakes[Handshake.FAILED] == HANDSHAKES + 1
+    assert not wire.tick.crowd._handshakes
+
+
+def test_connections_of_a_peer_count_from_the_start_of_their_handshakes(secure):
+    wire = secure({"MAX_CONNECTIONS_PER_IP": "2"})
+    wire.connect()
+    assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
+    refused = TlsClient(wire).shake_hands()
+    assert refused.statuses == [503]
+    assert refused.sees_close_notify
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=6), st.booleans())
