@@ -44,9 +44,7 @@ from ingest.listeners import bind
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
 from ingest.wire import (
-    HOUSE,
     OFFICE,
-    STREET,
     AnswerBook,
     Connection,
     ConnectionLimits,
@@ -56,6 +54,8 @@ from ingest.wire import (
     Proxied,
     Secured,
     Tick,
+    house,
+    street,
 )
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Server:
             ConnectionLimits.of(settings),
             encoder,
             AnswerBook(settings.cors_origins),
-            Layouts(encoder.headers, learns=encoder.also_reads is None and not keys),
+            Layouts(encoder.headers, settings.collect_paths, learns=encoder.also_reads is None and not keys),
             Pages(
                 ready=lambda: self._step is DrainStep.RUNNING,
                 metrics=Page(collector.metrics),
@@ -218,7 +218,7 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        connect = partial(self._connection(), *self._new, HOUSE if settings.admin_addr is None else STREET)
+        connect = partial(self._connection(), *self._new, (house if settings.admin_addr is None else street)(settings))
         for bound in await bind(loop, settings.http_host or None, settings.http_port):
             for descriptor in (bound, *(bound.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
                 self._listeners.append(await loop.create_server(connect, sock=descriptor, backlog=LISTEN_BACKLOG))

@@ -20,6 +20,8 @@ from ingest.config.forms import parse_duration, parse_size
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
 from ingest.event import ROUTES, refusals
+from ingest.event.access import IN_BODY
+from ingest.event.sdks import SDKS, routes_of
 from ingest.format.record import KEYS
 from ingest.telemetry import DropReason, Metrics, SealReason
 from ingest.telemetry.metrics import METRICS
@@ -209,6 +211,35 @@ def test_the_page_on_sending_has_the_routes_of_the_code():
     assert listed == known
 
 
+def spelled_out(pattern):
+    """Every path that `/v1/{track,page}` stands for."""
+    before, brace, rest = pattern.partition("{")
+    words, _, after = rest.partition("}")
+    return [before + word + after for word in words.split(",")] if brace else [pattern]
+
+
+def test_the_page_on_sdks_has_the_rows_of_the_code():
+    names = {}
+    for name, paths, answers, headers in rows(section("docs/sdks.md"), "`SDK_ROUTES`"):
+        sdk = SDKS[name.strip("`")]
+        shown = re.findall(r"`(GET|POST) ([^`]*)`", paths)
+        names[name.strip("`")] = [(method, path) for method, pattern in shown for path in spelled_out(pattern)]
+        assert answers == f"200 `{sdk.post.answer.body.decode()}`" + (", the pixel" if sdk.get else "")
+        assert headers == ", ".join(f"`{header}`" for header in sdk.headers)
+    known = {
+        name: sorted(("GET" if route.get else "POST", route.path.decode()) for route in routes_of(name))
+        for name in SDKS
+    }
+    assert {name: sorted(found) for name, found in names.items()} == known
+
+
+def test_the_page_on_sdks_tells_the_status_of_what_is_too_large():
+    cells = rows(section("docs/sdks.md"), "SDK")
+    for name, _, large, _ in cells:
+        assert int(re.search(r"\d{3}", large)[0]) == SDKS[name.strip("`")].post.oversize.body.status
+    assert len(cells) == len(SDKS)
+
+
 def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
     listed = {
         tuple(shown.removesuffix("?…").split(" "))
@@ -324,7 +355,8 @@ def test_no_page_names_a_metric_that_does_not_exist(page):
 def test_no_page_names_a_log_event_or_a_function_that_does_not_exist(page):
     words = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", present(page)))
     labels = set().union(*in_a_scrape()[1].values())
-    assert words - set(log_events()) - METRIC_NAMES - labels - RECORD - DEFAULTS - python_names() == set()
+    told = RECORD | DEFAULTS | set(IN_BODY)
+    assert words - set(log_events()) - METRIC_NAMES - labels - told - python_names() == set()
 
 
 def dotted_names():

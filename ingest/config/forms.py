@@ -129,6 +129,28 @@ def choice(*words: str, aliases: Mapping[str, str] | None = None) -> Form:
     return Form(accepted, parse, guesses=partial(slips.one_of, words))
 
 
+def choices(*words: str) -> Form:
+    """Take some of `words`, each once, in any case."""
+    one = choice(*words)
+
+    def parse(text: str) -> tuple[str, ...]:
+        return _once(tuple(map(one.parse, _parts(text))))
+
+    return Form(f"some of {', '.join(words)}, separated by commas, or none", parse, _show_parts, slips.lists)
+
+
+def paths() -> Form:
+    """Take paths as they stand in a request: they are compared byte for byte."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(_matching(rf"(?=.{{2,128}}\Z)(?:/{_PATH_CHARACTER}+)+", part) for part in _parts(text))
+        _within(len(found), 1, _MOST_PATHS)
+        return _once(found)
+
+    accepted = f"up to {_MOST_PATHS} paths such as /collect separated by commas, without a / at the end"
+    return Form(accepted, parse, _show_parts, slips.paths)
+
+
 def pattern(accepted: str, regex: str, guesses: Callable[[str], Iterable[str]] = lambda _: ()) -> Form:
     """Take what the whole of `regex` matches."""
     return Form(accepted, lambda text: _matching(regex, text), guesses=guesses)
@@ -370,6 +392,8 @@ ALL: Final = "all"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._\[\]:-]+|null"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
 _FIELD_NAME: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_PATH_CHARACTER: Final = r"[A-Za-z0-9._~@:+-]"
+_MOST_PATHS: Final = 16
 _PRIVATE: Final = frozenset(
     {
         "authorization",
@@ -400,6 +424,12 @@ _PRIVATE_BEGINNINGS: Final = ("cookie", "set-cookie", "proxy-auth", "x-forwarded
 def _parts(text: str) -> list[str]:
     # An empty value would mean the default, so an empty list has a word.
     return [] if text.lower() == "none" else [part.strip() for part in text.split(",")]
+
+
+def _once(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(parts)) < len(parts):
+        raise ValueError(parts)
+    return parts
 
 
 def _show_parts(parts: tuple[object, ...]) -> str:

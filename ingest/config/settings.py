@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
+from ingest.config import paths
 from ingest.config.forms import Rate, format_duration, format_size
 from ingest.config.slips import meant_name
 from ingest.config.variables import VARIABLES, Variable
@@ -74,6 +75,9 @@ class Settings:
     body_format: Literal["text", "json"]
     cors_origins: tuple[str, ...]
     """`("*",)`, or the origins that are answered."""
+    collect_paths: tuple[str, ...]
+    sdk_routes: tuple[str, ...]
+    """Words of `SDK_PATHS`."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     proxy_protocol: bool
     client_ip_headers: tuple[str, ...]
@@ -216,6 +220,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     addresses = {name.lower() for name in values.get("client_ip_headers") or ()}
     if extra := addresses.intersection(values.get("extra_headers") or ()):
         yield ConfigError("EXTRA_HEADERS", _accepted("EXTRA_HEADERS"), ",".join(sorted(extra)))
+    for path, user in paths.doubled(values):
+        yield ConfigError("COLLECT_PATHS", "paths that nothing else has", path, do=f"{user} has it")
     admin = values.get("admin_addr")
     if isinstance(admin, tuple) and admin[1] and admin == values.get("http_addr"):
         yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin))

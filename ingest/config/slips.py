@@ -195,6 +195,11 @@ def lists(text: str) -> Iterator[str]:
     yield ",".join(part for part in re.split(r"[\s,;]+", text.strip()) if part)
 
 
+def paths(text: str) -> Iterator[str]:
+    """Guess at `collect`, `/collect/`, `/a /b`."""
+    yield ",".join(f"/{part.strip('/')}" for part in re.split(r"[\s,;]+", text.strip()) if part)
+
+
 def tags(text: str) -> Iterator[str]:
     """Guess at `team=data,env=prod`, `team:data`."""
     parts = [part.strip() for part in re.split(r"[,;&]", text) if part.strip()]

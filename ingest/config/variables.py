@@ -9,7 +9,7 @@ Never reads an environment: that is `config`.
 from dataclasses import dataclass
 from typing import Final
 
-from ingest.config import forms
+from ingest.config import forms, paths
 from ingest.config.forms import Form
 
 
@@ -105,7 +105,8 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "MAX_BATCH_BODY_SIZE",
             "1MiB",
             forms.size(1, 16 << 20),
-            "The body of a `POST /collect/batch`, as it came and decoded; above it 413. Each event has `MAX_BODY_SIZE`",
+            "The body of a `POST /collect/batch`, as it came and decoded; above it 413. Each event has "
+            "`MAX_BODY_SIZE`. It holds for `SDK_ROUTES` too, up to 8 MiB",
         ),
         Variable(
             "BODY_FORMAT",
@@ -118,6 +119,18 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "*",
             forms.origins(),
             "Who may send from a browser, others get 403; `*` echoes the origin and allows credentials",
+        ),
+        Variable(
+            "COLLECT_PATHS",
+            paths.COLLECT,
+            forms.paths(),
+            "Where events are taken, each with its `/batch`; the first is where most should go",
+        ),
+        Variable(
+            "SDK_ROUTES",
+            "none",
+            forms.choices(*paths.SDK_PATHS),
+            "The SDKs whose own paths are served, each answered as it expects",
         ),
     ),
     "Client address": (

@@ -3,7 +3,7 @@
 from ingest.event.access import Access, Admitted, Origins, key_headers
 from ingest.event.batches import Items
 from ingest.event.client import Peer
-from ingest.event.codings import Coding, coding_of, inflate, is_plain
+from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain
 from ingest.event.line import COOKIE, EventEncoder, Line
 from ingest.event.pages import EMPTY, PIXEL, Page, Pages
 from ingest.event.rates import network
@@ -20,6 +20,7 @@ from ingest.event.refusals import (
     MALFORMED,
     NOT_FOUND,
     NOT_HERE,
+    ONE,
     RETRY_AFTER,
     UNAVAILABLE,
     UNAVAILABLE_CLOSE,
@@ -29,8 +30,7 @@ from ingest.event.refusals import (
 )
 from ingest.event.routes import (
     COLLECT,
-    FOR_EVERYBODY,
-    FOR_OPERATORS,
+    PAGES,
     ROUTES,
     Event,
     Handler,
@@ -39,6 +39,7 @@ from ingest.event.routes import (
     Show,
     Takes,
 )
+from ingest.event.sdks import routers
 
 __all__ = [
     "BAD_FRAMING",
@@ -52,12 +53,12 @@ __all__ = [
     "COLLECT",
     "COOKIE",
     "EMPTY",
-    "FOR_EVERYBODY",
-    "FOR_OPERATORS",
     "HEAD_TOO_LARGE",
     "MALFORMED",
     "NOT_FOUND",
     "NOT_HERE",
+    "ONE",
+    "PAGES",
     "PIXEL",
     "RETRY_AFTER",
     "ROUTES",
@@ -84,7 +85,9 @@ __all__ = [
     "Takes",
     "coding_of",
     "inflate",
+    "is_gzip",
     "is_plain",
     "key_headers",
     "network",
+    "routers",
 ]

@@ -17,7 +17,7 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from ingest.event.bodies import json_object
+from ingest.event.bodies import json_value
 from ingest.event.rates import RateLimit
 from ingest.event.refusals import BAD_KEY, BAD_ORIGIN, TOO_MANY, ClientError
 
@@ -31,7 +31,7 @@ AUTHORIZATION: Final = b"authorization"
 X_WRITE_KEY: Final = b"x-write-key"
 
 _IN_QUERY: Final = frozenset({b"writeKey", b"k"})
-_IN_BODY: Final = ("writeKey", "api_key", "token")
+IN_BODY: Final = ("writeKey", "api_key", "token")
 _TRIED: Final = 8
 """Keys of one query that are compared; more than that are an attempt to make us work."""
 _DIGEST_BYTES: Final = 16
@@ -44,10 +44,12 @@ class KeyPlace(Enum):
     HEADER = "X-Write-Key"
     QUERY = "query"
     BODY = "body"
+    PROPERTIES = "properties"
+    """In a body, also in the `properties` of an event, or of the first of an array."""
 
 
 IN_HEAD: Final = (KeyPlace.AUTHORIZATION, KeyPlace.HEADER, KeyPlace.QUERY)
-ANYWHERE: Final = tuple(KeyPlace)
+ANYWHERE: Final = (*IN_HEAD, KeyPlace.BODY)
 
 
 def key_headers(settings: Settings) -> tuple[bytes, ...]:
@@ -127,9 +129,9 @@ class Access:
         if self.rate is not None:
             self.rate.spend(self._address_of(peer, fields), events)
 
-    def key_in(self, body: Raw) -> str | ClientError:
+    def key_in(self, body: Raw, places: Sequence[KeyPlace]) -> str | ClientError:
         """Return the name of the key that a body holds, or why it is refused."""
-        found = None if self._keys is None else self._keys.in_body(body)
+        found = None if self._keys is None else self._keys.in_body(body, nested=KeyPlace.PROPERTIES in places)
         return BAD_KEY if found is None else found
 
 
@@ -186,13 +188,24 @@ class WriteKeys:
             KeyPlace.HEADER: (head.get(X_WRITE_KEY, b""),),
             KeyPlace.QUERY: in_query[:_TRIED],
             KeyPlace.BODY: (),
+            KeyPlace.PROPERTIES: (),
         }
         return self._first(secret for place in places for secret in candidates[place]), query
 
-    def in_body(self, body: Raw) -> str | None:
-        """Return the name of the key on the first level of a body that is a JSON object, if any."""
-        found = json_object(body)
-        values = (found.get(member) for member in _IN_BODY)
+    def in_body(self, body: Raw, *, nested: bool = False) -> str | None:
+        """Return the name of the key on the first level of a body that is a JSON object, if any.
+
+        `nested`: the body may be an array too, whose first element counts, and the key may stand in `properties`.
+        """
+        found = json_value(body)
+        if nested and isinstance(found, list):
+            found = found[0] if found else None
+        if not isinstance(found, dict):
+            return None
+        holders = [found]
+        if nested and isinstance(properties := found.get("properties"), dict):
+            holders.append(properties)
+        values = (holder.get(member) for holder in holders for member in IN_BODY)
         return self._first(value.encode() for value in values if isinstance(value, str))
 
     def _first(self, candidates: Iterator[bytes]) -> str | None:

@@ -131,15 +131,15 @@ def json_query(query: Raw) -> Members:
     return {"query": query_text(query), "body": None} if query else {"body": None}
 
 
-def json_object(body: Raw) -> dict[str, object]:
-    """Return the members of a body that is a JSON object, and none for any other."""
+def json_value(body: Raw) -> object:
+    """Return the value of a body that is JSON, and None for any other."""
     for text in (body, _mend_surrogates(body)):
         try:
-            value = orjson.loads(text)
+            value: object = orjson.loads(text)
         except orjson.JSONDecodeError:
             continue
-        return value if isinstance(value, dict) else {}
-    return {}
+        return value
+    return None
 
 
 def _is_json(body: Raw) -> bool:

@@ -38,6 +38,7 @@ STEP_OUT: Final = 64 * 1024
 _GZIP: Final = 31
 _ZLIB: Final = 15
 _RAW: Final = -15
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 _GZIP_HEAD: Final = 10
 _FLAGS_AT: Final = 3
 _KNOWN_FLAGS: Final = 0x1F
@@ -65,6 +66,11 @@ def is_plain(content_encoding: Raw) -> bool:
 def coding_of(content_encoding: Raw) -> Coding | None:
     """Return the one coding that a Content-Encoding names; None for one that is unknown, and for more than one."""
     return _BY_NAME.get(bytes(content_encoding.lower()))
+
+
+def is_gzip(body: Raw) -> bool:
+    """Tell whether a body begins as gzip does (RFC 1952 §2.3.1), and so as no text."""
+    return body.startswith(_GZIP_MAGIC)
 
 
 def inflate(body: Raw, coding: Coding, limit: int) -> Inflating:

@@ -139,6 +139,20 @@ class EventEncoder:
             members["key"] = key
         return self._line(seconds, peer, fields, members)
 
+    def encode_told(
+        self, seconds: int, peer: Peer, fields: Fields, path: str, query: Raw, key: str, *, is_query: bool
+    ) -> Line:
+        """Return the line of an event that tells its path; it is its query, or else its body, be that empty."""
+        told = self._form.query(query) if is_query else self._form.body(fields[0])
+        if isinstance(told, ClientError):
+            return told
+        members: Members = {"path": path}
+        if query and not is_query:
+            members["query"] = query_text(query)
+        if key:
+            members["key"] = key
+        return self._line(seconds, peer, fields, members | told)
+
     # The plain event: strict first, because bytes that are not UTF-8 are rare, and to expect them costs every event.
 
     def _encode_text(

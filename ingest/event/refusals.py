@@ -52,6 +52,12 @@ BATCH_TOO_LARGE: Final = BODY_TOO_LARGE._replace(reason="body larger than MAX_BA
 BATCH_TOO_LARGE_DECODED: Final = BATCH_TOO_LARGE._replace(
     reason="body larger than MAX_BATCH_BODY_SIZE when decoded", close=False
 )
+TRACKED_TOO_LARGE: Final = ClientError(
+    422, "larger than MAX_BATCH_BODY_SIZE, or as a query than MAX_BODY_SIZE", Reason.BODY_TOO_LARGE
+)
+TRACKED_TOO_LARGE_DECODED: Final = TRACKED_TOO_LARGE._replace(
+    reason="larger than MAX_BATCH_BODY_SIZE when decoded", close=False
+)
 TOO_MANY_ITEMS: Final = BODY_TOO_LARGE._replace(reason="more than 10,000 events in one request", close=False)
 LINES_TOO_LARGE: Final = BODY_TOO_LARGE._replace(reason="the lines of these events exceed BATCH_BYTES", close=False)
 HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
@@ -78,6 +84,20 @@ UNAVAILABLE: Final = ClientError(
     headers=(RETRY_AFTER,),
 )
 UNAVAILABLE_CLOSE: Final = UNAVAILABLE._replace(close=True)
+
+
+class Oversize(NamedTuple):
+    """The refusals of a request that is too large: as it came, when decoded, and for its query."""
+
+    body: ClientError
+    decoded: ClientError
+    query: ClientError
+
+
+ONE: Final = Oversize(BODY_TOO_LARGE, BODY_TOO_LARGE_DECODED, BODY_TOO_LARGE)
+MANY: Final = Oversize(BATCH_TOO_LARGE, BATCH_TOO_LARGE_DECODED, BODY_TOO_LARGE)
+TRACKED: Final = Oversize(TRACKED_TOO_LARGE, TRACKED_TOO_LARGE_DECODED, TRACKED_TOO_LARGE)
+"""For clients that send what got a 413 again, for ever, before anything else, but not what got a 422."""
 
 
 def method_not_allowed(allowed: str) -> ClientError:

@@ -2,7 +2,7 @@
 
 Owns `ROUTES`, which the code, the docs and the tests read, and the way from a request's target to its row. Promises one
 look-up by path, byte for byte, whatever the form of the target (RFC 9112 §3.2), and a handler for every request: a
-refusal is one too. Never reads a header or a body.
+refusal is one too. Never reads a header or a body. The rows that `SDK_ROUTES` adds are in `sdks`.
 
 A row for operators is no row to anybody else: its path is a 404. Whom a listening socket takes for one, `wire` says.
 
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from httptools import parse_url
 from httptools.parser.errors import HttpParserInvalidURLError
 
+from ingest.config import paths
 from ingest.event import pages
 from ingest.event.access import ANYWHERE, IN_HEAD
-from ingest.event.refusals import NOT_FOUND, ClientError, method_not_allowed
+from ingest.event.refusals import MANY, NOT_FOUND, ONE, ClientError, Oversize, method_not_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,6 +50,11 @@ class Event(NamedTuple):
     answer: Page
     keys: tuple[KeyPlace, ...] = ANYWHERE
     """Where its write key may stand, where keys are asked for."""
+    oversize: Oversize = ONE
+    path: str = ""
+    """Its path, if its line tells that: then its body, with as many events as it has, is one line."""
+    unlabelled: bool = False
+    """Whether a body in gzip may come without a word about it."""
 
     def show(self, _: Pages) -> Page:
         """Return the answer as a page, for who asks for its head alone."""
@@ -66,6 +72,8 @@ class Preflight(NamedTuple):
     """The request asks what a browser may send here (Fetch §4.8)."""
 
     methods: str
+    headers: tuple[str, ...] = ()
+    """Names that are answered in any case, in lower case; those it asks for come behind them."""
 
 
 Handler: TypeAlias = Event | Show | Preflight | ClientError
@@ -80,6 +88,8 @@ class Route:
     get: Event | Show | None = None
     post: Event | None = None
     preflight: bool = False
+    headers: tuple[str, ...] = ()
+    """Names that the answer to a preflight has in any case."""
     operators: bool = False
     """Only they are answered."""
 
@@ -98,25 +108,30 @@ class Route:
         if self.post is not None:
             found[b"POST"] = self.post
         if self.preflight:
-            found[b"OPTIONS"] = Preflight(self.methods)
+            found[b"OPTIONS"] = Preflight(self.methods, self.headers)
         return found
 
 
-COLLECT: Final = Route(
-    b"/collect", get=Event(Takes.QUERY, pages.PIXEL, IN_HEAD), post=Event(Takes.BODY, pages.EMPTY), preflight=True
-)
-BATCH: Final = Route(b"/collect/batch", post=Event(Takes.ITEMS, pages.EMPTY, IN_HEAD), preflight=True)
-ROUTES: Final = (
-    COLLECT,
-    BATCH,
+def collect(path: str) -> tuple[Route, Route]:
+    """Return the rows of a collect path: for one event in a request, and for many."""
+    one = Route(
+        path.encode(), get=Event(Takes.QUERY, pages.PIXEL, IN_HEAD), post=Event(Takes.BODY, pages.EMPTY), preflight=True
+    )
+    many = Route(
+        paths.batch_of(path).encode(), post=Event(Takes.ITEMS, pages.EMPTY, IN_HEAD, oversize=MANY), preflight=True
+    )
+    return one, many
+
+
+COLLECT, BATCH = collect(paths.COLLECT)
+PAGES: Final = (
     Route(b"/health", get=Show(pages.health)),
     Route(b"/ready", get=Show(pages.ready)),
     Route(b"/metrics", get=Show(pages.metrics, for_scripts=False), operators=True),
     Route(b"/status", get=Show(pages.status, for_scripts=False), operators=True),
 )
-FOR_EVERYBODY: Final = tuple(route for route in ROUTES if not route.operators)
-FOR_OPERATORS: Final = tuple(route for route in ROUTES if isinstance(route.get, Show))
-"""The routes of `ADMIN_ADDR`: no event is taken there."""
+ROUTES: Final = (COLLECT, BATCH, *PAGES)
+"""The rows there are without any setting."""
 _SERVER: Final = Preflight(COLLECT.methods)
 """The answer to `OPTIONS *`, which asks about the server, not a path (RFC 9110 §9.3.7)."""
 _NO_TUNNEL: Final = method_not_allowed(COLLECT.methods)._replace(close=True)

@@ -24,6 +24,7 @@ KEYS: Final = (
     Key("user_agent", 'The header `User-Agent`, or `""`'),
     Key("cookie", 'The header `Cookie`, or `""`'),
     Key("ts_ms", "`ts` in milliseconds, with `TS_MS`", optional=True),
+    Key("path", "The path of a request to one of `SDK_ROUTES`", optional=True),
     Key("query", "The query string of a request that `body` is not made of", optional=True),
     Key("key", "The name of the write key that came with the request, with `WRITE_KEYS`", optional=True),
     Key("headers", "The headers that `EXTRA_HEADERS` names, by their names in lower case", optional=True),

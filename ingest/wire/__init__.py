@@ -5,7 +5,7 @@ Knows nothing of journals, dead letters or stores: what commits a turn's events 
 
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
-from ingest.wire.door import HOUSE, OFFICE, STREET, Door
+from ingest.wire.door import OFFICE, Door, house, street
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
@@ -16,10 +16,8 @@ from ingest.wire.tick import Tick
 from ingest.wire.turn import Turn
 
 __all__ = [
-    "HOUSE",
     "OFFICE",
     "STATES",
-    "STREET",
     "AnswerBook",
     "Connection",
     "ConnectionLimits",
@@ -32,4 +30,6 @@ __all__ = [
     "State",
     "Tick",
     "Turn",
+    "house",
+    "street",
 ]

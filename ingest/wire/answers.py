@@ -16,7 +16,7 @@ from ingest.event import EMPTY, PIXEL, RETRY_AFTER, UNAVAILABLE, UNAVAILABLE_CLO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingest.event import ClientError
+    from ingest.event import ClientError, Preflight
 
 PREFLIGHT_MAX_AGE_SECONDS: Final = 86400
 _ORIGINS_KEPT: Final = 512
@@ -72,18 +72,37 @@ class Answers:
     Those an event can get are attributes, for the hot path.
     """
 
-    __slots__ = ("_common", "_readable", "pixel", "pixel_close", "refused", "refused_close", "stored", "stored_close")
+    __slots__ = (
+        "_common",
+        "_events",
+        "_readable",
+        "pixel",
+        "pixel_close",
+        "refused",
+        "refused_close",
+        "stored",
+        "stored_close",
+    )
 
     def __init__(self, common: bytes, *, readable: bool = False) -> None:
         self._common = common
         self._readable = readable
         """Whether scripts of this origin may read answers, and so have to be told which headers too (Fetch §3.2)."""
+        self._events: dict[tuple[Page, bool], bytes] = {}
+        """Those to events of SDKs that came."""
         self.stored = common.join(_STORED)
         self.stored_close = common.join(_STORED_CLOSE)
         self.pixel = common.join(_PIXEL)
         self.pixel_close = common.join(_PIXEL_CLOSE)
         self.refused = common.join(_REFUSED[readable])
         self.refused_close = common.join(_REFUSED_CLOSE[readable])
+
+    def event(self, page: Page, *, close: bool) -> bytes:
+        """Return the answer to an event whose client expects a page of its own; one for all, as the others are."""
+        answer = self._events.get((page, close))
+        if answer is None:
+            answer = self._events[page, close] = self.show(page, close=close)
+        return answer
 
     def refuse(self, error: ClientError, *, close: bool | None = None, head_only: bool = False) -> bytes:
         """Return the answer that tells a client why; `close` overrides whether the connection is said to end."""
@@ -125,14 +144,18 @@ class AnswerBook:
                 self._by_origin[origin] = answers
         return answers
 
-    def preflight(self, origin: bytes | None, methods: str, requested_headers: bytes | None, *, close: bool) -> bytes:
+    def preflight(
+        self, origin: bytes | None, asked: Preflight, requested_headers: bytes | None, *, close: bool
+    ) -> bytes:
         """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8)."""
-        headers = [("Allow", methods)]
+        headers = [("Allow", asked.methods)]
         if origin is not None and self._allows(origin):
             wanted = requested_headers.decode("latin-1") if requested_headers else "Content-Type"
+            named = asked.headers
+            more = (name for name in wanted.split(",") if name.strip().lower() not in named) if named else (wanted,)
             headers += [
-                ("Access-Control-Allow-Methods", methods),
-                ("Access-Control-Allow-Headers", wanted),
+                ("Access-Control-Allow-Methods", asked.methods),
+                ("Access-Control-Allow-Headers", ", ".join((*named, *(name.strip() for name in more)))),
                 ("Access-Control-Max-Age", str(PREFLIGHT_MAX_AGE_SECONDS)),
             ]
         answers = self.plain if origin is None else self.of(origin)

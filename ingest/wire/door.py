@@ -5,8 +5,8 @@ this machine that came through no proxy. Never reads a request.
 
 | door     | for                          | has                                                                 |
 | -------- | ---------------------------- | ------------------------------------------------------------------- |
-| `STREET` | `HTTP_ADDR`, with ADMIN_ADDR | events, `/health`, `/ready`                                         |
-| `HOUSE`  | `HTTP_ADDR`, without it      | the same, and the operators' pages for who is direct                |
+| `street` | `HTTP_ADDR`, with ADMIN_ADDR | events, `/health`, `/ready`                                         |
+| `house`  | `HTTP_ADDR`, without it      | the same, and the operators' pages for who is direct                |
 | `OFFICE` | `ADMIN_ADDR`                 | the operators' pages, `/health`, `/ready`; over MAX_CONNECTIONS too |
 
 A client is direct when its address is a loopback one, it speaks HTTP/1.1, and no header says that it came through a
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ingest.event import COLLECT, FOR_EVERYBODY, FOR_OPERATORS, NOT_HERE, Router
+from ingest.event import NOT_HERE, PAGES, Router, routers
 from ingest.wire.headers import names_a_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ingest.config import Settings
     from ingest.event import Peer
 
 SPARE: Final = 16
@@ -35,15 +36,25 @@ class Door(NamedTuple):
     router: Router
     direct: Router | None = None
     """The routes for who is direct, if those are more."""
-    events: bytes = COLLECT.path
+    events: bytes = b""
     """The path of nearly every request; empty where events are not taken."""
     spare: int = 0
     """So many connections are let in although MAX_CONNECTIONS are open."""
 
 
-STREET: Final = Door(Router(FOR_EVERYBODY))
-HOUSE: Final = STREET._replace(direct=Router())
-OFFICE: Final = Door(Router(FOR_OPERATORS, NOT_HERE), events=b"", spare=SPARE)
+OFFICE: Final = Door(Router(PAGES, NOT_HERE), spare=SPARE)
+
+
+def street(settings: Settings) -> Door:
+    """Return the door of `HTTP_ADDR` where operators have one of their own."""
+    everybody, _ = routers(settings)
+    return Door(everybody, events=settings.collect_paths[0].encode())
+
+
+def house(settings: Settings) -> Door:
+    """Return the door of `HTTP_ADDR` where there is no other."""
+    everybody, direct = routers(settings)
+    return Door(everybody, direct, events=settings.collect_paths[0].encode())
 
 
 def is_direct(peer: Peer, names: Iterable[bytes], *, is_old: bool) -> bool:

@@ -33,7 +33,7 @@ from ingest.wire.headers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 LAYOUTS_KEPT: Final = 32
 LINES_KEPT: Final = 48
@@ -49,8 +49,8 @@ LEAST_PAUSE: Final = 0.02
 EMPTY: Final = 1
 """The number of the group that is always empty: the value of a header which a layout does not have."""
 
-_POST: Final = rb"POST /collect HTTP/1\."
-_GET: Final = rb"GET /collect\?([!\"$-\xff]*) HTTP/1\."
+_POST: Final = rb"POST %b HTTP/1\."
+_GET: Final = rb"GET %b\?([!\"$-\xff]*) HTTP/1\."
 _END_OF_POST: Final = rb"\r\n((?s:.*))"
 _END_OF_GET: Final = rb"\r\n()\Z"
 """The group that closes last tells which layout it was; of a POST it is the body."""
@@ -95,15 +95,23 @@ class Layouts:
         "_learn_at",
         "_learns",
         "_numbers",
+        "_paths",
         "found",
         "match",
         "met",
     )
 
     def __init__(
-        self, headers: tuple[bytes, ...], clock: Callable[[], float] = time.perf_counter, *, learns: bool = True
+        self,
+        headers: tuple[bytes, ...],
+        paths: Sequence[str] = ("/collect",),
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        learns: bool = True,
     ) -> None:
         self._headers = headers
+        self._paths = tuple(re.escape(path.encode()) for path in paths)
+        """The paths of single events, as patterns. A layout has one of them."""
         self._learns = learns
         """Whether `headers` are all that is read of a head; else no layout can tell where the values stand."""
         self._heeded = frozenset({*headers, HOST, ORIGIN, CONNECTION, CONTENT_LENGTH, *_UNFIT})
@@ -146,8 +154,10 @@ class Layouts:
         first, *headers = data[: max(0, data.find(b"\r\n\r\n", 0, HEAD_KEPT))].split(b"\r\n")
         post = first.startswith(b"POST")
         old = first.endswith(b"0")
-        target = _POST if post else _GET
-        if not re.fullmatch(target + b"[01]", first):
+        of_any = _POST if post else _GET
+        targets = (of_any % path for path in self._paths)
+        target = next((target for target in targets if re.fullmatch(target + b"[01]", first)), None)
+        if target is None:
             return None
         # Without a word HTTP/1.0 ends the connection (RFC 9112 §9.3).
         lines: list[_Line] = [(target + (rb"0\r\n" if old else rb"1\r\n"), b"" if post else _QUERY, old)]

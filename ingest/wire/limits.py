@@ -24,6 +24,9 @@ UNPACKING_SECONDS: Final = 0.02
 SMALL_READ: Final = 2048
 """A read of so many bytes at most, which is an event or a few, goes before what others have left to the next turn."""
 
+LONGEST_BODY: Final = 8 << 20
+"""The most that a line is made of: recovery takes one of 64 MiB for damage, and JSON may write six bytes for one."""
+
 
 class ConnectionLimits(NamedTuple):
     """Bytes and seconds."""
@@ -32,6 +35,10 @@ class ConnectionLimits(NamedTuple):
     body: int
     batch: int
     """The body of a request with many events."""
+    whole: int
+    """The body of a request with many events that becomes one line."""
+    least: int
+    """The least of these three."""
     slice: int
     buffered: int
     unfinished: int
@@ -48,6 +55,8 @@ class ConnectionLimits(NamedTuple):
             settings.max_header_bytes,
             settings.max_body_size,
             settings.max_batch_body_size,
+            min(settings.max_batch_body_size, LONGEST_BODY),
+            min(settings.max_body_size, settings.max_batch_body_size, LONGEST_BODY),
             min(SLICE, settings.max_header_bytes),
             settings.max_buffer_bytes,
             settings.max_buffer_bytes // 4,

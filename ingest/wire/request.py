@@ -20,14 +20,12 @@ from ingest.event import (
     BAD_FRAMING,
     BAD_HOST,
     BAD_VERSION,
-    BATCH_TOO_LARGE,
-    BATCH_TOO_LARGE_DECODED,
-    BODY_TOO_LARGE,
     BODY_TOO_LARGE_DECODED,
     COLLECT,
     COOKIE,
     MALFORMED,
     NOT_FOUND,
+    ONE,
     UNAVAILABLE_CLOSE,
     UNKNOWN_CODING,
     UNKNOWN_TRANSFER_CODING,
@@ -40,6 +38,7 @@ from ingest.event import (
     Takes,
     coding_of,
     inflate,
+    is_gzip,
     is_plain,
 )
 from ingest.wire.answers import said_kept
@@ -65,11 +64,12 @@ from ingest.wire.states import State
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from httptools import HttpRequestParser
 
     from ingest.event import Access, Handler, Line, Peer
+    from ingest.event.access import KeyPlace
     from ingest.event.client import Fields
     from ingest.wire.answers import Answers
     from ingest.wire.door import Door
@@ -126,13 +126,13 @@ class Request:
     body: bytes | bytearray = b""
     size = 0
     """Bytes of the body so far."""
-    many = False
-    """It is sent to where many events go, also when it is refused."""
+    row: Event | None = None
+    """Its path's row, if it has many items or is an SDK's; also when it is refused. None for a plain event."""
     coding: Coding | None = None
     packed = False
     """From the end of its head until its body is unpacked; of most requests never."""
     items: Items | None = None
-    """From then on, of a request with many events."""
+    """From then on, of a request with many items."""
     unpacked = 0
     """Bytes that unpacking has made of the body so far."""
 
@@ -155,7 +155,6 @@ class RequestReader:
     """Reads the requests of one connection out of its parser's callbacks."""
 
     __slots__ = (
-        "_batch_limit",
         "_body_limit",
         "_door",
         "_events",
@@ -185,8 +184,7 @@ class RequestReader:
         self._door = door
         self._events = door.events
         self._body_limit = tick.limits.body
-        self._batch_limit = tick.limits.batch
-        self._least_limit = min(tick.limits.body, tick.limits.batch)
+        self._least_limit = tick.limits.least
         self._least_limit_digits = len(str(self._least_limit))
         """Bodies that are smaller are within the limit of any request."""
         self.parser: HttpRequestParser
@@ -310,8 +308,8 @@ class RequestReader:
         if takes is None:
             self._answer_no_event(request)
             return
-        if takes is _ITEMS:
-            self._add_items(request)
+        if request.row is not None:
+            self._add_by_row(request, request.row)
             return
         tick = self._tick
         encoder = tick.encoder
@@ -410,26 +408,33 @@ class RequestReader:
 
     def _is_too_large(self, size: int) -> bool:
         """Tell whether a body exceeds the limit of its request, which is refused then."""
-        many = self.request.many
-        if size <= (self._batch_limit if many else self._body_limit):
+        row = self.request.row
+        if size <= self._limit_of(row):
             return False
         if not self.held_up:
-            self.refuse(BATCH_TOO_LARGE if many else BODY_TOO_LARGE)
+            self.refuse((ONE if row is None else row.oversize).body)
         return True
+
+    def _limit_of(self, row: Event | None) -> int:
+        if row is None or row.takes is Takes.QUERY:
+            return self._body_limit
+        return self._tick.limits.batch if row.takes is _ITEMS else self._tick.limits.whole
 
     def _unpacking(self, request: Request) -> Iterator[int]:
         """Make of a request's body what was meant, or of the request a refusal; yield how many bytes there are."""
-        many = request.many
+        row = request.row
         refusal = None
-        if request.coding is not None:
-            limit = self._batch_limit if many else self._body_limit
-            decoded = yield from inflate(request.body, request.coding, limit)
+        coding = request.coding
+        if coding is None and row is not None and row.unlabelled and is_gzip(request.body):
+            coding = Coding.GZIP
+        if coding is not None:
+            decoded = yield from inflate(request.body, coding, self._limit_of(row))
             if isinstance(decoded, ClientError):
-                too_large = decoded is BODY_TOO_LARGE_DECODED and many
-                refusal = BATCH_TOO_LARGE_DECODED if too_large else decoded
+                too_large = decoded is BODY_TOO_LARGE_DECODED
+                refusal = row.oversize.decoded if row is not None and too_large else decoded
             else:
                 request.body = decoded
-        if many and refusal is None:
+        if request.takes is _ITEMS and refusal is None:
             items = yield from self._tick.encoder.unpack(request.body, request.head.get(CONTENT_TYPE, b""))
             if isinstance(items, ClientError):
                 refusal = items
@@ -439,6 +444,12 @@ class RequestReader:
         if refusal is not None:
             request.takes = None
             request.handler = refusal
+
+    def _add_by_row(self, request: Request, row: Event) -> None:
+        if row.takes is _ITEMS:
+            self._add_items(request)
+        else:
+            self._add_told(request, row)
 
     def _add_items(self, request: Request) -> None:
         """Add the events of one request to the turn, with one answer; or answer that there are none."""
@@ -460,12 +471,41 @@ class RequestReader:
         if isinstance(lines, ClientError):
             self._refuse_event(request, lines)
             return
-        refusal = answers.refused_close if close else answers.refused
-        if request.is_old and not close:
-            answer, refusal = said_kept(answer), said_kept(refusal)
         self.said += len(answer)
-        tick.turn.event(owner, lines, answer, refusal, items.count)
-        if close:
+        self._add(request, lines, answer, items.count)
+
+    def _add_told(self, request: Request, row: Event) -> None:
+        """Add the event of a request whose line tells its path; or answer why there is none."""
+        tick = self._tick
+        key = self._key_of(request, row.keys)
+        line: Line
+        if isinstance(key, ClientError):
+            line = key
+        else:
+            line = tick.encoder.encode_told(
+                tick.seconds,
+                self._owner.peer,
+                tick.encoder.fields(request.body, request.head),
+                row.path,
+                request.query,
+                key,
+                is_query=row.takes is Takes.QUERY,
+            )
+        if isinstance(line, ClientError):
+            self._refuse_event(request, line)
+            return
+        self._add(request, line, request.answers.event(row.answer, close=not request.keep_alive))
+
+    def _add(self, request: Request, lines: bytes, answer: bytes, events: int = 1) -> None:
+        """Add the lines of a request with a row to the turn."""
+        owner = self._owner
+        answers = request.answers
+        keep_alive = request.keep_alive
+        refusal = answers.refused if keep_alive else answers.refused_close
+        if request.is_old and keep_alive:
+            answer, refusal = said_kept(answer), said_kept(refusal)
+        self._tick.turn.event(owner, lines, answer, refusal, events)
+        if not keep_alive:
             owner.end(linger=False)
 
     def _refuse_event(self, request: Request, refusal: ClientError) -> None:
@@ -507,11 +547,14 @@ class RequestReader:
         ):
             handler, query = door.direct.find(method, request.url)
         request.handler = handler
-        request.takes = handler.takes if isinstance(handler, Event) else None
-        request.packed = request.many = request.takes is _ITEMS
         request.query = query
-        if request.takes is not None and len(query) > self._body_limit:
-            self.refuse(BODY_TOO_LARGE)
+        if isinstance(handler, Event):
+            request.takes = handler.takes
+            if handler.takes is _ITEMS or handler.path:
+                request.row = handler
+                request.packed = handler.takes is _ITEMS or handler.unlabelled
+            if len(query) > self._body_limit:
+                self.refuse(handler.oversize.query)
         elif isinstance(handler, ClientError) and handler.close:
             self.refuse(handler)
 
@@ -532,14 +575,18 @@ class RequestReader:
     def _encode_more(self, request: Request, fields: Fields) -> Line:
         """Return the line of an event that has a query or a key beside what it is made of."""
         tick = self._tick
-        key = request.key
-        if key is None:
-            assert tick.access is not None  # noqa: S101 - only `_ask` sets it so
-            found = tick.access.key_in(request.body)
-            if isinstance(found, ClientError):
-                return found
-            key = found
+        key = self._key_of(request, _PLAIN_KEYS)
+        if isinstance(key, ClientError):
+            return key
         return tick.encoder.encode_both(tick.seconds, self._owner.peer, fields, request.query, key)
+
+    def _key_of(self, request: Request, places: Sequence[KeyPlace]) -> str | ClientError:
+        """Return the name of the request's key, which its body may have to tell, or why there is none."""
+        if request.key is not None:
+            return request.key
+        access = self._tick.access
+        assert access is not None  # noqa: S101 - only `_ask` leaves it open
+        return access.key_in(request.body, places)
 
     def _answer_no_event(self, request: Request) -> None:
         handler = request.handler
@@ -555,7 +602,7 @@ class RequestReader:
             head = request.head
             self._reply(
                 request,
-                tick.book.preflight(head.get(ORIGIN), handler.methods, head.get(REQUESTED_HEADERS), close=close),
+                tick.book.preflight(head.get(ORIGIN), handler, head.get(REQUESTED_HEADERS), close=close),
             )
         elif isinstance(handler, Show):
             if not handler.for_scripts:

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.config.forms import Rate, format_duration, format_size, parse_duration, parse_size
+from ingest.config.paths import SDK_PATHS
 from ingest.config.settings import ConfigErrors, Settings, load, shown, warnings
 from ingest.config.variables import VARIABLES
 
@@ -41,6 +42,8 @@ DEFAULTS = {
     "DRAIN_TIMEOUT": "25s",
     "BODY_FORMAT": "text",
     "CORS_ORIGINS": "*",
+    "COLLECT_PATHS": "/collect",
+    "SDK_ROUTES": "none",
     "SERVICE_NAME": "estat-ingest",
     "S3_TIMEOUT": "3s",
     "S3_APP_RETRIES": "2",
@@ -85,6 +88,8 @@ EVERYTHING = {
     "ADMIN_ADDR": "unix:/run/estat/admin.sock",
     "READ_TIMEOUT": "1m30s",
     "CORS_ORIGINS": "https://a.example, https://B.example:8443,https://*.c.example",
+    "COLLECT_PATHS": "/collect, /c/v1",
+    "SDK_ROUTES": "Segment,posthog",
     "RATE_LIMIT": "600/m",
     "RATE_BURST": "50",
     "TRUSTED_PROXIES": "10.1.0.0/16,2001:db8::1",
@@ -139,6 +144,8 @@ def test_every_form_is_read():
     assert settings.admin_addr == Path("/run/estat/admin.sock")
     assert settings.read_timeout == 90.0
     assert settings.cors_origins == ("https://a.example", "https://b.example:8443", "https://*.c.example")
+    assert settings.collect_paths == ("/collect", "/c/v1")
+    assert settings.sdk_routes == ("segment", "posthog")
     assert settings.rate_limit == Rate(600, 60)
     assert settings.rate_burst == 50
     assert settings.trusted_proxies == (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8::1"))
@@ -233,6 +240,14 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ("WRITE_KEYS", ("secret", ":secret", "a:", "a b:c", "a:b c", "a:b,", "a:b,c:b", "a:s\u00e9", "none")),
         ("RATE_LIMIT", ("0/s", "100", "100/h", "-1/s", "1.5/s", "1000001/s", "\u0661/s")),
         ("RATE_BURST", ("0", "1.5")),
+        ("SDK_ROUTES", ("segment,segment", "mixpanel", "segment,", "all")),
+        (
+            "COLLECT_PATHS",
+            (
+                *("none", "collect", "/", "/collect/", "//c", "/a?b", "/a%20b", "/a,/a", "/c\u00e9", "/" + "a" * 128),
+                *("/health", "/status", "/c,/c/batch", ",".join(f"/{number}" for number in range(17))),
+            ),
+        ),
         ("COOKIES", ("sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
         (
             "EXTRA_HEADERS",
@@ -305,6 +320,27 @@ def test_whatever_the_environment_says_the_answer_is_settings_or_one_line_a_prob
         assert line.startswith(f"{problem.variable}: accepted ")
         assert ", got " in line
         assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("sdks", "path", "user"),
+    [
+        ("none", "/metrics", "a page"),
+        ("snowplow", "/i", "SDK_ROUTES=snowplow"),
+        ("segment,posthog", "/e", "SDK_ROUTES=posthog"),
+        ("segment", "/v1", "SDK_ROUTES=segment"),
+    ],
+)
+def test_a_path_has_one_use_and_the_problem_names_the_other(sdks, path, user):
+    found = problems_of({"SDK_ROUTES": sdks, "COLLECT_PATHS": f"/collect,{path}"})
+    assert found["COLLECT_PATHS"].endswith(f"{user} has it")
+    assert load({"COLLECT_PATHS": "/i,/e,/v1"}).collect_paths == ("/i", "/e", "/v1"), "without the SDK it is free"
+
+
+def test_no_two_sdks_share_a_path():
+    every = [path for sdk in SDK_PATHS.values() for path in (*sdk.post, *sdk.get)]
+    assert len(every) == len(set(every))
+    assert load({"SDK_ROUTES": ",".join(SDK_PATHS)}).sdk_routes == tuple(SDK_PATHS)
 
 
 milliseconds = st.integers(0, 87_600 * 3_600_000)

@@ -38,7 +38,7 @@ def ask(
     asked = access.ask(encoder.peer("203.0.113.9"), encoder.fields(b"", head), head, query, places, origin=None)
     if isinstance(asked, ClientError):
         return asked, query
-    return access.key_in(body) if asked.key is None else asked.key, asked.query
+    return access.key_in(body, places) if asked.key is None else asked.key, asked.query
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,25 @@ def test_no_value_of_a_key_stays_in_a_query_and_nothing_else_goes(pairs):
 def test_a_key_in_a_body_stands_on_its_first_level(body, name):
     assert ask(body=body)[0] == (name or BAD_KEY)
     assert ask(body=body, places=IN_HEAD)[0] is BAD_KEY, "a route says where its key stands"
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"event":"$pageview","properties":{"token":"s3cret"}}', "web"),
+        (b'[{"event":"a","properties":{"token":"s3cret"}},{"event":"b"}]', "web"),
+        (b'{"api_key":"s3cret","batch":[]}', "web"),
+        (b'[{"event":"a"},{"properties":{"token":"s3cret"}}]', None),
+        (b'{"properties":["s3cret"]}', None),
+        (b"[[]]", None),
+        (b"[]", None),
+        (b"no JSON", None),
+    ],
+)
+def test_a_key_in_properties_counts_only_where_a_route_says_so(body, name):
+    found, _ = ask(body=body, places=(*ANYWHERE, KeyPlace.PROPERTIES))
+    assert found == (name or BAD_KEY)
+    assert ask(body=body)[0] == ("web" if body.startswith(b'{"api_key') else BAD_KEY)
 
 
 @pytest.mark.parametrize(

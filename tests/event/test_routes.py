@@ -6,12 +6,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.config.settings import load
 from ingest.event.pages import Pages
 from ingest.event.refusals import NOT_FOUND, ClientError
-from ingest.event.routes import COLLECT, ROUTES, Event, Preflight, Router, Show, Takes, split_target
+from ingest.event.routes import COLLECT, Event, Preflight, Router, Show, Takes, split_target
+from ingest.event.routes import ROUTES as PLAIN_ROUTES
+from ingest.event.sdks import SDKS, events_of, routers, routes_of
 from tests.stand_ins.wire import WELL
 
-ROUTER = Router()
+SDK_ROUTES = tuple(route for name in SDKS for route in routes_of(name))
+ROUTES = (*PLAIN_ROUTES, *SDK_ROUTES)
+ROUTER = Router(ROUTES)
 PAGES = Pages(ready=lambda: True, metrics=lambda: ("text/plain", b"figures"), status=lambda: WELL)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get", "")
 
@@ -47,6 +52,38 @@ def test_events_stand_in_the_body_of_a_post_and_in_the_query_of_a_get():
     assert isinstance(get, Event)
     assert (post.takes, get.takes, query) == (Takes.BODY, Takes.QUERY, b"a=1&b=%20?c")
     assert ROUTER.find(b"OPTIONS", b"/collect")[0] == Preflight(COLLECT.methods)
+
+
+def test_without_a_setting_there_are_the_plain_routes_and_no_sdks():
+    everybody, direct = routers(load({}))
+    for route in PLAIN_ROUTES:
+        handler, _ = everybody.find(b"GET", route.path)
+        assert (handler == NOT_FOUND) is route.operators
+        assert direct.find(b"GET", route.path) == Router().find(b"GET", route.path)
+    assert [everybody.find(b"POST", route.path)[0] for route in SDK_ROUTES] == [NOT_FOUND] * len(SDK_ROUTES)
+
+
+def test_an_sdks_event_tells_its_path_and_nobody_elses_does():
+    for route in SDK_ROUTES:
+        for event in filter(None, (route.get, route.post)):
+            assert event.path.encode() == route.path
+            assert event.answer.status == 200, "some send again what got a 202 or a 204"
+        assert route.preflight
+    assert [event.path for route in PLAIN_ROUTES for event in (route.get, route.post) if isinstance(event, Event)] == [
+        ""
+    ] * 3
+
+
+def test_each_collect_path_has_both_rows_and_a_404_names_the_first():
+    settings = load({"COLLECT_PATHS": "/c,/d"})
+    assert [route.path for route in events_of(settings)] == [b"/c", b"/c/batch", b"/d", b"/d/batch"]
+    everybody, _ = routers(settings)
+    for path in (b"/c", b"/d"):
+        assert everybody.find(b"POST", path) == Router().find(b"POST", b"/collect")
+        assert everybody.find(b"POST", path + b"/batch") == Router().find(b"POST", b"/collect/batch")
+    found, _ = everybody.find(b"POST", b"/collect")
+    assert found is everybody.missing
+    assert "/c" in everybody.missing.reason
 
 
 targets = st.one_of(

@@ -21,7 +21,7 @@ from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.telemetry.status import Phase, Status
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
-from ingest.wire.door import HOUSE, Door
+from ingest.wire.door import Door, house
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
@@ -363,7 +363,7 @@ class Wire:
         encoder = EventEncoder(settings)
         keys = key_headers(settings)
         learns = encoder.also_reads is None and not keys
-        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers, learns=learns)
+        self.layouts = (Layouts if self.learns else Unlearning)(encoder.headers, settings.collect_paths, learns=learns)
         self.tick = Tick(
             self.loop,  # type: ignore[arg-type]
             ConnectionLimits.of(settings),
@@ -385,11 +385,13 @@ class Wire:
             sleep=self.rests.append,
         )
         self.names = HeaderNames((*encoder.headers, *keys), encoder.also_reads)
+        self.house = house(settings)
         self._sweep_at = self.loop.now + SWEEP_SECONDS
 
-    def connect(self, peer: tuple[str, int] | None = None, door: Door = HOUSE) -> Client:
+    def connect(self, peer: tuple[str, int] | None = None, door: Door | None = None) -> Client:
         """Accept a client."""
         made: Made
+        door = door or self.house
         if self.contexts is not None:
             made = Secured(self.contexts, self.pace, self.tick, self.names, door)
         else:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ingest.event import FOR_OPERATORS
-from ingest.wire.door import HOUSE, OFFICE, SPARE, STREET
+from ingest.config.settings import load
+from ingest.event import PAGES
+from ingest.wire.door import OFFICE, SPARE, house, street
 from tests.stand_ins.wire import LOCAL, Wire, post, request
 
 OPERATORS = ("/metrics", "/status")
@@ -49,7 +50,7 @@ def test_http_1_0_is_what_nginx_forwards_by_default_and_sees_nothing(feed):
     assert Wire().connect(LOCAL).send(request("GET", "/status", version="1.0")).statuses == [404]
 
 
-@pytest.mark.parametrize("door", [HOUSE, OFFICE])
+@pytest.mark.parametrize("door", [house(load({})), OFFICE], ids=["house", "office"])
 def test_no_script_may_read_them(door, feed):
     client = Wire().connect(LOCAL, door)
     feed(client, b"".join(request("GET", page, "Origin: https://a.example") for page in OPERATORS))
@@ -59,7 +60,7 @@ def test_no_script_may_read_them(door, feed):
 
 
 def test_with_a_door_of_their_own_they_are_on_no_other(feed):
-    client = Wire().connect(LOCAL, STREET)
+    client = Wire().connect(LOCAL, street(load({})))
     feed(client, b"".join(request("GET", page) for page in OPERATORS) + post(b"1"))
     assert client.statuses == [404, 404, 200]
 
@@ -72,7 +73,7 @@ def test_that_door_has_all_pages_for_anybody_and_takes_no_event(feed):
         client,
         post(b"event")
         + request("GET", "/collect?event")
-        + b"".join(request("GET", route.path.decode(), "Via: 1.1 x") for route in FOR_OPERATORS)
+        + b"".join(request("GET", route.path.decode(), "Via: 1.1 x") for route in PAGES)
         + post(b"event", "Origin: https://a.example")
         + request("GET", "/status", version="1.0"),
     )

@@ -65,6 +65,22 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return reads
 
 
+def test_every_collect_path_takes_the_short_way(fed):
+    wire = taught(post(b"1"), post(b"1", target="/c.v1"), pixel(), COLLECT_PATHS="/collect,/c.v1")
+    fed.clear()
+    client = wire.connect()
+    client.send(post(b"2"), post(b"3", target="/c.v1"), pixel(query="4"))
+    assert (client.statuses, wire.events, fed) == ([200] * 3, ["2", "3", "4"], [])
+    client.send(post(b"5", target="/c-v1"))
+    assert client.statuses[-1] == 404
+
+
+def test_a_path_that_is_no_collect_path_is_not_learned():
+    wire = taught(post(b"1"), post(b"1", target="/v1/t"), COLLECT_PATHS="/c", SDK_ROUTES="segment")
+    assert not knows(wire.layouts, post(b"1"))
+    assert not knows(wire.layouts, post(b"1", target="/v1/t"))
+
+
 # What is taken, and what becomes of it.
 
 

@@ -20,7 +20,7 @@ from ingest.telemetry import Reason
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
-from ingest.wire.door import HOUSE
+from ingest.wire.door import house
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
@@ -73,7 +73,7 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, buffer, kernel_buffer)
     address = listener.getsockname()
-    connection = partial(Connection, tick, HeaderNames(encoder.headers), HOUSE)
+    connection = partial(Connection, tick, HeaderNames(encoder.headers), house(settings))
     server = await loop.create_server(connection, sock=listener)
     try:
         yield tick, address

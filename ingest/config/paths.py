@@ -1,0 +1,57 @@
+"""Which paths somebody has taken: the pages', the collect paths', and those of each SDK that `SDK_ROUTES` may name.
+
+Owns the paths as text, and the finding of one that two would have. Promises that nothing is served under a path that is
+not listed here. Never says what a path does: `event` does.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+PAGES: Final = ("/health", "/ready", "/metrics", "/status")
+COLLECT: Final = "/collect"
+
+
+class SdkPaths(NamedTuple):
+    """Where the SDKs of one kind send, by method."""
+
+    post: tuple[str, ...]
+    get: tuple[str, ...] = ()
+
+
+_CALLS: Final = ("track", "identify", "page", "screen", "group", "alias", "batch", "import")
+_LETTERS: Final = ("t", "i", "p", "s", "g", "a", "b")
+_POSTHOG: Final = ("e", "i/v0/e", "batch", "capture")
+
+SDK_PATHS: Final[Mapping[str, SdkPaths]] = {
+    "segment": SdkPaths(
+        post=(
+            *(f"/v1/{call}" for call in (*_CALLS, *_LETTERS)),
+            *(f"/api/s/{call}" for call in _CALLS[:-1]),
+            "/beacon/v1/batch",
+        ),
+        get=("/pixel/v1/track", "/pixel/v1/page"),
+    ),
+    "snowplow": SdkPaths(post=("/com.snowplowanalytics.snowplow/tp2",), get=("/i",)),
+    "posthog": SdkPaths(
+        post=tuple(f"/{path}{end}" for path in ("e", "i/v0/e", "batch", "capture") for end in ("", "/"))
+    ),
+}
+"""By the words of `SDK_ROUTES`."""
+
+
+def batch_of(collect: str) -> str:
+    """Return the path for many events that goes with a collect path."""
+    return f"{collect}/batch"
+
+
+def doubled(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find collect paths that are taken, with what has them, among the values that could be read."""
+    taken = dict.fromkeys(PAGES, "a page")
+    for name in values.get("sdk_routes") or ():
+        taken |= dict.fromkeys(chain.from_iterable(SDK_PATHS[name]), f"SDK_ROUTES={name}")
+    for path in values.get("collect_paths") or ():
+        for used in (path, batch_of(path)):
+            if used in taken:
+                yield used, taken[used]
+            taken[used] = "another of COLLECT_PATHS"
