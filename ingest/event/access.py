@@ -7,11 +7,13 @@ stored. The name of a key is stored, its secret never. Never answers: a refusal 
 
 from __future__ import annotations
 
+import re
 from binascii import Error as NotBase64
 from binascii import a2b_base64
 from enum import Enum
 from hashlib import blake2b
 from hmac import compare_digest
+from itertools import islice
 from math import ceil
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 AUTHORIZATION: Final = b"authorization"
 X_WRITE_KEY: Final = b"x-write-key"
 
-_IN_QUERY: Final = frozenset({b"writeKey", b"k"})
+_IN_QUERY: Final = (b"writeKey", b"k")
 IN_BODY: Final = ("writeKey", "api_key", "token")
 _TRIED: Final = 8
 """Keys of one query that are compared; more than that are an attempt to make us work."""
@@ -172,10 +174,12 @@ class WriteKeys:
     with every one of them, so that time tells neither a secret's length nor how much of it is right.
     """
 
-    __slots__ = ("_known", "_salt")
+    __slots__ = ("_known", "_longest", "_salt")
 
     def __init__(self, keys: Sequence[tuple[str, str]]) -> None:
         self._salt = token_bytes(_DIGEST_BYTES)
+        self._longest = max(3 * len(secret) for _, secret in keys)
+        """Bytes of the longest secret in a query, where `%XX` may stand for each."""
         self._known = [(name, self._digest(secret.encode())) for name, secret in keys]
 
     def in_head(
@@ -186,7 +190,7 @@ class WriteKeys:
         candidates = {
             KeyPlace.AUTHORIZATION: _in_authorization(head.get(AUTHORIZATION, b"")),
             KeyPlace.HEADER: (head.get(X_WRITE_KEY, b""),),
-            KeyPlace.QUERY: in_query[:_TRIED],
+            KeyPlace.QUERY: [_decoded(value) for value in in_query if len(value) <= self._longest],
             KeyPlace.BODY: (),
             KeyPlace.PROPERTIES: (),
         }
@@ -244,17 +248,22 @@ def _in_authorization(value: bytes) -> tuple[bytes, ...]:
 
 
 def _cut(query: bytes) -> tuple[list[bytes], bytes]:
-    """Return the values of the parameters that hold keys, decoded, and the query without these, else as it came."""
-    if not query:
-        return [], query
-    found, kept = [], []
-    for pair in query.split(b"&"):
-        name, _, value = pair.partition(b"=")
-        if _decoded(name) in _IN_QUERY:
-            found.append(_decoded(value))
-        else:
-            kept.append(pair)
-    return found, b"&".join(kept)
+    """Return the first values of the parameters that hold keys, and the query without these, else as it came."""
+    found = [match[1] or b"" for match in islice(_KEY_IN_QUERY.finditer(query), _TRIED)]
+    if not found:
+        return found, query
+    kept = _KEY_IN_QUERY.sub(b"", query)
+    # What is cut out takes the `&` before it along. A key that comes first has none, and leaves the one behind it.
+    first = not query.startswith(b"&") and _KEY_IN_QUERY.match(query) is not None
+    return found, kept[1:] if first else kept
+
+
+def _encoded(name: bytes) -> bytes:
+    """Return the pattern of a name, each byte of which may be encoded."""
+    return b"".join(b"(?:%c|%%%x|%%%X)" % (byte, byte, byte) for byte in name)
+
+
+_KEY_IN_QUERY: Final = re.compile(rb"(?:\A|&)(?:%b)(?:=([^&]*+))?(?=&|\Z)" % b"|".join(map(_encoded, _IN_QUERY)))
 
 
 def _decoded(text: bytes) -> bytes:

@@ -235,3 +235,11 @@ def test_each_question_is_asked_only_where_its_setting_is_set():
     listed = Access(load({"CORS_ORIGINS": "https://b"}), encoder.address_of, lambda: 0.0)
     assert listed.ask(*asked, origin=b"https://a") is BAD_ORIGIN
     assert listed.ask(*asked, origin=None) == Admitted("", b"k=1"), "only browsers send one"
+
+
+def test_a_key_in_a_query_is_found_wherever_it_stands_and_however_it_is_encoded():
+    keys = WriteKeys((("web", "a-known-secret"),))
+    encoded = b"".join(b"%%%x" % byte for byte in b"a-known-secret")
+    assert keys.in_head({}, b"a=%&%77riteKe%79=" + encoded + b"&", IN_HEAD) == ("web", b"a=%&")
+    assert keys.in_head({}, b"&k=1&&K=%6b&k&k=a-known-secret", IN_HEAD) == ("web", b"&&K=%6b")
+    assert keys.in_head({}, b"&k" * 8 + b"&k=a-known-secret", IN_HEAD) == (None, b""), "so many are tried"
