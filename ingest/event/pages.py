@@ -41,11 +41,14 @@ class Pages(NamedTuple):
 
 EMPTY: Final = Page(200)
 
-# A page that isolates itself (Cross-Origin-Embedder-Policy) loads no image that does not say it may be.
+FOR_ANY_PAGE: Final = (("Cross-Origin-Resource-Policy", "cross-origin"), ("Timing-Allow-Origin", "*"))
+"""A page loads images and scripts without an `Origin`, so they say themselves that it may. A page that isolates itself
+(Cross-Origin-Embedder-Policy) loads nothing that does not."""
+
 # The smallest transparent GIF89a that every browser shows: one pixel, two colours, the first of them see-through.
 PIXEL: Final = Page(
     200,
-    (("Content-Type", "image/gif"), _NO_STORE, ("Cross-Origin-Resource-Policy", "cross-origin")),
+    (("Content-Type", "image/gif"), _NO_STORE, *FOR_ANY_PAGE),
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00"
     b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;",
 )

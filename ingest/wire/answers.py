@@ -1,8 +1,9 @@
 """Every answer there is, built once and then only written.
 
 Owns the bytes of all answers, with their CORS headers; what they say is `event`'s. Promises that an answer to a request
-with `Origin` carries the CORS headers, errors too, and that every answer carries `Date` (RFC 9110 §6.6.1): the prebuilt
-answers of an origin live for one second, and a new origin costs little more than a look-up. Never touches a connection.
+with `Origin` carries the CORS headers, errors too; that an answer which a cache may keep says that it depends on
+`Origin`, also where the request had none; and that every answer carries `Date` (RFC 9110 §6.6.1): the prebuilt answers
+of an origin live for one second, and a new origin costs little more than a look-up. Never touches a connection.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ def _frame(page: Page, *, close: bool = False, head_only: bool = False, readable
     lines = [f"{name}: {value}" for name, value in page.headers]
     if page.status != HTTPStatus.NO_CONTENT:
         lines.append(f"Content-Length: {len(page.body)}")
-    if readable and any(name == RETRY_AFTER[0] for name, _ in page.headers):
-        lines.append(f"Access-Control-Expose-Headers: {RETRY_AFTER[0]}")
+    if readable:
+        names = {name for name, _ in page.headers}
+        if RETRY_AFTER[0] in names:
+            lines.append(f"Access-Control-Expose-Headers: {RETRY_AFTER[0]}")
+        if "Timing-Allow-Origin" not in names:
+            lines.append("Timing-Allow-Origin: *")
     if close:
         lines.append("Connection: close")
     status = f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}\r\n"
@@ -50,15 +55,17 @@ def _refusal(error: ClientError) -> Page:
     )
 
 
-_STORED: Final = _frame(EMPTY)
-_STORED_CLOSE: Final = _frame(EMPTY, close=True)
-_PIXEL: Final = _frame(PIXEL)
-_PIXEL_CLOSE: Final = _frame(PIXEL, close=True)
-_REFUSED: Final = tuple(_frame(_refusal(UNAVAILABLE), readable=readable) for readable in (False, True))
-_REFUSED_CLOSE: Final = tuple(
-    _frame(_refusal(UNAVAILABLE_CLOSE), close=True, readable=readable) for readable in (False, True)
-)
-"""The frames of the answers to an event; refusals without and with the list of headers that a script may read."""
+def _frames(page: Page, *, close: bool = False) -> tuple[Frame, Frame]:
+    return _frame(page, close=close), _frame(page, close=close, readable=True)
+
+
+_STORED: Final = _frames(EMPTY)
+_STORED_CLOSE: Final = _frames(EMPTY, close=True)
+_PIXEL: Final = _frames(PIXEL)
+_PIXEL_CLOSE: Final = _frames(PIXEL, close=True)
+_REFUSED: Final = _frames(_refusal(UNAVAILABLE))
+_REFUSED_CLOSE: Final = _frames(_refusal(UNAVAILABLE_CLOSE), close=True)
+"""The frames of the answers to an event: for whom nothing is readable, and for scripts that may read."""
 
 
 def said_kept(answer: bytes) -> bytes:
@@ -75,6 +82,7 @@ class Answers:
     __slots__ = (
         "_common",
         "_events",
+        "_of_refusals",
         "_readable",
         "pixel",
         "pixel_close",
@@ -84,18 +92,21 @@ class Answers:
         "stored_close",
     )
 
-    def __init__(self, common: bytes, *, readable: bool = False) -> None:
-        self._common = common
+    def __init__(self, date: bytes, cors: bytes = b"", *, readable: bool = False) -> None:
+        self._common = common = date + cors
+        self._of_refusals = of_refusals = date + (cors or _VARY)
+        """A cache may keep a refusal that does not forbid it, and what is stored or shown here it may not."""
         self._readable = readable
-        """Whether scripts of this origin may read answers, and so have to be told which headers too (Fetch §3.2)."""
+        """Whether scripts of this origin may read answers: then they are told which headers too (Fetch §3.2), and how
+        long it took (Resource Timing §4.5.1)."""
         self._events: dict[tuple[Page, bool], bytes] = {}
         """Those to events of SDKs that came."""
-        self.stored = common.join(_STORED)
-        self.stored_close = common.join(_STORED_CLOSE)
-        self.pixel = common.join(_PIXEL)
-        self.pixel_close = common.join(_PIXEL_CLOSE)
-        self.refused = common.join(_REFUSED[readable])
-        self.refused_close = common.join(_REFUSED_CLOSE[readable])
+        self.stored = common.join(_STORED[readable])
+        self.stored_close = common.join(_STORED_CLOSE[readable])
+        self.pixel = common.join(_PIXEL[readable])
+        self.pixel_close = common.join(_PIXEL_CLOSE[readable])
+        self.refused = of_refusals.join(_REFUSED[readable])
+        self.refused_close = of_refusals.join(_REFUSED_CLOSE[readable])
 
     def event(self, page: Page, *, close: bool) -> bytes:
         """Return the answer to an event whose client expects a page of its own; one for all, as the others are."""
@@ -106,7 +117,8 @@ class Answers:
 
     def refuse(self, error: ClientError, *, close: bool | None = None, head_only: bool = False) -> bytes:
         """Return the answer that tells a client why; `close` overrides whether the connection is said to end."""
-        return self.show(_refusal(error), close=error.close if close is None else close, head_only=head_only)
+        ends = error.close if close is None else close
+        return self._of_refusals.join(_frame(_refusal(error), close=ends, head_only=head_only, readable=self._readable))
 
     def show(self, page: Page, *, close: bool = False, head_only: bool = False) -> bytes:
         """Return the answer that shows a page."""
@@ -139,16 +151,27 @@ class AnswerBook:
         answers = self._by_origin.get(origin)
         if answers is None:
             allowed = self._allows(origin)
-            answers = Answers(self._date + (_CORS % origin if allowed else _VARY), readable=allowed)
+            answers = Answers(self._date, _CORS % origin if allowed else _VARY, readable=allowed)
             if len(self._by_origin) < _ORIGINS_KEPT and len(origin) <= _ORIGIN_KEPT_BYTES:
                 self._by_origin[origin] = answers
         return answers
 
     def preflight(
-        self, origin: bytes | None, asked: Preflight, requested_headers: bytes | None, *, close: bool
+        self,
+        origin: bytes | None,
+        asked: Preflight,
+        requested_headers: bytes | None,
+        *,
+        to_private: bool,
+        close: bool,
     ) -> bytes:
-        """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8)."""
+        """Return the answer to `OPTIONS`: what a browser may then send (Fetch §4.8).
+
+        `to_private`: it also asks whether a page from outside may send into the network that this server stands in.
+        """
         headers = [("Allow", asked.methods)]
+        if origin is None:
+            headers.append(("Vary", "Origin"))
         if origin is not None and self._allows(origin):
             wanted = requested_headers.decode("latin-1") if requested_headers else "Content-Type"
             named = asked.headers
@@ -158,5 +181,7 @@ class AnswerBook:
                 ("Access-Control-Allow-Headers", ", ".join((*named, *(name.strip() for name in more)))),
                 ("Access-Control-Max-Age", str(PREFLIGHT_MAX_AGE_SECONDS)),
             ]
+            if to_private:
+                headers.append(("Access-Control-Allow-Private-Network", "true"))
         answers = self.plain if origin is None else self.of(origin)
         return answers.show(Page(204, tuple(headers)), close=close)

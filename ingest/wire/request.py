@@ -53,6 +53,7 @@ from ingest.wire.headers import (
     HOST,
     ORIGIN,
     REQUESTED_HEADERS,
+    REQUESTED_NETWORK,
     TRANSFER_ENCODING,
     UPGRADE,
     HeaderNames,
@@ -602,7 +603,13 @@ class RequestReader:
             head = request.head
             self._reply(
                 request,
-                tick.book.preflight(head.get(ORIGIN), handler, head.get(REQUESTED_HEADERS), close=close),
+                tick.book.preflight(
+                    head.get(ORIGIN),
+                    handler,
+                    head.get(REQUESTED_HEADERS),
+                    to_private=head.get(REQUESTED_NETWORK) == b"true",
+                    close=close,
+                ),
             )
         elif isinstance(handler, Show):
             if not handler.for_scripts:

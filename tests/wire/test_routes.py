@@ -41,6 +41,7 @@ def test_get_is_an_event_and_answered_with_a_pixel(feed):
     assert answer.headers["Content-Type"] == "image/gif"
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin", "E16: a page under COEP may show it"
+    assert answer.headers["Timing-Allow-Origin"] == "*"
     assert wire.events == ["a=1&b=%20?c"]
 
 
@@ -256,7 +257,54 @@ def test_options_answers_a_preflight(feed):
         "Access-Control-Allow-Methods": METHODS["/collect"],
         "Access-Control-Allow-Headers": "content-type,x-a",
         "Access-Control-Max-Age": "86400",
+        "Timing-Allow-Origin": "*",
     }
+
+
+TO_PRIVATE = "Access-Control-Request-Private-Network: "
+SHOPS = {"CORS_ORIGINS": "https://shop.example"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "allowed"),
+    [
+        ({}, ("Origin: https://shop.example", TO_PRIVATE + "true"), "true"),
+        (SHOPS, ("Origin: https://shop.example", TO_PRIVATE + "true "), "true"),
+        (SHOPS, ("Origin: https://evil.example", TO_PRIVATE + "true"), None),
+        ({}, ("Origin: https://shop.example", TO_PRIVATE + "false"), None),
+        ({}, ("Origin: https://shop.example",), None),
+        ({}, (TO_PRIVATE + "true",), None),
+    ],
+)
+def test_a_page_from_outside_may_send_into_a_private_network_if_its_origin_may_send(settings, headers, allowed, feed):
+    client = Wire(settings).connect()
+    feed(client, request("OPTIONS", "/collect", *headers))
+    (answer,) = client.answers()
+    assert answer.status == 204
+    assert answer.headers.get("Access-Control-Allow-Private-Network") == allowed
+
+
+def test_what_a_cache_may_keep_says_that_it_depends_on_the_origin_though_there_was_none(feed):
+    wire = Wire()
+    wire.refuse = True
+    client = wire.connect()
+    feed(
+        client,
+        request("GET", "/nowhere")
+        + request("PUT", "/collect")
+        + request("GET", "/collect?1")
+        + request("OPTIONS", "/collect")
+        + request("GET", "/health"),
+    )
+    answers = client.answers()
+    assert [(answer.status, answer.headers.get("Vary")) for answer in answers] == [
+        (404, "Origin"),
+        (405, "Origin"),
+        (503, "Origin"),
+        (204, "Origin"),
+        (200, None),
+    ]
+    assert answers[-1].headers["Cache-Control"] == "no-store"
 
 
 def test_options_without_an_origin_is_no_preflight(feed):
@@ -295,6 +343,7 @@ def test_every_answer_to_an_origin_lets_its_page_read_it(data, status, feed):
     assert answer.headers["Vary"] == "Origin"
     assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
     assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+    assert "*" in answer.headers["Timing-Allow-Origin"]
 
 
 def test_a_refusal_lets_its_page_read_it(feed):
