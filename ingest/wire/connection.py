@@ -20,7 +20,7 @@ The place in the byte stream decides the deadline (`entered`; see `states`). `en
 
 Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, or
 MAX_BATCH_BODY_SIZE as it came and what it unpacks to. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB of
-unsent answers plus those of one slice.
+unsent answers plus those of one slice. Over TLS it holds a record that has not come whole, too, which counts.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         "_names",
         "_overrun",
         "_reader",
+        "_sealed",
         "_slow",
         "_tick",
         "deadline",
@@ -120,6 +121,8 @@ class Connection(asyncio.Protocol):
         """How much of it has been fed. The rest is not copied for that: all reads of a turn are in memory already."""
         self.held = 0
         """How much of `Tick.held` is ours."""
+        self._sealed = 0
+        """How much of `held` TLS has: bytes of a record, or of a handshake, that say nothing yet."""
         self._overrun = False
         """From a read that found no room, and was not kept, until the connection is refused for it."""
 
@@ -323,6 +326,17 @@ class Connection(asyncio.Protocol):
         """Refuse what is unfinished, to hold nothing any more."""
         self._reads().refuse(UNAVAILABLE_CLOSE)
 
+    def hold_sealed(self, size: int) -> None:
+        """Account for bytes that came and say nothing yet; of too many, the largest are refused by the next turn."""
+        if self.ending is not _OPEN:
+            return
+        tick, more = self._tick, size - self._sealed
+        self._sealed = size
+        self.held += more
+        tick.held += more
+        if more > 0 and tick.held > tick.limits.unfinished and not tick.reads:
+            tick.schedule(waits=False)
+
     def turn_away(self, error: ClientError) -> None:
         """Refuse before a request was read, and outside a turn."""
         tick = self._tick
@@ -361,7 +375,7 @@ class Connection(asyncio.Protocol):
         self._go_slowly()
         self._input = b""
         self._tick.held -= self.held
-        self.held = 0
+        self.held = self._sealed = 0
 
     # Feeding.
 
@@ -489,7 +503,7 @@ class Connection(asyncio.Protocol):
     def _hold(self) -> None:
         """Account for what this connection holds; refuse the request when all connections hold too much."""
         reader = self._reads()
-        held = len(self._input)
+        held = len(self._input) + self._sealed
         if reader.state is not _IDLE:
             held += self._framing.used + reader.request.size + reader.request.unpacked
         self._tick.held += held - self.held

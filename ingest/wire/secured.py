@@ -9,6 +9,8 @@ connection. Promises, where the loop's own TLS promises less:
               that wait for a group commit included
     refusals  an answer that closes arrives: close_notify and the end of our half follow it, and what still comes is
               read and left, as without TLS
+    counted   bytes of a record that has not come whole, or of a handshake whose step is due, count as an unfinished
+              request does; a handshake that brings more than there is room for is dropped
     quiet     whatever comes in place of TLS ends the connection, is counted, and is no error of ours
 
 Never reads a request. A stream that is cut off without close_notify ends as one without TLS does: each request says how
@@ -36,6 +38,9 @@ STEPS: Final = 4
 """Steps of handshakes in one turn of the loop."""
 RECORD: Final = 16384
 """Bytes that a record says at most (RFC 8446 §5.1)."""
+
+LONGEST_RECORD: Final = 5 + RECORD + 2048
+"""Bytes that it takes at most (RFC 5246 §6.2.3; TLS 1.3 allows less)."""
 
 
 class Contexts(Protocol):
@@ -93,6 +98,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         "_ends_early",
         "_heard_end",
         "_incoming",
+        "_kept",
         "_outgoing",
         "_pace",
         "_phase",
@@ -116,6 +122,8 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         """Its step of the handshake is due."""
         self._begun = False
         """From the first byte until the handshake is done: it has failed if the connection is lost meanwhile."""
+        self._kept = 0
+        """Bytes of a record that has not come whole."""
         self._heard_end = False
         """The client has ended its half."""
         self._early = b""
@@ -144,17 +152,25 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         if self._heard_end:
             self._transport.pause_reading()  # what stands behind close_notify was said by nobody
             return
-        self._incoming.write(data)
         if self._phase is _OPEN:
+            self._incoming.write(data)
             self._read()
-        elif not self._waits:
-            self._waits = True
-            self._pace.wait(self)
+        elif self._finds_room(len(data)):
+            self._incoming.write(data)
+            if not self._waits:
+                self._waits = True
+                self._pace.wait(self)
 
     def step(self) -> None:
         """Go on with the handshake, which was waited for, and with what came behind it."""
         self._waits = False
-        if self._phase is _HANDSHAKE and self._shake_hands():
+        if self._phase is not _HANDSHAKE or self._transport.is_closing():
+            return
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+        is_done = self._shake_hands()
+        self._connection.hold_sealed(self._incoming.pending)
+        if is_done:
             self._read()
 
     def eof_received(self) -> bool:
@@ -184,6 +200,24 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         del self._transport
 
     # Reading.
+
+    def _finds_room(self, more: int) -> bool:
+        """Account for what comes before a step of the handshake; a request may stand behind the client's last word."""
+        connection, tick = self._connection, self._tick
+        size = self._incoming.pending + more
+        if size > LONGEST_RECORD:
+            if connection.is_over or tick.held + more > tick.limits.unfinished:
+                self._drop()
+                return False
+            self._transport.pause_reading()
+        connection.hold_sealed(size)
+        return True
+
+    def _drop(self) -> None:
+        """End at once a handshake that holds too much."""
+        self._incoming.read()
+        self._connection.hold_sealed(0)
+        self._transport.abort()
 
     def _shake_hands(self) -> bool:
         """Take a step; tell whether that was the last, and requests may follow."""
@@ -220,22 +254,27 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         tls, incoming = self._tls, self._incoming
         read: list[bytes] = []
         ended = broken = False
+        kept, left = self._kept, 0
         try:
             # The question is cheaper than the exception of a read that finds nothing.
             while incoming.pending or tls.pending():
+                left = incoming.pending
                 # What a record says is shorter than the record: no buffer need be larger than what is there.
                 data = tls.read(min(incoming.pending or RECORD, RECORD))
                 if not data:
                     ended = True
                     break
                 read.append(data)
+                kept = 0
         except SSLWantReadError:
-            pass
+            kept = min(kept + left, LONGEST_RECORD)
         except SSLZeroReturnError:
             ended = True
         except SSLError:
             broken = True
         self._flush()
+        self._kept = kept
+        self._connection.hold_sealed(kept)
         if read:
             self._connection.data_received(read[0] if len(read) == 1 else b"".join(read))
         if broken:
@@ -271,7 +310,10 @@ class Secured(asyncio.Transport, asyncio.Protocol):
                 written += self._tls.write(data[written:])
             self._transport.write(self._outgoing.read())
         elif self._phase is _HANDSHAKE:
-            self._early += data
+            if self._incoming.pending > LONGEST_RECORD:
+                self._drop()  # who is refused for what it holds must hold nothing
+            else:
+                self._early += data
 
     def write_eof(self) -> None:
         """End our half: close_notify, then the end of the stream."""

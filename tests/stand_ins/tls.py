@@ -75,6 +75,7 @@ class TlsClient:
         self.received = bytearray()
         self.sees_close_notify = False
         self._taken = 0
+        self._said = b""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname="c.example")
 
@@ -107,6 +108,15 @@ class TlsClient:
                 self.plain.transport.receive(data[at : at + self.step])
         self.wire.loop.settle()
         self.read()
+
+    def take(self) -> bytes:
+        """What it says, for the test to hand over; `push_rest` sends the last byte."""
+        self._said = self._outgoing.read()
+        return self._said
+
+    def push_rest(self) -> TlsClient:
+        self.plain.send(self._said[-1:])
+        return self
 
     def read(self) -> None:
         sent = self.plain.transport.sent

@@ -318,6 +318,75 @@ def test_of_too_many_handshakes_the_oldest_is_dropped_and_an_honest_one_is_done(
     assert not wire.tick.crowd._handshakes
 
 
+def half_sent(wire, size):
+    """A client of whose record everything but the last byte has come."""
+    client = TlsClient(wire).shake_hands()
+    client.tls.write(post(b"x" * size))
+    client.plain.send(client.take()[:-1])
+    return client
+
+
+def test_five_hundred_half_sent_records_count_as_what_is_unfinished_and_the_largest_are_refused(secure):
+    wire = secure({"MAX_BUFFER_BYTES": "16MiB", "BATCH_BYTES": "1MiB"})
+    clients = [half_sent(wire, 16_000) for _ in range(500)]
+    assert wire.tick.limits.unfinished * 3 // 4 < wire.tick.held <= wire.tick.limits.unfinished
+    refused = [client for client in clients if client.statuses == [503]]
+    assert 500 * 16_000 - wire.tick.limits.unfinished < len(refused) * 17_000
+    small = half_sent(wire, 100)
+    assert small.push_rest().statuses == [200]
+    for client in clients:
+        if client not in refused:
+            client.push_rest()
+    assert {tuple(client.statuses) for client in clients} == {(200,), (503,)}
+    assert wire.tick.held == 0
+
+
+def test_a_half_sent_record_is_no_longer_counted_once_it_is_whole_or_its_client_is_gone(secure):
+    wire = secure()
+    client, gone = half_sent(wire, 9_000), half_sent(wire, 9_000)
+    assert 18_000 < wire.tick.held < 19_000
+    gone.plain.transport.vanish()
+    wire.loop.settle()
+    assert wire.tick.held < 9_500
+    assert client.push_rest().statuses == [200]
+    assert wire.tick.held == 0
+
+
+def test_what_stands_behind_a_hello_is_counted_and_read_no_further_until_its_step(secure):
+    wire = secure({"MAX_BUFFER_BYTES": "1MiB", "BATCH_BYTES": "256KiB"})
+    flood = b"\x16\x03\x01" + b"x" * 60_000
+    clients = [wire.connect() for _ in range(40)]
+    for client in clients:
+        for _ in range(10):
+            if not client.closed:
+                client.transport.receive(flood)
+    assert wire.tick.limits.unfinished - len(flood) < wire.tick.held <= wire.tick.limits.unfinished
+    waiting = sum(client.transport.protocol._incoming.pending for client in clients)
+    assert waiting <= wire.tick.limits.unfinished
+    wire.loop.settle()
+    assert all(client.closed for client in clients)
+    assert wire.tick.held == 0
+    assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
+
+
+def test_a_large_request_behind_the_last_word_of_a_handshake_is_answered(secure):
+    wire = secure()
+    client = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.push()
+    client.tls.do_handshake()
+    for number in range(4):
+        client.tls.write(post(b"%d" % number * 60_000))
+    data = client.take()
+    for at in range(0, len(data), 50_000):
+        client.plain.transport.receive(data[at : at + 50_000])
+    assert not client.plain.transport.reading
+    wire.loop.settle()
+    assert client.statuses == [200] * 4
+    assert wire.tick.held == 0
+
+
 def test_connections_of_a_peer_count_from_the_start_of_their_handshakes(secure):
     wire = secure({"MAX_CONNECTIONS_PER_IP": "2"})
     wire.connect()
