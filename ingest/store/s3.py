@@ -23,9 +23,11 @@ one key are two processes that recover the same file, which slots prevent, or on
 still being stored; so the race is narrow, and it is the reason why the setting is not the default.
 
 A store that ignores `If-None-Match` is noticed. The first create of a run that is stored is sent once more, as the
-*canary*: `PreconditionFailed` is right, and asked for only once. If the canary is stored too, or a create is answered
-with 501 and a look and a plain put then succeed, creates look first from then on, and `conditional_puts_not_honoured`
-says so. A canary that comes to nothing is sent again with the next create, `CANARIES` times at most.
+*canary*: `PreconditionFailed` is right, and asked for only once. Any other answer of the store (it is stored again, it
+is a conflict though nobody else stores it, it is refused) has creates look first from then on, and so has a create that
+is answered with 501 if a look and a plain put then succeed. `conditional_puts_not_honoured` says so. No answer (a page,
+a store that is busy or ill, a broken connection) says nothing of the condition: the next create sends its canary. The
+third canary without an answer is the last, and creates look first.
 
 Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an exception out that is no
 `StorageError`. The SDK and its chain of credentials raise whatever their sources made of themselves (an endpoint that
@@ -48,7 +50,7 @@ from isal import isal_zlib
 from ingest.disk import StorageError
 from ingest.store import sdk
 from ingest.store.credentials import LONGEST_WAIT, Credentials
-from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, status_of, storage_error, verdict_of
+from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, is_answer, status_of, storage_error, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -72,6 +74,7 @@ CONTENT_TYPE = "application/gzip"
 ONE_WRITE = 1024 * 1024
 
 CANARIES: Final = 3
+"""So many are sent before no answer counts as an answer."""
 
 _STRONG_ETAG = re.compile(r'"[^"]+"')
 _SIZE = re.compile(r"bytes \d+-\d+/(\d+)")
@@ -241,11 +244,11 @@ class S3Store:
         try:
             await self._put_object(client, key, body, metadata, only_new=True)
         except Exception as error:  # noqa: BLE001 - the object is stored, whatever becomes of its canary
-            response = getattr(error, "response", None)
-            if response is not None and verdict_of(response) == _PRECONDITION_FAILED:
+            failure = storage_error("create", key, error)
+            if (failure.cause.get("status"), failure.cause.get("code")) == _PRECONDITION_FAILED:
                 self._creates = _Creates.CONDITIONAL
-            elif self._canaries >= CANARIES:
-                self._look_first(key, storage_error("create", key, error).cause.get("error", ""))
+            elif is_answer(failure) or self._canaries >= CANARIES:
+                self._look_first(key, failure.cause.get("error", ""))
         else:
             self._look_first(key, "it was stored again")
 

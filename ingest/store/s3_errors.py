@@ -96,6 +96,7 @@ LONGEST_TEXT = 500
 
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 _SERVER_ERROR = 500
+_CONFLICT = 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,12 @@ class Sent:
 def verdict_of(response: Mapping[str, Any]) -> tuple[int, str]:
     """Return the status and the code that stood in the body; the SDK puts the status in place of a code it misses."""
     return status_of(response), str(response.get("Error", {}).get("Code", ""))
+
+
+def is_answer(failure: StorageError) -> bool:
+    """Tell whether a try failed by the store's word on this request: not by a page, nor because it is busy or ill."""
+    status = failure.cause.get("status")
+    return status == _CONFLICT or (status is not None and not failure.transient)
 
 
 def storage_error(operation: str, key: str, error: Exception, sent: Sent | None = None) -> StorageError:
@@ -177,7 +184,7 @@ def _answer(
 ) -> StorageError:
     status, code = verdict_of(response)
     advice = _ADVICE.get(code)
-    if code == str(status):
+    if code in ("", str(status)):
         advice = (f"the answer ({status}) has no code of S3's: check the endpoint and proxies", True)
     elif advice is None:
         transient = status >= _SERVER_ERROR or status in _TRANSIENT_STATUS

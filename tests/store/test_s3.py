@@ -317,7 +317,7 @@ def test_a5_a_page_with_501_is_no_word_of_the_store():
     run(scenario)
 
 
-def test_a5_a_canary_that_comes_to_nothing_is_sent_again_and_not_for_ever():
+def test_a5_canaries_without_an_answer_are_not_sent_for_ever():
     async def scenario(store, server):
         for _ in range(CANARIES):
             server.answers = [STORED, answered(200, PAGE)]
@@ -325,6 +325,49 @@ def test_a5_a_canary_that_comes_to_nothing_is_sent_again_and_not_for_ever():
         server.answers = [part_of(file_of(7))]
         assert await store.create(KEY, file_of(7), METADATA) is False
         assert [request.method for request in server.requests] == ["PUT"] * 2 * CANARIES + ["GET"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(409, "ConditionalRequestConflict"),
+        refused(403, "AccessDenied"),
+        refused(412, "SomethingElse"),
+        refused(501, "NotImplemented"),
+    ],
+)
+def test_a5_any_answer_to_the_canary_but_that_it_exists_has_creates_look_first(answer):
+    async def scenario(store, server):
+        server.answers = [STORED, answer]
+        with capture_logs() as logs:
+            assert await store.create(KEY, file_of(7), METADATA) is True
+        server.answers = [part_of(file_of(7))]
+        assert await store.create(KEY, file_of(7), METADATA) is False
+        assert [request.method for request in server.requests] == ["PUT", "PUT", "GET"]
+        assert [line["event"] for line in logs] == ["conditional_puts_not_honoured"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(503, "SlowDown"),
+        refused(500, "InternalError"),
+        refused(400, "ExpiredToken"),
+        answered(412, PAGE, content_type="text/html"),
+    ],
+)
+def test_a5_no_answer_to_the_canary_is_no_evidence_and_the_next_create_sends_another(answer):
+    async def scenario(store, server):
+        server.answers = [STORED, answer, STORED, EXISTS]
+        with capture_logs() as logs:
+            for _ in range(3):
+                assert await store.create(KEY, file_of(7), METADATA) is True
+        assert [request.headers.get("if-none-match") for request in server.requests] == ["*"] * 5
+        assert logs == []
 
     run(scenario)
 
