@@ -1,11 +1,12 @@
 # Estat Ingest: `make` lists what there is. Needs GNU make, bash and a Python >= 3.11 with venv; everything else
-# comes from the lock files into .venv (to run and to test), .venv-bench (to measure) and .venv-api (to check the API).
+# comes from the lock files into .venv (to run and to test), .venv-bench (to measure), .venv-api (to check the API) and
+# .venv-sdks (to check the SDKs, whose Node halves go into tests/sdks/node_modules).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api bench micro instructions build push lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api sdks bench micro instructions build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -21,7 +22,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
 # made anew. That happens here, and not in a rule, because make looks at the stamps in it before it runs the first rule.
 heal = $(shell [[ ! -e $(1) ]] || { $(1)/bin/python -c 'import pip' && head -2 $(1)/bin/pip | grep -qF "$(CURDIR)/$(1)/bin/python"; } \
   >/dev/null 2>&1 || { echo "$(1) does not work any more: making it anew" >&2; rm -rf $(1); })
-$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)
+$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)$(call heal,.venv-sdks)
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -109,6 +110,15 @@ guards: install ## take out each guard of the durability in turn and see that it
 api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running server by schemathesis
 	@.venv-api/bin/python -m tests.check_api
 
+sdks: .venv-sdks/.installed tests/sdks/node_modules/.installed ## every SDK there is a route for, from its registry, against a real server (needs Node)
+	@.venv-sdks/bin/python -m tests.sdks
+
+tests/sdks/node_modules/.installed: tests/sdks/package-lock.json
+	@command -v npm >/dev/null || { echo "Half of the SDKs are Node's: npm is not there (Debian: apt-get install nodejs npm)." >&2; exit 1; }
+	@echo "Installing $<"
+	@npm --prefix tests/sdks ci --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
+
 bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
 
@@ -131,11 +141,13 @@ push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 # The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-index-url --no-emit-find-links pyproject.toml
-lock: ## write the lock files anew from pyproject.toml (needs uv)
+lock: ## write the lock files anew from pyproject.toml and tests/sdks/package.json (needs uv and npm)
 	@$(UV_COMPILE) --extra dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra bench --output-file requirements-bench.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra api --output-file requirements-api.lock
+	@$(UV_COMPILE) --constraints requirements-dev.lock --extra sdks --output-file requirements-sdks.lock
+	@npm --prefix tests/sdks update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel error
 
 clean: ## remove what the other targets made, never ./data
-	@rm -rf .venv .venv-bench .venv-api bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-api .venv-sdks tests/sdks/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
