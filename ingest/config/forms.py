@@ -139,11 +139,23 @@ def choices(*words: str) -> Form:
     return Form(f"some of {', '.join(words)}, separated by commas, or none", parse, _show_parts, slips.lists)
 
 
+def path(example: str) -> Form:
+    """Take one path as it stands in a request, or none."""
+
+    def parse(text: str) -> str | None:
+        return None if text.lower() == "none" else _matching(_PATH, text)
+
+    def show(value: str | None) -> str:
+        return value or "none"
+
+    return Form(f"a path such as {example}, without a / at the end, or none", parse, show, slips.paths)
+
+
 def paths() -> Form:
     """Take paths as they stand in a request: they are compared byte for byte."""
 
     def parse(text: str) -> tuple[str, ...]:
-        found = tuple(_matching(rf"(?=.{{2,128}}\Z)(?:/{_PATH_CHARACTER}+)+", part) for part in _parts(text))
+        found = tuple(_matching(_PATH, part) for part in _parts(text))
         _within(len(found), 1, _MOST_PATHS)
         return _once(found)
 
@@ -392,7 +404,7 @@ ALL: Final = "all"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._\[\]:-]+|null"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
 _FIELD_NAME: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
-_PATH_CHARACTER: Final = r"[A-Za-z0-9._~@:+-]"
+_PATH: Final = r"(?=.{2,128}\Z)(?:/[A-Za-z0-9._~@:+-]+)+"
 _MOST_PATHS: Final = 16
 _PRIVATE: Final = frozenset(
     {

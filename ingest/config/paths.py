@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+SCRIPT: Final = "/estat.js"
 PAGES: Final = ("/health", "/ready", "/metrics", "/status")
 COLLECT: Final = "/collect"
 
@@ -45,13 +46,16 @@ def batch_of(collect: str) -> str:
     return f"{collect}/batch"
 
 
-def doubled(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Find collect paths that are taken, with what has them, among the values that could be read."""
+def doubled(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Find paths that are taken among the values that could be read: the variable, the path, and what has it."""
     taken = dict.fromkeys(PAGES, "a page")
     for name in values.get("sdk_routes") or ():
         taken |= dict.fromkeys(chain.from_iterable(SDK_PATHS[name]), f"SDK_ROUTES={name}")
     for path in values.get("collect_paths") or ():
         for used in (path, batch_of(path)):
             if used in taken:
-                yield used, taken[used]
+                yield "COLLECT_PATHS", used, taken[used]
             taken[used] = "another of COLLECT_PATHS"
+    script = values.get("script_path")
+    if script in taken:
+        yield "SCRIPT_PATH", script, taken[script].removeprefix("another of ")

@@ -76,6 +76,7 @@ class Settings:
     cors_origins: tuple[str, ...]
     """`("*",)`, or the origins that are answered."""
     collect_paths: tuple[str, ...]
+    script_path: str | None
     sdk_routes: tuple[str, ...]
     """Words of `SDK_PATHS`."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
@@ -220,8 +221,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     addresses = {name.lower() for name in values.get("client_ip_headers") or ()}
     if extra := addresses.intersection(values.get("extra_headers") or ()):
         yield ConfigError("EXTRA_HEADERS", _accepted("EXTRA_HEADERS"), ",".join(sorted(extra)))
-    for path, user in paths.doubled(values):
-        yield ConfigError("COLLECT_PATHS", "paths that nothing else has", path, do=f"{user} has it")
+    for variable, path, user in paths.doubled(values):
+        yield ConfigError(variable, "paths that nothing else has", path, do=f"{user} has it")
     admin = values.get("admin_addr")
     if isinstance(admin, tuple) and admin[1] and admin == values.get("http_addr"):
         yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin))

@@ -127,6 +127,12 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "Where events are taken, each with its `/batch`; the first is where most should go",
         ),
         Variable(
+            "SCRIPT_PATH",
+            paths.SCRIPT,
+            forms.path(paths.SCRIPT),
+            "Where browsers find the script that sends to the first of `COLLECT_PATHS`",
+        ),
+        Variable(
             "SDK_ROUTES",
             "none",
             forms.choices(*paths.SDK_PATHS),

@@ -5,7 +5,7 @@ from ingest.event.batches import Items
 from ingest.event.client import Peer
 from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain
 from ingest.event.line import COOKIE, EventEncoder, Line
-from ingest.event.pages import EMPTY, PIXEL, Page, Pages
+from ingest.event.pages import EMPTY, PIXEL, Page, Pages, unless_known
 from ingest.event.rates import network
 from ingest.event.refusals import (
     BAD_FRAMING,
@@ -90,4 +90,5 @@ __all__ = [
     "key_headers",
     "network",
     "routers",
+    "unless_known",
 ]

@@ -54,6 +54,20 @@ PIXEL: Final = Page(
 )
 
 
+def unless_known(page: Page, known: bytes) -> Page:
+    """Return the page, or a 304 to who has it already.
+
+    `known` is the value of an If-None-Match (RFC 9110 §13.1.2).
+    """
+    tag = next((value for name, value in page.headers if name == "ETag"), None)
+    if tag is None:
+        return page
+    tags = [given.strip(b" \t").removeprefix(b"W/") for given in known.split(b",")]
+    if known != b"*" and tag.encode() not in tags:
+        return page
+    return Page(304, tuple(header for header in page.headers if header[0] != "Content-Type"))
+
+
 def health(_: Pages) -> Page:
     """Say that the process lives."""
     return Page(200, (_TEXT, _NO_STORE), b"ok\n")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from httptools import parse_url
@@ -23,6 +24,7 @@ from ingest.config import paths
 from ingest.event import pages
 from ingest.event.access import ANYWHERE, IN_HEAD
 from ingest.event.refusals import MANY, NOT_FOUND, ONE, ClientError, Oversize, method_not_allowed
+from ingest.event.script import script_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +64,10 @@ class Event(NamedTuple):
 
 
 class Show(NamedTuple):
-    """The request is answered with a page and stores nothing; `for_scripts`: those of a web page may read it."""
+    """The request is answered with a page and stores nothing.
+
+    `for_scripts`: those of the origins that may send may read it. If not, the page itself says who may.
+    """
 
     page: Callable[[Pages], Page]
     for_scripts: bool = True
@@ -123,14 +128,22 @@ def collect(path: str) -> tuple[Route, Route]:
     return one, many
 
 
+@cache
+def script(path: str, first: str) -> Route:
+    """Return the row of the script for browsers, which sends to the collect path that is the first."""
+    page = script_page(path, first)
+    return Route(path.encode(), get=Show(lambda _: page, for_scripts=False))
+
+
 COLLECT, BATCH = collect(paths.COLLECT)
+SCRIPT: Final = script(paths.SCRIPT, paths.COLLECT)
 PAGES: Final = (
     Route(b"/health", get=Show(pages.health)),
     Route(b"/ready", get=Show(pages.ready)),
     Route(b"/metrics", get=Show(pages.metrics, for_scripts=False), operators=True),
     Route(b"/status", get=Show(pages.status, for_scripts=False), operators=True),
 )
-ROUTES: Final = (COLLECT, BATCH, *PAGES)
+ROUTES: Final = (COLLECT, BATCH, SCRIPT, *PAGES)
 """The rows there are without any setting."""
 _SERVER: Final = Preflight(COLLECT.methods)
 """The answer to `OPTIONS *`, which asks about the server, not a path (RFC 9110 §9.3.7)."""

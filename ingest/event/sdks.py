@@ -13,7 +13,7 @@ from ingest.config import paths
 from ingest.event.access import ANYWHERE, IN_HEAD, KeyPlace
 from ingest.event.pages import PIXEL, Page
 from ingest.event.refusals import MANY, NOT_FOUND, TRACKED
-from ingest.event.routes import PAGES, Event, Route, Router, Takes, collect
+from ingest.event.routes import PAGES, Event, Route, Router, Takes, collect, script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,5 +72,6 @@ def routers(settings: Settings) -> tuple[Router, Router]:
     """Return who finds the handlers of requests on `HTTP_ADDR`: for everybody, and with the operators' pages."""
     missing = NOT_FOUND._replace(reason=f"no such path; events go to {settings.collect_paths[0]}")
     events = events_of(settings)
+    scripts = () if settings.script_path is None else (script(settings.script_path, settings.collect_paths[0]),)
     everybody = (row for row in PAGES if not row.operators)
-    return Router((*events, *everybody), missing), Router((*events, *PAGES), missing)
+    return Router((*events, *scripts, *everybody), missing), Router((*events, *scripts, *PAGES), missing)

@@ -124,6 +124,7 @@ class Answer(Label):
     """The class of an answer's status."""
 
     OK = "2xx"
+    UNCHANGED = "3xx"
     REFUSED = "4xx"
     UNAVAILABLE = "5xx"
 

@@ -23,6 +23,7 @@ PREFLIGHT_MAX_AGE_SECONDS: Final = 86400
 _ORIGINS_KEPT: Final = 512
 _ORIGIN_KEPT_BYTES: Final = 256
 
+_WITHOUT_LENGTH: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Frame: TypeAlias = "tuple[bytes, bytes]"
@@ -30,9 +31,12 @@ Frame: TypeAlias = "tuple[bytes, bytes]"
 
 
 def _frame(page: Page, *, close: bool = False, head_only: bool = False, readable: bool = False) -> Frame:
-    """Return the frame of a page's answer; a 204 has no Content-Length (RFC 9110 §8.6), an answer to HEAD no body."""
+    """Return the frame of a page's answer; an answer to HEAD has no body.
+
+    A 204 may not have a Content-Length, and that of a 304 would be the page's (RFC 9110 §8.6).
+    """
     lines = [f"{name}: {value}" for name, value in page.headers]
-    if page.status != HTTPStatus.NO_CONTENT:
+    if page.status not in _WITHOUT_LENGTH:
         lines.append(f"Content-Length: {len(page.body)}")
     if readable:
         names = {name for name, _ in page.headers}

@@ -22,6 +22,7 @@ CONTENT_TYPE: Final = b"content-type"
 CONTENT_LENGTH: Final = b"content-length"
 TRANSFER_ENCODING: Final = b"transfer-encoding"
 REQUESTED_HEADERS: Final = b"access-control-request-headers"
+IF_NONE_MATCH: Final = b"if-none-match"
 REQUESTED_NETWORK: Final = b"access-control-request-private-network"
 
 _READ_BY_THE_WIRE: Final = frozenset(
@@ -37,6 +38,7 @@ _READ_BY_THE_WIRE: Final = frozenset(
         TRANSFER_ENCODING,
         REQUESTED_HEADERS,
         REQUESTED_NETWORK,
+        IF_NONE_MATCH,
     }
 )
 _WRITTEN_BY_PROXIES: Final = frozenset(

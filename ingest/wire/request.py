@@ -40,6 +40,7 @@ from ingest.event import (
     inflate,
     is_gzip,
     is_plain,
+    unless_known,
 )
 from ingest.wire.answers import said_kept
 from ingest.wire.door import is_direct
@@ -51,6 +52,7 @@ from ingest.wire.headers import (
     DIGITS,
     EXPECT,
     HOST,
+    IF_NONE_MATCH,
     ORIGIN,
     REQUESTED_HEADERS,
     REQUESTED_NETWORK,
@@ -614,7 +616,10 @@ class RequestReader:
         elif isinstance(handler, Show):
             if not handler.for_scripts:
                 answers = tick.book.plain
-            self._reply(request, answers.show(handler.page(tick.pages), close=close, head_only=request.head_only))
+            page = handler.page(tick.pages)
+            if IF_NONE_MATCH in request.head:
+                page = unless_known(page, request.head[IF_NONE_MATCH])
+            self._reply(request, answers.show(page, close=close, head_only=request.head_only))
 
     def _reply(self, request: Request, answer: bytes) -> None:
         if request.is_old and request.keep_alive:

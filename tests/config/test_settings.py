@@ -43,6 +43,7 @@ DEFAULTS = {
     "BODY_FORMAT": "text",
     "CORS_ORIGINS": "*",
     "COLLECT_PATHS": "/collect",
+    "SCRIPT_PATH": "/estat.js",
     "SDK_ROUTES": "none",
     "SERVICE_NAME": "estat-ingest",
     "S3_TIMEOUT": "3s",
@@ -89,6 +90,7 @@ EVERYTHING = {
     "READ_TIMEOUT": "1m30s",
     "CORS_ORIGINS": "https://a.example, https://B.example:8443,https://*.c.example",
     "COLLECT_PATHS": "/collect, /c/v1",
+    "SCRIPT_PATH": "/js/own.js",
     "SDK_ROUTES": "Segment,posthog",
     "RATE_LIMIT": "600/m",
     "RATE_BURST": "50",
@@ -248,6 +250,10 @@ def test_all_problems_are_reported_at_once_one_line_each():
                 *("/health", "/status", "/c,/c/batch", ",".join(f"/{number}" for number in range(17))),
             ),
         ),
+        (
+            "SCRIPT_PATH",
+            ("estat.js", "/", "/a.js?v=1", "/a,/b", "/collect", "/collect/batch", "/ready", "/" + "a" * 128),
+        ),
         ("COOKIES", ("sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
         (
             "EXTRA_HEADERS",
@@ -335,6 +341,19 @@ def test_a_path_has_one_use_and_the_problem_names_the_other(sdks, path, user):
     found = problems_of({"SDK_ROUTES": sdks, "COLLECT_PATHS": f"/collect,{path}"})
     assert found["COLLECT_PATHS"].endswith(f"{user} has it")
     assert load({"COLLECT_PATHS": "/i,/e,/v1"}).collect_paths == ("/i", "/e", "/v1"), "without the SDK it is free"
+
+
+@pytest.mark.parametrize(
+    ("environ", "user"),
+    [
+        ({"SCRIPT_PATH": "/collect"}, "COLLECT_PATHS has it"),
+        ({"SCRIPT_PATH": "/i", "SDK_ROUTES": "snowplow"}, "SDK_ROUTES=snowplow has it"),
+        ({"COLLECT_PATHS": "/a,/estat.js"}, "COLLECT_PATHS has it"),
+    ],
+)
+def test_the_script_has_a_path_of_its_own_or_none(environ, user):
+    assert problems_of(environ)["SCRIPT_PATH"].endswith(user)
+    assert load({"SCRIPT_PATH": "None", "COLLECT_PATHS": "/estat.js"}).script_path is None
 
 
 def test_no_two_sdks_share_a_path():

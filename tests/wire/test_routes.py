@@ -13,6 +13,7 @@ from tests.stand_ins.wire import DATE, LOCAL, WELL, Wire, chunked, post, request
 
 METHODS = {
     "/collect": "GET, HEAD, POST, OPTIONS",
+    "/estat.js": "GET, HEAD",
     "/health": "GET, HEAD",
     "/ready": "GET, HEAD",
     "/metrics": "GET, HEAD",
@@ -314,6 +315,27 @@ def test_options_without_an_origin_is_no_preflight(feed):
     options, _ = client.answers()
     assert options.status == 204
     assert not any(name.startswith("Access-Control") for name in options.headers)
+
+
+def test_the_script_is_one_copy_for_all_origins_and_sent_once(feed):
+    client = Wire({"CORS_ORIGINS": "none"}).connect()
+    feed(
+        client,
+        request("GET", "/estat.js") + request("GET", "/estat.js?v=1", "Origin: https://evil.example") + post(b"event"),
+    )
+    plain, crossed, _ = client.answers()
+    assert plain == crossed
+    assert plain.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    assert plain.headers["Cache-Control"] == "public, max-age=3600"
+    assert plain.headers["Access-Control-Allow-Origin"] == "*", "a cache may give one page's copy to another"
+    assert plain.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+    assert "Vary" not in plain.headers
+    again = Wire().connect()
+    feed(again, request("GET", "/estat.js", f"If-None-Match: {plain.headers['ETag']}") + post(b"event"))
+    unchanged, accepted = again.answers()
+    assert (unchanged.status, unchanged.body, accepted.status) == (304, b"", 200)
+    assert unchanged.headers["ETag"] == plain.headers["ETag"]
+    assert "Content-Length" not in unchanged.headers, "it would be that of the script"
 
 
 WITH_ORIGIN = "Origin: https://shop.example"

@@ -1,0 +1,260 @@
+// The browser's half of the collector: events from a page, at least once each, with no dependency.
+//
+//   <script async src="https://collect.example.com/estat.js" data-auto></script>
+//   estat.track("signup", { plan: "free" })
+//
+// Owns the queue of a site in localStorage, one entry an event, and the sending of it. Promises that an event leaves the
+// queue only when the collector has said what became of it; that each has an `id`, by which a reader drops doubles; that
+// one tab sends at a time, where the browser has Web Locks; and that no wait and no store is without a bound. Never throws
+// into the page, and never sets a cookie.
+//
+// A page that is closed in the middle leaves a request that the browser finishes. Nobody reads its answer, so the next page
+// sends those events again, under the same ids.
+//
+// The server takes out the lines that are comments, and puts its own paths into the two constants below.
+(() => {
+  "use strict";
+  const SCRIPT = "/estat.js";
+  const BATCH = "/collect/batch";
+  // Browsers let requests with `keepalive` have 64 KiB at once, of all scripts of a page together.
+  const REQUEST_BYTES = 60000;
+  const EVENT_BYTES = REQUEST_BYTES - 100;
+  const QUEUE_EVENTS = 500;
+  const QUEUE_CHARACTERS = 500000;
+  const GATHER_MS = 500;
+  // Other tabs leave an event so long to the tab that it came from.
+  const OTHERS_MS = 3000;
+  const ANSWER_MS = 30000;
+  const LONGEST_WAIT_MS = 600000;
+  const ENTRY = "estat:";
+  const UNTIL = "estat-until";
+
+  const early = (window.estat && window.estat.q) || [];
+  if (window.estat && window.estat.loaded) return;
+  const script = document.currentScript || document.querySelector(`script[src*="${SCRIPT}"]`);
+  const told = script ? script.dataset : {};
+  const source = (script ? script.src : location.href).split(/[?#]/)[0];
+  // The part of the address before SCRIPT is the collector's, so that it may stand behind a prefix.
+  const base = source.endsWith(SCRIPT) ? source.slice(0, -SCRIPT.length) : new URL(source).origin;
+  const target = (told.to || base + BATCH) + (told.key ? `?k=${encodeURIComponent(told.key)}` : "");
+  const quiet =
+    ("gpc" in told && navigator.globalPrivacyControl) || ("dnt" in told && navigator.doNotTrack === "1");
+
+  // The queue. Each event is an entry of its own, so that tabs add and remove without reading what others write.
+
+  // For what the browser does not let us store: it lives as long as the page.
+  const held = new Map();
+  let stored = null;
+  try {
+    stored = localStorage;
+  } catch {}
+  const keys = () =>
+    [...(stored ? Object.keys(stored) : []), ...held.keys()].filter((key) => key.startsWith(ENTRY)).sort();
+  const read = (key) => held.get(key) || (stored && stored.getItem(key)) || "";
+  const remove = (key) => {
+    held.delete(key);
+    mine.delete(key);
+    if (stored) stored.removeItem(key);
+  };
+  const write = (key, text) => {
+    try {
+      stored.setItem(key, text);
+    } catch {
+      held.set(key, text);
+    }
+  };
+  // The oldest go when there is no room.
+  const makeRoom = (characters) => {
+    const there = keys();
+    let events = there.length;
+    let size = there.reduce((sum, key) => sum + read(key).length, characters);
+    for (const key of there) {
+      if (events < QUEUE_EVENTS && size <= QUEUE_CHARACTERS) return;
+      events -= 1;
+      size -= read(key).length;
+      remove(key);
+    }
+  };
+
+  // Events.
+
+  // Those of this page that have no answer yet.
+  const mine = new Set();
+  let number = 0;
+  const track = (event, props) => {
+    if (quiet) return "";
+    try {
+      const id = [...crypto.getRandomValues(new Uint8Array(16))].map((b) => (b + 256).toString(16).slice(1)).join("");
+      const at = Date.now();
+      const text = JSON.stringify({ id, event, at, url: location.href.split("#")[0], ref: document.referrer, props });
+      if (sizeOf(text) > EVENT_BYTES) throw new Error("an event of more than 60 KB");
+      makeRoom(text.length);
+      const key = `${ENTRY}${at * 1000 + (number++ % 1000)}:${id}`;
+      mine.add(key);
+      write(key, text);
+      soon(GATHER_MS);
+      return id;
+    } catch (error) {
+      console.warn("estat:", error);
+      return "";
+    }
+  };
+  const encoder = new TextEncoder();
+  const sizeOf = (text) => encoder.encode(text).length;
+  let seen = "";
+  const pageView = () => {
+    const url = location.href.split("#")[0];
+    if (url !== seen) track("pageview", { title: document.title, from: seen || undefined });
+    seen = url;
+  };
+
+  // Sending.
+
+  let timer = 0;
+  let due = Infinity;
+  let sending = false;
+  let failures = 0;
+  // Halved when a request is refused as it is, until the event is found that is the reason.
+  let most = QUEUE_EVENTS;
+  // What is under way, and how many bytes that is.
+  const flying = new Set();
+  let flyingBytes = 0;
+
+  const soon = (ms) => {
+    const at = Date.now() + Math.max(ms, restOfWait());
+    if (at >= due) return;
+    clearTimeout(timer);
+    due = at;
+    timer = setTimeout(send, at - Date.now());
+  };
+  // All tabs wait together. A clock that was set back makes no wait longer than the longest.
+  const restOfWait = () => {
+    const rest = Number(read(UNTIL)) - Date.now();
+    return rest > 0 && rest <= LONGEST_WAIT_MS ? rest : 0;
+  };
+  const take = (from) => {
+    let bytes = REQUEST_BYTES - flyingBytes;
+    const batch = [];
+    for (const key of from) {
+      const text = read(key);
+      if (flying.has(key)) continue;
+      // Another tab has sent it; or it is none of ours, and would be in the way for ever.
+      if (!text || sizeOf(text) > EVENT_BYTES) {
+        remove(key);
+        continue;
+      }
+      // The clock of the sender at sending tells a reader how wrong it is.
+      const item = `${text.slice(0, -1)},"sentAt":${Date.now()}}`;
+      bytes -= sizeOf(item) + 1;
+      if (bytes < 1 || batch.length >= most) break;
+      batch.push([key, item]);
+    }
+    return batch;
+  };
+  // Sends one request; returns whether the next may follow at once.
+  const post = async (batch, leaving) => {
+    const body = `[${batch.map(([, item]) => item).join(",")}]`;
+    const size = sizeOf(body);
+    batch.forEach(([key]) => flying.add(key));
+    flyingBytes += size;
+    let wait = 0;
+    const stop = new AbortController();
+    const clock = setTimeout(() => stop.abort(), ANSWER_MS);
+    try {
+      // Another script may have used up what `keepalive` may have: every other try does without.
+      const answer = await fetch(target, {
+        method: "POST",
+        body,
+        credentials: "include",
+        keepalive: leaving || failures % 2 === 0,
+        signal: stop.signal,
+      });
+      const became = await answer.json().catch(() => ({}));
+      // A status is no evidence, and a page in the place of the collector says 200 too.
+      const known = became.rejected && became.accepted + became.rejected.length === batch.length;
+      // In words: a proxy's own refusal is a page.
+      const hopeless = [400, 413].includes(answer.status) && /^text\/plain/.test(answer.headers.get("Content-Type"));
+      if (known || (hopeless && batch.length === 1)) {
+        batch.forEach(([key]) => remove(key));
+        most = known ? QUEUE_EVENTS : most;
+        failures = 0;
+        return true;
+      }
+      if (hopeless) {
+        most = batch.length >> 1;
+        return true;
+      }
+      wait = Number(answer.headers.get("Retry-After")) * 1000 || 0;
+    } catch {
+    } finally {
+      clearTimeout(clock);
+      batch.forEach(([key]) => flying.delete(key));
+      flyingBytes -= size;
+    }
+    failures += 1;
+    wait = Math.max(wait, Math.min(500 * 2 ** failures, LONGEST_WAIT_MS / 2)) * (1 + Math.random() / 2);
+    write(UNTIL, String(Math.round(Date.now() + Math.min(wait, LONGEST_WAIT_MS))));
+    return false;
+  };
+  const sendAll = async () => {
+    for (;;) {
+      if (restOfWait()) return;
+      const batch = take(keys());
+      if (!batch.length || !(await post(batch, false))) return;
+    }
+  };
+  const send = async () => {
+    due = Infinity;
+    if (sending || !keys().length) return;
+    sending = true;
+    try {
+      await (navigator.locks ? navigator.locks.request("estat", sendAll) : sendAll());
+    } catch (error) {
+      console.warn("estat:", error);
+    }
+    sending = false;
+    if (keys().length) soon(GATHER_MS);
+  };
+  // No lock can be waited for here. The events of other pages are left to others.
+  const leave = () => {
+    const batch = take(mine);
+    if (!batch.length) return;
+    if ("keepalive" in Request.prototype) post(batch, true);
+    else navigator.sendBeacon(target, `[${batch.map(([, item]) => item).join(",")}]`);
+  };
+
+  // When.
+
+  window.estat = { track, loaded: true };
+  if (quiet) return keys().forEach(remove);
+  addEventListener("pagehide", leave);
+  addEventListener("online", () => {
+    remove(UNTIL);
+    soon(0);
+  });
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key && key.startsWith(ENTRY) && newValue) soon(OTHERS_MS);
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState === "hidden") leave();
+    else soon(0);
+  });
+  early.forEach((call) => track(...call));
+  if (keys().length) soon(GATHER_MS);
+  if ("auto" in told) {
+    const push = history.pushState;
+    history.pushState = function (...given) {
+      push.apply(this, given);
+      pageView();
+    };
+    addEventListener("popstate", pageView);
+    addEventListener("pageshow", ({ persisted }) => {
+      if (!persisted) return;
+      seen = "";
+      pageView();
+    });
+    // A page that is loaded in advance may never be seen.
+    if (document.prerendering) document.addEventListener("prerenderingchange", pageView, { once: true });
+    else pageView();
+  }
+})();
