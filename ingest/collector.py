@@ -35,7 +35,7 @@ from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Backlog, Places, Spool
 from ingest.store import Head, create_store
-from ingest.telemetry import Metrics, Place, StoreHealth, Story
+from ingest.telemetry import Budget, Metrics, Place, StoreHealth, Story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -113,6 +113,7 @@ class Collector:
         self._settings = settings
         self._world = world
         self.metrics = metrics = Metrics(store=StoreHealth(world.now))
+        self.budget = Budget(settings.max_buffer_bytes)
         self.keys = keys = KeyFactory(settings.raw_prefix, settings.partition_tz, world.host, world.token)
         self.dlq_slot = _take_slot("DLQ_DIR", world.fs, settings.dlq_dir)
         self.journal_slot = _take_slot("JOURNAL_DIR", world.fs, settings.journal_dir)
@@ -158,6 +159,7 @@ class Collector:
             self.backlog,
             self.journal,
             metrics,
+            self.budget,
             world.gzip,
             on_room=self._room_made,
             clock=world.clock,
@@ -170,8 +172,8 @@ class Collector:
             keys,
             metrics,
             world.loop,
+            self.budget,
             has_room=self._has_room,
-            held_bytes=self._held_bytes,
             journal=self.journal,
         )
         self.story = Story(metrics, clock=world.clock, now=world.now, refuses=self._refuses, next_try=self._next_try)
@@ -186,10 +188,6 @@ class Collector:
     def scanning(self) -> bool:
         """Something on disk is not in the books yet."""
         return self.backlog.scanning or self.dlq.scanning
-
-    def buffered(self) -> int:
-        """Return the bytes of all batches in memory, the open one included."""
-        return self.uploader.queue.bytes + self.intake.size
 
     # Its life.
 
@@ -294,16 +292,13 @@ class Collector:
         self.intake.room_made()
 
     def _refuses(self) -> bool:
-        return self.intake.refusing(0)
+        return self.intake.refusing()
 
     def _next_try(self) -> float:
         return self.uploader.attempts.breaker.retry_at
 
     def _has_room(self) -> bool:
         return self.uploader.has_room
-
-    def _held_bytes(self) -> int:
-        return self.uploader.queue.bytes
 
     def _backlog_bytes(self) -> int:
         return self.backlog.size
@@ -317,7 +312,7 @@ class Collector:
         books.ask(Place.QUEUE, lambda: uploader.queue.events)
         books.ask(Place.DLQ, lambda: dlq.events)
         books.ask(Place.BACKLOG, lambda: backlog.events)
-        gauges.buffered_bytes = self.buffered
+        gauges.buffered_bytes = lambda: self.budget.held
         gauges.queued_batches = lambda: len(uploader.queue)
         gauges.oldest_pending = lambda: min(
             (place.oldest for place in (intake, uploader.queue, dlq, backlog) if place.oldest), default=0

@@ -191,7 +191,7 @@ class Server:
             collector.metrics,
             collector.intake.commit,
             collector.intake.refusing,
-            buffered=collector.buffered,
+            collector.budget,
             max_connections=self._max_connections(),
             deferred=collector.deferred,
             access=Access(settings, encoder.address_of, loop.time),
@@ -201,7 +201,6 @@ class Server:
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, collector.metrics)
         collector.metrics.gauges.log_lines_dropped = logs.dropped
-        collector.metrics.gauges.buffered_bytes = lambda: collector.buffered() + self._tick.held
 
     def _max_connections(self) -> int:
         """Raise the limit on descriptors to what the system grants, and keep some of them back."""

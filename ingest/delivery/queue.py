@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ingest.intake import Batch
+    from ingest.telemetry import Budget
 
 
 @dataclass(slots=True, eq=False)
@@ -37,12 +38,12 @@ class Upload:
 class Queue:
     """See the module's text. More than `limit` of them are too many."""
 
-    __slots__ = ("_added", "_arrived", "_idle", "_limit", "_on_the_way", "_waiting", "bytes", "events")
+    __slots__ = ("_added", "_arrived", "_budget", "_idle", "_limit", "_on_the_way", "_waiting", "events")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, budget: Budget) -> None:
         self.events = 0
-        self.bytes = 0
-        """Memory of all batches here, the one in a worker's hand included."""
+        self._budget = budget
+        """Has the bytes of all batches here, the one in a worker's hand included."""
         self._limit = limit
         self._added = 0
         self._waiting: deque[Upload] = deque()
@@ -96,7 +97,6 @@ class Queue:
         self._waiting.append(upload)
         self._on_the_way.add(upload)
         self.events += batch.events
-        self.bytes += batch.size
         self._arrived.set()
 
     def pop(self) -> Upload:
@@ -129,7 +129,7 @@ class Queue:
     def resize(self, upload: Upload, held: int) -> None:
         """Take note that a batch takes another amount of memory now."""
         if not upload.gone:
-            self.bytes += held - upload.held
+            self._budget.batches += held - upload.held
         upload.held = held
 
     def leave(self, upload: Upload) -> None:
@@ -139,4 +139,4 @@ class Queue:
         if upload in self._waiting:
             self._waiting.remove(upload)
         self.events -= upload.events
-        self.bytes -= upload.held
+        self._budget.batches -= upload.held

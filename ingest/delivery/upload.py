@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ingest.intake import Batch
     from ingest.spool import Waiting
     from ingest.store import ObjectStore
-    from ingest.telemetry import Metrics
+    from ingest.telemetry import Budget, Metrics
 
 
 log = structlog.get_logger()
@@ -71,6 +71,7 @@ class Uploader:
         backlog: Waiting,
         journal: Journal,
         metrics: Metrics,
+        budget: Budget,
         executor: Executor,
         *,
         on_room: Callable[[], None] = lambda: None,
@@ -82,7 +83,7 @@ class Uploader:
         """`executor` compresses, `clock` measures, `now` dates files, `draw(low, high)` spreads the backoff."""
         self.on_room = on_room
         self.course = course = Course()
-        self.queue = queue = Queue(settings.upload_queue)
+        self.queue = queue = Queue(settings.upload_queue, budget)
         self.changed = asyncio.Event()
         """Set when a batch left, when recovery ended and when the work did; the drain waits for it."""
         self.stopped = False

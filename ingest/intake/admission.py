@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.format import KeyFactory
     from ingest.intake.batch import Turn
-    from ingest.telemetry import Metrics
+    from ingest.telemetry import Budget, Metrics
 
 log = structlog.get_logger()
 
@@ -85,8 +85,7 @@ class OpenBatch:
 class Intake:
     """Admits events to the open batch.
 
-    `submit` takes a sealed batch and never waits; `has_room` tells whether it can; `held_bytes` are those of sealed
-    batches, still in memory.
+    `submit` takes a sealed batch and never waits; `has_room` tells whether it can.
     """
 
     def __init__(
@@ -95,9 +94,9 @@ class Intake:
         keys: KeyFactory,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        budget: Budget,
         *,
         has_room: Callable[[], bool],
-        held_bytes: Callable[[], int],
         journal: BatchJournal,
     ) -> None:
         # For the process's life.
@@ -105,14 +104,13 @@ class Intake:
         self._batch_bytes = settings.batch_bytes
         self._channel_size = settings.channel_size
         self._flush_interval = settings.flush_interval
-        self._max_buffer_bytes = settings.max_buffer_bytes
         self._keys = keys
         self._metrics = metrics
         self._loop = loop
         self._has_room = has_room
-        self._held_bytes = held_bytes
+        self._budget = budget
         self._journal = journal
-        self._pool = BufferPool(settings.upload_concurrency + 1)
+        self._pool = BufferPool(settings.upload_concurrency + 1, budget)
 
         self._open: OpenBatch | None = None
         self._closed = False
@@ -130,11 +128,6 @@ class Intake:
     def oldest(self) -> int:
         """Unix time of the oldest acknowledged event in the open batch; 0 if there is none."""
         return self._open.batch.first_ts if self._open is not None and self.events else 0
-
-    @property
-    def size(self) -> int:
-        """Bytes in the open batch, the tail included."""
-        return 0 if self._open is None else self._open.batch.size + self._open.batch.tail_size
 
     def commit(self, turn: Turn) -> None:
         """Take a turn's lines, and settle it, now or later."""
@@ -173,10 +166,10 @@ class Intake:
             part, turn = turn.split(max(into.room, first))
             self._take(into.batch, part)
 
-    def refusing(self, unfinished: int) -> bool:
-        """Tell whether events would be refused now, with `unfinished` bytes of requests not yet committed."""
+    def refusing(self) -> bool:
+        """Tell whether events would be refused now."""
         return (
-            self._held_bytes() + self.size + unfinished > self._max_buffer_bytes
+            self._budget.lacks()
             or self._journal.latched
             or (self._open is not None and self._open.room <= 0 and not self._has_room())
         )
@@ -234,8 +227,8 @@ class Intake:
 
     def _take(self, batch: Batch, turn: Turn) -> None:
         data = b"".join(turn.lines)
-        held = self._held_bytes() + batch.size + batch.tail_size + len(data)
-        if held > self._max_buffer_bytes or not self._journal.write(batch, data):
+        budget = self._budget
+        if budget.batches + len(data) > budget.limit or not self._journal.write(batch, data):
             self._refuse(turn)
             return
         batch.append(data, turn.events)

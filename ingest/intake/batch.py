@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ingest.format import Partition
     from ingest.intake.segments import Segment
-    from ingest.telemetry import SealReason
+    from ingest.telemetry import Budget, SealReason
 
 
 BUFFER_BYTES: Final = 1 << 20
@@ -59,11 +59,13 @@ class BufferPool:
     after the first large buffer glibc keeps up to 64 MiB there: measured, 47 MiB stayed with nothing buffered.
     """
 
-    __slots__ = ("_free", "_keep")
+    __slots__ = ("_free", "_keep", "budget")
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, budget: Budget) -> None:
         self._free: list[mmap] = []
         self._keep = keep
+        self.budget = budget
+        """Counts the lines in its buffers."""
 
     def lend(self) -> mmap:
         """Return a buffer with arbitrary content."""
@@ -128,6 +130,7 @@ class Batch:
         self._window[at:end] = data
         self.tail_size += size
         self.tail_events += events
+        self._pool.budget.batches += size
 
     def acknowledge(self, size: int, events: int, seconds: int) -> None:
         """Move the first `size` bytes of the tail, `events` lines of second `seconds`, to what is promised."""
@@ -141,6 +144,7 @@ class Batch:
 
     def cut(self) -> None:
         """Forget the tail: its requests were refused."""
+        self._pool.budget.batches -= self.tail_size
         self.tail_size = self.tail_events = 0
 
     def view(self) -> memoryview:

@@ -4,6 +4,7 @@ The exposition is not imported here: loading prometheus_client takes 40 ms, and 
 """
 
 from ingest.telemetry.books import Books, DropReason, Place
+from ingest.telemetry.budget import Budget
 from ingest.telemetry.counters import Answer, BreakerState, Counters, Handshake, Overdue, PutError, Reason, SealReason
 from ingest.telemetry.health import StoreHealth
 from ingest.telemetry.metrics import Metrics
@@ -15,6 +16,7 @@ __all__ = [
     "Answer",
     "Books",
     "BreakerState",
+    "Budget",
     "Counters",
     "DropReason",
     "Handshake",

@@ -333,8 +333,8 @@ class Connection(asyncio.Protocol):
         tick, more = self._tick, size - self._sealed
         self._sealed = size
         self.held += more
-        tick.held += more
-        if more > 0 and tick.held > tick.limits.unfinished and not tick.reads:
+        tick.budget.requests += more
+        if more > 0 and tick.budget.requests > tick.limits.unfinished and not tick.reads:
             tick.schedule(waits=False)
 
     def turn_away(self, error: ClientError) -> None:
@@ -374,7 +374,7 @@ class Connection(asyncio.Protocol):
             self._reader.stop()
         self._go_slowly()
         self._input = b""
-        self._tick.held -= self.held
+        self._tick.budget.requests -= self.held
         self.held = self._sealed = 0
 
     # Feeding.
@@ -506,7 +506,7 @@ class Connection(asyncio.Protocol):
         held = len(self._input) + self._sealed
         if reader.state is not _IDLE:
             held += self._framing.used + reader.request.size + reader.request.unpacked
-        self._tick.held += held - self.held
+        self._tick.budget.requests += held - self.held
         self.held = held
-        if held and self._tick.over_budget():
+        if held and self._tick.budget.lacks():
             reader.refuse(UNAVAILABLE_CLOSE)

@@ -40,9 +40,8 @@ class ConnectionLimits(NamedTuple):
     least: int
     """The least of these three."""
     slice: int
-    buffered: int
     unfinished: int
-    """The part of `buffered` that requests may hold, on all connections, while they are not complete."""
+    """The part of MAX_BUFFER_BYTES that requests may hold, on all connections, while they are not complete."""
     read_timeout: float
     idle_timeout: float
     connections_of_a_peer: int
@@ -58,7 +57,6 @@ class ConnectionLimits(NamedTuple):
             min(settings.max_batch_body_size, LONGEST_BODY),
             min(settings.max_body_size, settings.max_batch_body_size, LONGEST_BODY),
             min(SLICE, settings.max_header_bytes),
-            settings.max_buffer_bytes,
             settings.max_buffer_bytes // 4,
             settings.read_timeout,
             settings.idle_timeout,

@@ -529,7 +529,7 @@ class RequestReader:
                 self._steps = None
                 return True
             request.unpacked = size
-            if tick.over_budget(size - counted):
+            if tick.budget.lacks(size - counted):
                 self.refuse(UNAVAILABLE_CLOSE)
                 return False
         request.expects = False

@@ -206,7 +206,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         connection, tick = self._connection, self._tick
         size = self._incoming.pending + more
         if size > LONGEST_RECORD:
-            if connection.is_over or tick.held + more > tick.limits.unfinished:
+            if connection.is_over or tick.budget.requests + more > tick.limits.unfinished:
                 self._drop()
                 return False
             self._transport.pause_reading()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ingest.event import Access, ClientError, EventEncoder, Pages
-    from ingest.telemetry import Metrics
+    from ingest.telemetry import Budget, Metrics
     from ingest.wire.answers import AnswerBook
     from ingest.wire.crowd import Member
     from ingest.wire.layouts import Layouts
@@ -55,7 +55,6 @@ class Tick:
     """
 
     __slots__ = (
-        "_buffered",
         "_bytes_unread",
         "_commit",
         "_counted",
@@ -73,12 +72,12 @@ class Tick:
         "access",
         "arrived",
         "book",
+        "budget",
         "closing",
         "crowd",
         "deferred",
         "draining",
         "encoder",
-        "held",
         "idle_deadline",
         "limits",
         "loop_time",
@@ -104,9 +103,9 @@ class Tick:
         pages: Pages,
         metrics: Metrics,
         commit: Callable[[Turn], None],
-        refusing: Callable[[int], bool],
+        refusing: Callable[[], bool],
+        budget: Budget,
         *,
-        buffered: Callable[[], int],
         max_connections: int,
         deferred: bool = False,
         access: Access | None = None,
@@ -131,7 +130,7 @@ class Tick:
         self.pages = pages
         self.metrics = metrics
         self._refusing = refusing
-        self._buffered = buffered
+        self.budget = budget
         self.deferred = deferred
         self.draining = False
         self.arrived = 0.0
@@ -139,9 +138,7 @@ class Tick:
         self._gathering = Gathering()
         self._newcomers = False
         """From a new connection until the next turn."""
-        self.held = 0
-        """Bytes of unfinished requests on all connections, and of reads that wait there."""
-        self._uncounted = limits.buffered // 8 // SLICE
+        self._uncounted = budget.limit // 8 // SLICE
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
 
@@ -212,7 +209,7 @@ class Tick:
                 connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 self._met(error, reads[-1 - length_hint(left)][0])
-        if self.held > self.limits.unfinished:
+        if self.budget.requests > self.limits.unfinished:
             self._refuse_largest()
         self._finish(turn)
         self._newcomers = False
@@ -265,7 +262,7 @@ class Tick:
         """Have unfinished requests hold no more than they may; some room is made, because looking costs too."""
         enough = self.limits.unfinished * 7 // 8
         for connection in self.crowd.largest():
-            if self.held <= enough:
+            if self.budget.requests <= enough:
                 break
             connection.refuse()
 
@@ -280,9 +277,9 @@ class Tick:
     def has_room(self, size: int) -> bool:
         """Tell whether a read of so many bytes finds room beside all that is held, and what was read before it."""
         unread = self.bytes_unread + size
-        limit = self.limits.buffered
+        budget = self.budget
         # Where batches have taken all there is, events are still read, to be refused one by one.
-        return unread <= limit // 8 or unread <= limit - self.held - self._buffered()
+        return unread <= budget.limit // 8 or not budget.lacks(unread)
 
     def _drop_slowest(self) -> None:
         """Have unsent answers take no more than they may."""
@@ -324,10 +321,6 @@ class Tick:
         """Count a refusal under the reason its table names."""
         self.metrics.rejected.add(error.counted)
 
-    def over_budget(self, more: int = 0) -> bool:
-        """Tell whether all that is held, unfinished requests and batches, exceeds `MAX_BUFFER_BYTES`."""
-        return self.held + self._buffered() + more > self.limits.buffered
-
     def is_spent(self) -> bool:
         """Tell whether this turn has no time left to unpack bodies, or no room for what comes of them."""
         now = self._stopwatch()
@@ -337,7 +330,7 @@ class Tick:
 
     def refuses_events(self) -> bool:
         """Tell whether an event that came now would be refused, for whatever reason."""
-        return self._refusing(self.held)
+        return self._refusing()
 
     def sweep(self) -> None:
         """Close what has outlived its deadline. Called about twice a second; a deadline is late by at most that."""

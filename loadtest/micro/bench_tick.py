@@ -15,6 +15,7 @@ from traffic import events
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
+from ingest.telemetry import Budget
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
@@ -75,8 +76,8 @@ class Turns:
             Pages(ready=lambda: True, metrics=lambda: ("", b""), status=_unasked),
             Metrics(),
             self.commit,
-            lambda _unfinished: False,
-            buffered=lambda: 0,
+            lambda: False,
+            Budget(settings.max_buffer_bytes),
             max_connections=CONNECTIONS,
         )
         names = HeaderNames(encoder.headers)

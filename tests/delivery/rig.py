@@ -18,7 +18,7 @@ from ingest.disk.filesystem import Filesystem
 from ingest.disk.lane import Lane
 from ingest.spool.reading import Reading
 from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
-from ingest.telemetry import Place
+from ingest.telemetry import Budget, Place
 from tests.stand_ins.letters import OWN, Bench, Store, files, key, leave, lines
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class Rig(Bench):
         variables.setdefault("s3_timeout", "200ms")
         super().__init__(tmp_path, **variables)
         self.store_ = store
+        self.budget = Budget(self.settings.max_buffer_bytes)
         self.journal = Journal(tmp_path / "journal", has_segments=has_segments)
         self.metrics.books.ask(Place.BACKLOG, lambda: self.journal.events)
         self.clock = time.monotonic
@@ -148,6 +149,7 @@ class Rig(Bench):
                 self.journal,
                 self.journal,
                 self.metrics,
+                self.budget,
                 self.executor,
                 on_room=self._room,
                 clock=self.clock,
@@ -180,6 +182,7 @@ class Rig(Bench):
     def submit(self, *batches):
         for batch in batches:
             self.metrics.books.accepted(batch.events)
+            self.budget.batches += batch.size
             self.uploader.submit(batch)
 
     async def until(self, condition, seconds=20.0):

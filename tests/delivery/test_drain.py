@@ -153,7 +153,7 @@ def test_a_bug_of_ours_ends_the_work_loudly_and_the_drain_still_saves_every_batc
     async def main():
         async with rig.open():
             uploader = rig.uploader = Uploader(
-                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.budget, rig.executor
             )
             task = asyncio.ensure_future(uploader.run())
             rig.submit(*(Batch(n) for n in range(5)))
@@ -175,7 +175,7 @@ def test_a_cancelled_run_leaves_every_batch_to_the_drain(tmp_path):
     async def main():
         async with rig.open():
             uploader = rig.uploader = Uploader(
-                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.budget, rig.executor
             )
             task = asyncio.ensure_future(uploader.run())
             rig.submit(*(Batch(n) for n in range(5)))
@@ -250,7 +250,7 @@ def test_c5_a_drain_ends_in_time_while_the_disk_hangs_and_leaves_batches_to_thei
         try:
             async with rig.open(scan=False) as dlq:
                 uploader = rig.uploader = Uploader(
-                    rig.settings, rig.store_, dlq, rig.journal, rig.journal, rig.metrics, rig.executor
+                    rig.settings, rig.store_, dlq, rig.journal, rig.journal, rig.metrics, rig.budget, rig.executor
                 )
                 task = asyncio.ensure_future(uploader.run())
                 rig.submit(*(Batch(n) for n in range(6)))

@@ -26,7 +26,7 @@ def test_a_batch_is_put_under_its_key_with_what_is_known_of_it(tmp_path):
         async with rig.running() as uploader:
             rig.submit(batch)
             assert uploader.queue.events == 5
-            assert uploader.queue.bytes == batch.size
+            assert rig.budget.batches == batch.size
             await rig.done()
             assert rig.store_.tries == [("put", batch.key)]
             assert rig.store_.objects == {batch.key: expected}
@@ -34,7 +34,7 @@ def test_a_batch_is_put_under_its_key_with_what_is_known_of_it(tmp_path):
             assert (metadata.events, metadata.first_ts, metadata.last_ts) == (5, batch.first_ts, batch.last_ts)
             assert metadata.instance == f"host-{OWN}"
             assert rig.journal.released == [batch.key]
-            assert (uploader.queue.events, uploader.queue.bytes, len(uploader.queue.batches)) == (0, 0, 0)
+            assert (uploader.queue.events, rig.budget.batches, len(uploader.queue.batches)) == (0, 0, 0)
             assert batch.given_back == 1
             assert rig.metrics.books.events_stored == 5
 
@@ -177,7 +177,9 @@ def test_a_cancelled_upload_gives_the_buffer_back_only_when_the_executor_has_rea
 
     async def main():
         async with rig.open():
-            uploader = Uploader(rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.executor)
+            uploader = Uploader(
+                rig.settings, rig.store_, rig.dlq, rig.journal, rig.journal, rig.metrics, rig.budget, rig.executor
+            )
             task = asyncio.ensure_future(uploader.run())
             await asyncio.sleep(0)
             rig.uploader = uploader

@@ -15,7 +15,7 @@ from ingest.format.keys import KeyFactory, parse_key, partition_of
 from ingest.intake.admission import Intake
 from ingest.intake.batch import BUFFER_BYTES, POOLED_BYTES, Batch, BufferPool
 from ingest.intake.journal import NoJournal
-from ingest.telemetry import Reason, SealReason
+from ingest.telemetry import Budget, Reason, SealReason
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.turn import Turn
 from tests.stand_ins.wire import FakeLoop
@@ -110,6 +110,7 @@ class Rig:
         self.answers: list[tuple[int | str, bool]] = []
         self.sealed: list[Batch] = []
         self.room = True
+        self.budget = Budget(self.settings.max_buffer_bytes)
         self.held = 0
         self.journal = (
             FakeJournal(self, deferred=journal == "fsync") if journal else NoJournal(self.metrics, self.submit)
@@ -119,14 +120,29 @@ class Rig:
             KeyFactory("raw", ZoneInfo(tz), host="host", token="0123456789abcdef"),
             self.metrics,
             self.loop,  # type: ignore[arg-type]
+            self.budget,
             has_room=lambda: self.room,
-            held_bytes=lambda: self.held,
             journal=self.journal,
         )
         self.count = 0
 
     def submit(self, batch: Batch) -> None:
         self.sealed.append(batch)
+        self.budget.batches -= batch.size
+
+    @property
+    def size(self) -> int:
+        """Bytes in the open batch."""
+        return self.budget.batches - self.held
+
+    def hold(self, elsewhere: int) -> None:
+        """Have so many bytes be held by others."""
+        self.budget.batches += elsewhere - self.held
+        self.held = elsewhere
+
+    def refuses(self, unfinished: int) -> bool:
+        self.budget.requests = unfinished
+        return self.intake.refusing()
 
     def commit(self, events: int, seconds: int = HOUR, *, size: int = 0, blanks: Sequence[int] = ()) -> list[int]:
         """Commit a tick of numbered lines, with answers to no event before those at `blanks`; return the numbers."""
@@ -180,7 +196,7 @@ def test_it_seals_when_a_tick_ends_at_batch_size():
     rig.commit(10)
     assert [numbers(batch) for batch in rig.sealed] == [list(range(10))]
     assert rig.intake.events == 0
-    assert rig.intake.size == 0
+    assert rig.size == 0
 
 
 def test_answers_to_no_event_keep_their_place_in_a_split_tick():
@@ -321,12 +337,12 @@ def test_without_room_the_batch_grows_by_channel_size_and_then_events_are_refuse
     assert rig.sealed == []
     assert rig.intake.events == 14
     assert rig.metrics.rejected[Reason.QUEUE_FULL] == 4
-    assert rig.intake.refusing(0)
+    assert rig.intake.refusing()
     rig.room = True
     rig.intake.room_made()
     assert [numbers(batch) for batch in rig.sealed] == [[*taken, last[0]]]
     assert rig.reasons == ["size"]
-    assert not rig.intake.refusing(0)
+    assert not rig.intake.refusing()
     rig.commit(10)
     assert len(rig.sealed) == 2, "the next batch has its own size again"
 
@@ -335,9 +351,9 @@ def test_room_that_nobody_announced_is_found():
     rig = Rig(**FULL)
     rig.room = False
     rig.commit(14)
-    assert rig.intake.refusing(0)
+    assert rig.intake.refusing()
     rig.room = True
-    assert not rig.intake.refusing(0)
+    assert not rig.intake.refusing()
     rig.commit(1)
     assert rig.refused == []
     assert [batch.events for batch in rig.sealed] == [14]
@@ -398,26 +414,26 @@ BUFFER = {"MAX_BUFFER_BYTES": "100000", "BATCH_BYTES": "65536", "MAX_BODY_SIZE":
 
 def test_events_over_the_buffer_are_refused_until_there_is_space():
     rig = Rig(**BUFFER)
-    rig.held = 90_000
+    rig.hold(90_000)
     rig.commit(10, size=1000)
-    assert rig.intake.size == 10_000
+    assert rig.size == 10_000
     assert rig.commit(1) == rig.refused
-    assert rig.intake.refusing(1)
-    assert not rig.intake.refusing(0)
-    rig.held = 89_000
+    assert rig.refuses(1)
+    assert not rig.refuses(0)
+    rig.hold(89_000)
     rig.commit(1, size=1000)
-    assert rig.intake.size == 11_000
+    assert rig.size == 11_000
     assert len(rig.refused) == 1
     assert rig.metrics.books.events_accepted == 11
-    assert rig.intake.refusing(1), "unfinished requests count"
+    assert rig.refuses(1), "unfinished requests count"
 
 
 def test_what_was_refused_leaves_no_trace():
     rig = Rig(**BUFFER, journal="journal")
     rig.commit(1, size=1000)
-    rig.held = 98_990
+    rig.hold(98_990)
     rig.commit(5, size=1000)
-    rig.held = 0
+    rig.hold(0)
     rig.commit(1, size=1000)
     rig.intake.seal(SealReason.DRAIN)
     (batch,) = rig.sealed
@@ -427,11 +443,11 @@ def test_what_was_refused_leaves_no_trace():
 
 def test_a_batch_of_refused_events_alone_is_never_submitted():
     rig = Rig(**BUFFER)
-    rig.held = 100_000
+    rig.hold(100_000)
     rig.commit(2)
     rig.loop.advance(120)
     assert rig.sealed == []
-    assert rig.intake.size == 0
+    assert rig.size == 0
 
 
 # The journal.
@@ -473,9 +489,9 @@ def test_what_the_disk_refuses_is_refused_and_not_kept(attribute):
 
 def test_a_latched_journal_is_told_ahead():
     rig = Rig(journal="journal")
-    assert not rig.intake.refusing(0)
+    assert not rig.intake.refusing()
     rig.journal.latched = True
-    assert rig.intake.refusing(0)
+    assert rig.intake.refusing()
 
 
 def test_with_fsync_events_count_when_they_are_synced():
@@ -483,7 +499,7 @@ def test_with_fsync_events_count_when_they_are_synced():
     rig.commit(4)
     assert rig.answers == []
     assert (rig.intake.events, rig.metrics.books.events_accepted) == (0, 0)
-    assert rig.intake.size > 0, "what waits is held"
+    assert rig.size > 0, "what waits is held"
     rig.commit(8)
     assert rig.sealed == [], "it waits for the sync of its last line"
     rig.journal.sync()
@@ -530,7 +546,7 @@ def fill(batch: Batch, data: bytes) -> None:
 
 
 def test_a_buffer_returns_when_its_last_reader_lets_go():
-    pool = BufferPool(keep=2)
+    pool = BufferPool(keep=2, budget=Budget(1 << 26))
     batch = batch_of(pool)
     fill(batch, b"one\n")
     batch.hold_buffer()
@@ -548,7 +564,7 @@ def test_a_buffer_returns_when_its_last_reader_lets_go():
 
 
 def test_releasing_once_too_often_lends_no_buffer_twice():
-    pool = BufferPool(keep=4)
+    pool = BufferPool(keep=4, budget=Budget(1 << 26))
     batch = batch_of(pool)
     batch.release_buffer()
     batch.release_buffer()
@@ -556,7 +572,7 @@ def test_releasing_once_too_often_lends_no_buffer_twice():
 
 
 def test_a_pool_keeps_no_more_than_it_needs():
-    pool = BufferPool(keep=2)
+    pool = BufferPool(keep=2, budget=Budget(1 << 26))
     batches = [batch_of(pool) for _ in range(5)]
     for batch in batches:
         batch.release_buffer()
@@ -564,7 +580,7 @@ def test_a_pool_keeps_no_more_than_it_needs():
 
 
 def test_a_batch_in_an_old_buffer_shows_its_own_lines_only():
-    pool = BufferPool(keep=1)
+    pool = BufferPool(keep=1, budget=Budget(1 << 26))
     first = batch_of(pool)
     fill(first, b"x" * 1000)
     first.release_buffer()
@@ -574,7 +590,7 @@ def test_a_batch_in_an_old_buffer_shows_its_own_lines_only():
 
 
 def test_a_batch_grows_under_a_reader_who_keeps_what_he_saw():
-    pool = BufferPool(keep=2)
+    pool = BufferPool(keep=2, budget=Budget(1 << 26))
     batch = batch_of(pool)
     fill(batch, b"a" * 1000)
     batch.hold_buffer()
@@ -594,7 +610,7 @@ def test_a_batch_grows_under_a_reader_who_keeps_what_he_saw():
 
 @pytest.mark.parametrize(("size", "kept"), [(POOLED_BYTES, True), (POOLED_BYTES + 1, False)])
 def test_a_pool_keeps_what_an_ordinary_batch_needs_and_lets_go_of_more_c12(size, kept):
-    pool = BufferPool(keep=1)
+    pool = BufferPool(keep=1, budget=Budget(1 << 26))
     batch = batch_of(pool)
     fill(batch, b"x" * size)
     batch.release_buffer()
@@ -602,7 +618,7 @@ def test_a_pool_keeps_what_an_ordinary_batch_needs_and_lets_go_of_more_c12(size,
 
 
 def test_a_tail_that_is_cut_was_never_there():
-    batch = batch_of(BufferPool(keep=1))
+    batch = batch_of(BufferPool(keep=1, budget=Budget(1 << 26)))
     fill(batch, b"one\n")
     batch.append(b"two\n", 1)
     batch.cut()
@@ -674,7 +690,7 @@ class EveryEvent(RuleBasedStateMachine):
 
     @rule(held=st.sampled_from([0, 60_000, 90_000]))
     def hold(self, held: int) -> None:
-        self.rig.held = held
+        self.rig.hold(held)
 
     @precondition(lambda self: isinstance(self.rig.journal, FakeJournal))
     @rule(refuses=st.booleans())
@@ -690,7 +706,7 @@ class EveryEvent(RuleBasedStateMachine):
     def the_open_batch_is_bounded(self) -> None:
         into = self.rig.intake._open
         assert into is None or into.batch.events + into.batch.tail_events <= 7 + 5
-        assert self.rig.intake.size <= 90_000
+        assert self.rig.size <= 90_000
 
     @invariant()
     def nobody_waits_but_for_a_sync(self) -> None:

@@ -970,12 +970,13 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
         async def main():
             root, fs, metrics, executor = Path(sys.argv[1]), Filesystem(), Metrics(), ThreadPoolExecutor(4)
             chosen, store, token = settings(root, s3_timeout="60s"), MemoryStore(), "0123456789abcdef"
+            budget = Budget(chosen.max_buffer_bytes)
             slots = [Slot.take_first_free(fs, base) for base in (chosen.dlq_dir, chosen.journal_dir)]
             lane = Lane("disk")
             places = Places(fs, (chosen.journal_dir, lane), (chosen.dlq_dir, lane))
             backlog = Backlog(fs, slots[1], metrics, lane, executor, places, token=token)
             dlq = Spool(chosen, fs, slots[:1], metrics, lane, executor, places, token=token)
-            uploader = Uploader(chosen, store, dlq, backlog, NoJournal(metrics, print), metrics, executor)
+            uploader = Uploader(chosen, store, dlq, backlog, NoJournal(metrics, print), metrics, budget, executor)
             before = peak()
             running = asyncio.create_task(uploader.run())
             await backlog.scan()

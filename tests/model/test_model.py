@@ -289,7 +289,7 @@ REACHED = {
 """The states without which a run has proven little."""
 RARE = {"batch_spilled", "slot_adopted", "dlq_not_answering"}
 """And those that a long run reaches too."""
-ROUNDS = 4
+ROUNDS = 8
 
 
 def model(mode, figure, *, reaches, **how):

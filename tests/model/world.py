@@ -322,6 +322,7 @@ class World:
         assert self.wait_for(lambda: not any(process.pending for process in self.processes), seconds=4000, step=5), [
             process.figures() for process in self.processes
         ]
+        assert not any(process.collector.budget.batches for process in self.processes), "bytes that nobody gave back"
 
     def hold(self) -> None:
         """Hold the store against the ledger, when there is nothing left to recover."""

@@ -17,6 +17,7 @@ from ingest.config.settings import load
 from ingest.event.access import Access, key_headers
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
+from ingest.telemetry import Budget
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.telemetry.status import Phase, Status
 from ingest.wire.answers import AnswerBook
@@ -348,8 +349,7 @@ class Wire:
         self.lines: list[bytes] = []
         self.refuse = False
         """Whether commits are refused."""
-        self.held_elsewhere = 0
-        """Bytes of sealed and open batches, which count into MAX_BUFFER_BYTES too."""
+        self.budget = Budget(settings.max_buffer_bytes)
         self.ready = True
         self.page = b"# metrics\n"
         self.status: Status | None = None
@@ -359,7 +359,6 @@ class Wire:
         self.most_held = 0
         self.rests: list[float] = []
         """How long turns waited for company."""
-        self.limit = settings.max_buffer_bytes
         encoder = EventEncoder(settings)
         keys = key_headers(settings)
         learns = encoder.also_reads is None and not keys
@@ -376,7 +375,7 @@ class Wire:
             self.metrics,
             self._commit,
             self._refusing,
-            buffered=lambda: self.held_elsewhere,
+            self.budget,
             max_connections=settings.max_connections,
             deferred=self.deferred,
             access=Access(settings, encoder.address_of, self.loop.time),
@@ -447,9 +446,9 @@ class Wire:
             self.lines += b"".join(turn.lines).splitlines(keepends=True)
         turn.settle(committed=not self.refuse)
 
-    def _refusing(self, unfinished: int) -> bool:
-        self.most_held = max(self.most_held, unfinished)
-        return self.refuse or unfinished + self.held_elsewhere > self.limit
+    def _refusing(self) -> bool:
+        self.most_held = max(self.most_held, self.budget.requests)
+        return self.refuse or self.budget.lacks()
 
 
 def counted(wire: Wire) -> dict[str, int]:

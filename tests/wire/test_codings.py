@@ -121,7 +121,7 @@ def test_a_body_that_takes_long_goes_on_in_the_next_turns_and_its_answers_stay_i
     assert client.statuses == [200, 200, 200, 200, 200, 400, 200, 200]
     assert wire.events == ["before", data.decode(), "behind", data.decode(), data.decode(), "last"]
     assert client.sees_end
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     assert wire.loop.failures == []
 
 
@@ -155,12 +155,12 @@ def test_others_are_served_while_a_body_is_decoded():
 
 def test_what_is_decoded_counts_into_the_buffer_as_it_comes():
     wire, client, data = held_up()
-    assert wire.tick.held > len(data) // 2, "what came, and what has been made of it"
-    wire.held_elsewhere = wire.limit - wire.tick.held
+    assert wire.budget.requests > len(data) // 2, "what came, and what has been made of it"
+    wire.budget.batches = wire.budget.limit - wire.budget.requests
     wire.loop.settle()
     assert client.statuses == [503]
     assert wire.events == []
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_body_that_is_being_decoded_ends_with_its_time_its_connection_and_its_space():
@@ -175,12 +175,12 @@ def test_a_body_that_is_being_decoded_ends_with_its_time_its_connection_and_its_
     client.transport.vanish()
     wire.loop.settle()
     assert wire.events == []
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
     wire, client, _ = held_up({"MAX_BUFFER_BYTES": str(4 << 20)})  # unfinished requests have a quarter of it
     wire.loop.settle()
     assert client.statuses == [503]
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_drain_waits_for_a_body_that_is_being_decoded_and_makes_its_answer_the_last():

@@ -371,7 +371,7 @@ def test_each_request_has_its_status_and_no_byte_of_it_is_taken_for_another(case
     assert client.sees_end is case.closes
     assert "HTTP/1.1 100" not in client.transport.sent.decode("latin-1") or case.status == 200
     assert wire.loop.failures == []
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     assert counted(wire)["4xx"] + counted(wire)["5xx"] == (case.status >= 400)
 
 

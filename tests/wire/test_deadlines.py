@@ -166,6 +166,6 @@ def test_nothing_is_left_of_a_connection_that_is_gone():
         wire.loop.settle()
         client.transport.kernel.clear()
     assert wire.tick.crowd.admitted == set()
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     assert wire.metrics.connections == 0
     assert wire.loop.failures == []

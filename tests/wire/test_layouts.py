@@ -141,7 +141,7 @@ def test_who_brings_one_event_and_ends_goes_the_short_way(fed, data, deferred):
     assert answer.headers["Connection"] == "close"
     assert client.closed
     assert len(wire.records) == 1
-    assert (wire.tick.held, wire.tick.bytes_unread, len(wire.tick.crowd.admitted)) == (0, 0, 0)
+    assert (wire.budget.requests, wire.tick.bytes_unread, len(wire.tick.crowd.admitted)) == (0, 0, 0)
 
 
 def test_the_answer_is_the_one_of_its_kind_and_origin(fed):
@@ -508,7 +508,7 @@ def lesson_and_variation(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
     before = counted(wire)
-    held = wire.tick.held
+    held = wire.budget.requests
     client: Client = wire.connect()
     for data in reads:
         client.transport.receive(data)
@@ -517,7 +517,15 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
     state, deadline = client.connection.state, client.connection.deadline - wire.loop.now
     client.end()
     metrics = {name: count - before[name] for name, count in counted(wire).items()}
-    return wire.records, bytes(client.transport.sent), state, deadline, metrics, wire.tick.held - held, client.closed
+    return (
+        wire.records,
+        bytes(client.transport.sent),
+        state,
+        deadline,
+        metrics,
+        wire.budget.requests - held,
+        client.closed,
+    )
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])

@@ -43,7 +43,7 @@ def test_unsent_answers_are_bounded_and_none_is_lost(data):
     assert len(client.answers()) == count
     assert transport.reading
     assert transport.largest_unsent <= UNSENT_ANSWERS + one_slice
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_client_that_stops_reading_is_dropped():
@@ -58,7 +58,7 @@ def test_a_client_that_stops_reading_is_dropped():
     assert 8 <= wire.loop.now - began <= 8 + 2 * SWEEP_SECONDS
     assert client.transport.reset
     assert wire.metrics.timed_out[Overdue.ANSWER] == 1
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_client_that_reads_slowly_is_served():
@@ -166,7 +166,7 @@ def test_unfinished_requests_have_a_quarter_and_beyond_that_the_largest_is_refus
         client = wire.connect()
         clients.append(client)
         client.send(post(b"x" * (1000 + 100 * number), f"X: {number}")[:-1])
-        assert wire.tick.held <= 65536 // 4
+        assert wire.budget.requests <= 65536 // 4
     taken = [client for client in clients if not client.transport.sent]
     refused = [client for client in clients if client.transport.sent]
     assert taken[:5] == clients[:5], "each that comes is larger"
@@ -177,7 +177,7 @@ def test_unfinished_requests_have_a_quarter_and_beyond_that_the_largest_is_refus
     for client in taken:
         client.send(b"x")
         assert client.statuses == [200]
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     assert len(wire.lines) == len(taken)
 
 
@@ -198,7 +198,7 @@ def test_bytes_count_when_they_are_read_E3(count, events):
         assert wire.tick.bytes_unread <= 1_000_000
         assert sum(len(data) for _, data in wire.tick.reads) == wire.tick.bytes_unread
     wire.loop.settle()
-    assert wire.tick.bytes_unread == wire.tick.held == 0
+    assert wire.tick.bytes_unread == wire.budget.requests == 0
     for client in clients:
         statuses = client.statuses
         assert statuses[-1] == 503 or statuses == [200] * events
@@ -209,7 +209,7 @@ def test_bytes_count_when_they_are_read_E3(count, events):
 
 def test_where_batches_have_taken_all_the_room_events_are_refused_one_by_one():
     wire = Wire({"MAX_BUFFER_BYTES": "1000000"})
-    wire.held_elsewhere = 1_000_000
+    wire.budget.batches = 1_000_000
     wire.refuse = True
     client = wire.connect().send(post(b"1"), post(b"2"))
     assert client.statuses == [503, 503]
@@ -342,25 +342,25 @@ def test_unsent_answers_of_all_clients_are_bounded_E2():
 
 def test_what_batches_hold_counts_too():
     wire = Wire(BUFFER)
-    wire.held_elsewhere = 60000
+    wire.budget.batches = 60000
     client = wire.connect()
     client.send(post(b"x" * 10000)[:-1])
     assert client.statuses == [503]
     client = wire.connect()
     client.send(post(b"x" * 3000)[:-1])
-    wire.held_elsewhere = 65536
+    wire.budget.batches = 65536
     client.send(b"x")
     assert client.statuses == [200]
 
 
 def test_a_refused_request_holds_nothing_while_it_lingers():
     wire = Wire(BUFFER)
-    wire.held_elsewhere = 60000
+    wire.budget.batches = 60000
     for _ in range(10):
         client = wire.connect()
         client.send(post(b"x" * 10000)[:-1])
         assert client.statuses == [503]
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_input_that_waits_counts():
@@ -369,10 +369,10 @@ def test_input_that_waits_counts():
     client.transport.stuck = True
     client.send(post(b"x") * 3000)
     waiting = len(post(b"x")) * (3000 - len(wire.lines))
-    assert waiting - len(post(b"x")) <= wire.tick.held < len(post(b"x")) * 3001
+    assert waiting - len(post(b"x")) <= wire.budget.requests < len(post(b"x")) * 3001
     client.transport.vanish()
     wire.loop.settle()
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_request_that_is_split_is_refused_only_when_it_is_whole(feed):

@@ -172,7 +172,7 @@ def test_any_bytes_end_in_an_answer_or_a_close(data, sizes, same_turn, ended, de
     assert wire.loop.failures == []
     assert client.closed
     assert wire.tick.crowd.admitted == set()
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     answers = bytes(client.transport.sent)
     assert answers == b"" or answers.startswith(b"HTTP/1.1 ")
     acknowledged = answers.count(b"HTTP/1.1 200 OK")
@@ -199,7 +199,7 @@ def outcome(
             wire.loop.settle()
     wire.loop.settle()
     assert wire.loop.failures == []
-    held, state = wire.tick.held, client.connection.state
+    held, state = wire.budget.requests, client.connection.state
     metrics = counted(wire)
     client.end()
     return wire.records, final_answers(client), held, state, metrics, client.closed

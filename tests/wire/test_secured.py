@@ -329,7 +329,7 @@ def half_sent(wire, size):
 def test_five_hundred_half_sent_records_count_as_what_is_unfinished_and_the_largest_are_refused(secure):
     wire = secure({"MAX_BUFFER_BYTES": "16MiB", "BATCH_BYTES": "1MiB"})
     clients = [half_sent(wire, 16_000) for _ in range(500)]
-    assert wire.tick.limits.unfinished * 3 // 4 < wire.tick.held <= wire.tick.limits.unfinished
+    assert wire.tick.limits.unfinished * 3 // 4 < wire.budget.requests <= wire.tick.limits.unfinished
     refused = [client for client in clients if client.statuses == [503]]
     assert 500 * 16_000 - wire.tick.limits.unfinished < len(refused) * 17_000
     small = half_sent(wire, 100)
@@ -338,18 +338,18 @@ def test_five_hundred_half_sent_records_count_as_what_is_unfinished_and_the_larg
         if client not in refused:
             client.push_rest()
     assert {tuple(client.statuses) for client in clients} == {(200,), (503,)}
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_a_half_sent_record_is_no_longer_counted_once_it_is_whole_or_its_client_is_gone(secure):
     wire = secure()
     client, gone = half_sent(wire, 9_000), half_sent(wire, 9_000)
-    assert 18_000 < wire.tick.held < 19_000
+    assert 18_000 < wire.budget.requests < 19_000
     gone.plain.transport.vanish()
     wire.loop.settle()
-    assert wire.tick.held < 9_500
+    assert wire.budget.requests < 9_500
     assert client.push_rest().statuses == [200]
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_what_stands_behind_a_hello_is_counted_and_read_no_further_until_its_step(secure):
@@ -360,12 +360,12 @@ def test_what_stands_behind_a_hello_is_counted_and_read_no_further_until_its_ste
         for _ in range(10):
             if not client.closed:
                 client.transport.receive(flood)
-    assert wire.tick.limits.unfinished - len(flood) < wire.tick.held <= wire.tick.limits.unfinished
+    assert wire.tick.limits.unfinished - len(flood) < wire.budget.requests <= wire.tick.limits.unfinished
     waiting = sum(client.transport.protocol._incoming.pending for client in clients)
     assert waiting <= wire.tick.limits.unfinished
     wire.loop.settle()
     assert all(client.closed for client in clients)
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
     assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
 
 
@@ -384,7 +384,7 @@ def test_a_large_request_behind_the_last_word_of_a_handshake_is_answered(secure)
     assert not client.plain.transport.reading
     wire.loop.settle()
     assert client.statuses == [200] * 4
-    assert wire.tick.held == 0
+    assert wire.budget.requests == 0
 
 
 def test_connections_of_a_peer_count_from_the_start_of_their_handshakes(secure):

@@ -16,7 +16,7 @@ import uvloop
 from ingest.config.settings import load
 from ingest.event.line import EventEncoder
 from ingest.event.pages import Pages
-from ingest.telemetry import Reason
+from ingest.telemetry import Budget, Reason
 from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
@@ -63,8 +63,8 @@ async def listening(kernel_buffer: int) -> AsyncIterator[tuple[WatchedTick, tupl
         Pages(ready=lambda: True, metrics=lambda: (CONTENT_TYPE, b""), status=lambda: WELL),
         Metrics(),
         lambda turn: turn.settle(committed=True),
-        lambda _unfinished: False,
-        buffered=lambda: 0,
+        lambda: False,
+        Budget(settings.max_buffer_bytes),
         max_connections=100,
     )
     failures: list[dict[str, object]] = []
