@@ -3,12 +3,14 @@
 Owns what an item is, and where it begins and ends. A body of one of `LINES_TYPES` is lines; any other has to be one
 JSON array. Promises that an item is stored byte for byte as it stood in the body; that an array is read to its end, and
 is refused as a whole if it is no JSON; that one bad item fails itself only; and that the work can be left after any
-step, of which none looks at much more than 64 KiB or 256 items. Never knows who sent it, nor makes a line.
+step, of which none looks at much more than 64 KiB, 256 items, or one element of 256 KiB. Never knows who sent it, nor
+makes a line.
 
 Where an element of an array ends. No proper beginning of a JSON object is a JSON object. So if what stands before some
 `},` is one, the element ends there; counting braces tells which `},` is worth a try. That needs a few calls an element,
 none of which builds more than the element does. Where it fails (other elements than objects, braces in strings, nesting
-that is deep or wide) each string and each bracket is looked at.
+that is deep or wide) each string and each bracket is looked at. An element that is larger than an item may be is none,
+but may be the fault of the whole array: `large` looks into it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from orjson import dumps
 
 from ingest.event.bodies import FORMS, JSON_DEPTH, sound_json
+from ingest.event.large import STEP_BYTES, STEP_TOKENS, WHOLE_BYTES, is_sound
 from ingest.event.pages import Page
 from ingest.event.refusals import (
     BAD_JSON,
@@ -47,9 +50,7 @@ LINES_TYPES: Final = frozenset(
 )
 """The media types of lines, parameters left out."""
 
-STEP_BYTES: Final = 64 * 1024
 STEP_ITEMS: Final = 256
-_STEP_TOKENS: Final = 4096
 
 _WHITE: Final = b" \t\r\n\f\v"
 _RETURN: Final = 0x0D
@@ -209,15 +210,13 @@ def _lines(body: Raw, at: int, size: int) -> Iterator[Found]:
 
 
 def _elements(body: bytes, at: int, item_limit: int) -> Iterator[Found]:
-    """Find the elements of an array whose first one stands at `at`.
-
-    One that is larger than an item may be is not looked into.
-    """
+    """Find the elements of an array whose first one stands at `at`."""
     masked = body
     if b"\\" in body:
         for escaped in _ESCAPED:
             masked = masked.replace(escaped, _MASK)
     size = len(body)
+    whole = max(item_limit, WHOLE_BYTES)
     guesses = _FAILURES
     while at < size:
         end = _object_end(body, masked, at) if guesses and body[at] == _OBJECT else 0
@@ -228,7 +227,7 @@ def _elements(body: bytes, at: int, item_limit: int) -> Iterator[Found]:
                 yield found
                 return
             end = found
-            if end - at <= item_limit and sound_json(body[at:end]) is None:
+            if not (yield from _is_element(body, masked, at, end, whole)):
                 break
         yield at, end
         if masked.startswith(_NEXT_OBJECT, end):
@@ -243,6 +242,13 @@ def _elements(body: bytes, at: int, item_limit: int) -> Iterator[Found]:
                 return
             break
     yield BAD_JSON
+
+
+def _is_element(body: bytes, masked: bytes, start: int, end: int, whole: int) -> Generator[None, None, bool]:
+    """Tell whether these bytes are a JSON value; up to `whole` of them are looked at in one step."""
+    if end - start <= whole:
+        return sound_json(body[start:end]) is not None
+    return (yield from is_sound(body, masked, start, end))
 
 
 def _object_end(body: bytes, masked: bytes, start: int) -> int:
@@ -281,6 +287,6 @@ def _token_end(masked: bytes, start: int) -> Generator[None, None, int | ClientE
             depth -= 1
         if depth <= 1:
             return token.end() if depth else BAD_JSON
-        if not number % _STEP_TOKENS:
+        if not number % STEP_TOKENS:
             yield None
     return BAD_JSON

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from ingest.config.settings import load
+from ingest.event import large
 from ingest.event.batches import LINES_TYPES, MOST_ITEMS, Items
+from ingest.event.bodies import sound_json
+from ingest.event.large import is_sound
 from ingest.event.line import EventEncoder
 from ingest.event.refusals import (
     BAD_JSON,
@@ -170,6 +173,47 @@ def differ(seed: int, cases: int) -> int:
 
 def test_an_array_has_the_elements_that_a_plain_reader_finds_and_each_is_stored_byte_for_byte():
     differ(1, 2500)
+
+
+def looked_into(body: bytes) -> bool:
+    masked = body.replace(rb"\\", b"\0\0").replace(rb"\"", b"\0\0")
+    steps = is_sound(body, masked, 0, len(body))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize(("step_bytes", "step_tokens"), [(10, 3), (16, 4096)])
+def test_a_large_value_is_judged_as_if_it_were_built_wherever_its_steps_cut_it(monkeypatch, step_bytes, step_tokens):
+    monkeypatch.setattr(large, "STEP_BYTES", step_bytes)
+    monkeypatch.setattr(large, "STEP_TOKENS", step_tokens)
+    draw = random.Random(step_bytes)
+    strings = ["".join(draw.choices((*TRICKY, "a", "\\ud83d\\ude00"), k=draw.randrange(30))) for _ in range(400)]
+    texts = [b'["%b"]' % text.encode("utf-8", "surrogatepass") for text in strings]
+    for body in [drawn_array(draw).strip(b" \t\r\n") for _ in range(400)] + texts:
+        assert looked_into(body) == (sound_json(body) is not None), body
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000])
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (b'[%b{"a":[1]}]', b'[%b{"a":[1,]}]'),
+        (b'{"x":[%b0]}', b'{"x":[%b0],}'),
+        (b'[%b"\\u00e9"]', b'[%b"\\u00g9"]'),
+        (b"[%b1e9]", b"[%b1e]"),
+        (b'[%b{"a":1}]', b"[%b{1:1}]"),
+    ],
+)
+def test_a_fault_within_an_element_that_is_too_large_is_the_fault_of_the_array(good, bad, size):
+    encoder = EventEncoder(load({"MAX_BODY_SIZE": "900"}))
+    filling = b'"%b",' % (b"x" * 90) * (size // 90)
+    items = unpacked(b"[1, %b,2]" % (good % filling), JSON, encoder)
+    assert isinstance(items, Items)
+    assert (items.count, items.rejected) == (2, [(1, BODY_TOO_LARGE)])
+    assert unpacked(b"[1, %b,2]" % (bad % filling), JSON, encoder) is BAD_JSON
 
 
 @pytest.mark.proof
