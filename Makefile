@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api sdks bench micro instructions build push lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks bench micro instructions build push lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -118,6 +118,10 @@ tests/sdks/node_modules/.installed: tests/sdks/package-lock.json
 	@echo "Installing $<"
 	@npm --prefix tests/sdks ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
+
+browsers: install ## the script for browsers in a real Chromium, closed, cut off and blocked (Debian: chromium, nodejs, npm)
+	@npm --prefix tests/browser ci --silent
+	@PYTHON="$(CURDIR)/$(BIN)/python" node tests/browser/prove.mjs
 
 bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh

@@ -21,9 +21,13 @@
   const EVENT_BYTES = REQUEST_BYTES - 100;
   const QUEUE_EVENTS = 500;
   const QUEUE_CHARACTERS = 500000;
-  const GATHER_MS = 500;
-  // Other tabs leave an event so long to the tab that it came from.
+  // Short, because an answer that comes before the page is left saves a double; what comes meanwhile goes together anyway.
+  const GATHER_MS = 50;
+  const AGAIN_MS = 500;
+  // Other tabs leave an event so long to the tab that it came from, and a tab that has sent holds the others back so long:
+  // browsers show to one tab what another has stored or removed a moment later, and what they would send is sent already.
   const OTHERS_MS = 3000;
+  const SEEN_MS = 200;
   const ANSWER_MS = 30000;
   const LONGEST_WAIT_MS = 600000;
   const ENTRY = "estat:";
@@ -196,11 +200,13 @@
     write(UNTIL, String(Math.round(Date.now() + Math.min(wait, LONGEST_WAIT_MS))));
     return false;
   };
+  // A clock that was set back, or a key of no form, makes it anybody's.
+  const isOurs = (key) => mine.has(key) || !(Math.abs(Date.now() - parseInt(key.slice(ENTRY.length)) / 1000) < OTHERS_MS);
   const sendAll = async () => {
-    for (;;) {
-      if (restOfWait()) return;
-      const batch = take(keys());
+    while (!restOfWait()) {
+      const batch = take(keys().filter(isOurs));
       if (!batch.length || !(await post(batch, false))) return;
+      await new Promise((seen) => setTimeout(seen, SEEN_MS));
     }
   };
   const send = async () => {
@@ -208,12 +214,13 @@
     if (sending || !keys().length) return;
     sending = true;
     try {
-      await (navigator.locks ? navigator.locks.request("estat", sendAll) : sendAll());
+      // Without a store there is nothing to share, and such pages may not have locks.
+      await (stored && navigator.locks ? navigator.locks.request("estat", sendAll) : sendAll());
     } catch (error) {
       console.warn("estat:", error);
     }
     sending = false;
-    if (keys().length) soon(GATHER_MS);
+    if (keys().length) soon(AGAIN_MS);
   };
   // No lock can be waited for here. The events of other pages are left to others.
   const leave = () => {
