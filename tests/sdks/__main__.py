@@ -4,8 +4,9 @@
 
 All send at once, each through a relay that listens in, twice. First nothing happens to the collector: each event has to
 be stored once, under the name of its write key, with no error and nothing sent again. Then the collector is killed in
-the middle and comes back on the same disk: nothing may be lost of what an SDK was told is stored. It ends with 1 if
-that is not so. --keep writes a line of each SDK to a file, as it was stored.
+the middle and comes back on the same disk: nothing may be lost of what an SDK was told is stored. Both times the view
+of docs/sdks.md has to have one row for each event stored. It ends with 1 if that is not so. --keep writes a line of
+each SDK to a file, as it was stored.
 
 An SDK may send again what got no answer, so that an event may be stored twice in the second round; and it may give up.
 Both are printed.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
 from tests.process.collector import REPOSITORY, Collector
+from tests.sdks import views
 from tests.sdks.relay import Relay
 
 if TYPE_CHECKING:
@@ -136,8 +138,8 @@ def cases() -> list[Case]:
     ]
 
 
-def run(folder: Path, *, kill: bool) -> tuple[list[Case], list[dict[str, Any]]]:
-    """Have all send; return them and all lines that were stored."""
+def run(folder: Path, *, kill: bool) -> list[Case]:
+    """Have all send, and the collector store it."""
     running = cases()
     env = {
         "SDK_ROUTES": "segment,snowplow,posthog",
@@ -174,8 +176,12 @@ def run(folder: Path, *, kill: bool) -> tuple[list[Case], list[dict[str, Any]]]:
         for case in running:
             if case.process is not None and case.process.poll() is None:
                 case.process.kill()
-    objects = sorted((folder / "data" / "objects").rglob("*.jsonl.gz"))
-    return running, [json.loads(line) for path in objects for line in gzip.decompress(path.read_bytes()).splitlines()]
+    return running
+
+
+def lines_below(objects: Path) -> list[dict[str, Any]]:
+    files = sorted(objects.rglob("*.jsonl.gz"))
+    return [json.loads(line) for path in files for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 def wait(so: Callable[[], bool], heard: Callable[[], object] = tuple) -> None:
@@ -190,11 +196,23 @@ def wait(so: Callable[[], bool], heard: Callable[[], object] = tuple) -> None:
         time.sleep(0.1)
 
 
-HEADS = ("package", "how", "events", "requests", "told stored", "stored", "lost", "doubled", "sent again", "errors")
+HEADS = (
+    "package",
+    "how",
+    "events",
+    "requests",
+    "told stored",
+    "stored",
+    "lost",
+    "doubled",
+    "rows",
+    "sent again",
+    "errors",
+)
 
 
-def report(running: Iterable[Case], lines: list[dict[str, Any]], *, kill: bool) -> bool:
-    """Print the table; tell whether all is as promised."""
+def report(running: Iterable[Case], lines: list[dict[str, Any]], rows: list[dict[str, Any]], *, kill: bool) -> bool:
+    """Print the table; tell whether all is as promised. `rows` are those of the view."""
     sound = True
     table = [HEADS]
     for case in running:
@@ -205,9 +223,10 @@ def report(running: Iterable[Case], lines: list[dict[str, Any]], *, kill: bool) 
         lost = told.keys() - stored.keys()
         doubled = sum(stored.values()) - len(stored)
         statuses = Counter(exchange.status for exchange in case.relay.exchanges)
-        figures = (EVENTS, statuses.total(), len(told), len(stored), len(lost), doubled, again, len(case.errors))
-        table.append((case.package, case.option or "plain", *map(str, figures)))
-        sound &= not lost
+        events = [row for row in rows if row["key"] == case.tag]
+        figures = (EVENTS, statuses.total(), len(told), len(stored), len(lost), doubled, len(events), again)
+        table.append((case.package, case.option or "plain", *map(str, (*figures, len(case.errors)))))
+        sound &= not lost and len(events) == len(stored)
         if not kill:
             sound &= stored == Counter(case.ids) and not again and not case.errors and statuses.keys() == {200}
         for what, unusual in (("statuses", statuses - Counter({200: statuses[200]})), ("errors", Counter(case.errors))):
@@ -231,13 +250,15 @@ def main() -> int:
     sound = True
     for kill, title in ((False, "nothing happens to the collector"), (True, "it is killed and comes back")):
         with tempfile.TemporaryDirectory(prefix="estat-ingest-") as folder:
-            running, lines = run(Path(folder), kill=kill)
+            running = run(Path(folder), kill=kill)
+            objects = Path(folder, "data", "objects", "raw")
+            lines, rows = lines_below(objects), views.rows(objects)
         say(f"\n{title}:")
-        kept = report(running, lines, kill=kill)
+        kept = report(running, lines, rows, kill=kill)
         say("as promised" if kept else "NOT as promised")
         sound &= kept
         if arguments.keep and not kill:
-            first = {line["key"]: line for line in reversed(lines)}
+            first = {line["key"]: line for line in reversed(lines) if not line["key"].endswith("-gzip")}
             arguments.keep.write_text("".join(f"{json.dumps(first[key])}\n" for key in sorted(first)))
     return 0 if sound else 1
 
