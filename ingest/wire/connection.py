@@ -266,6 +266,18 @@ class Connection(asyncio.Protocol):
         else:
             flow.close()
 
+    def wait(self) -> None:
+        """Read nothing until `go_on`: what was read waits for a turn."""
+        if not self._flow.is_over:
+            self._flow.pause()
+
+    def go_on(self) -> None:
+        """Read again, if nothing else holds it up."""
+        reader = self._reader
+        is_free = self.ending is _OPEN and not self._input and (reader is None or reader.unpacking is None)
+        if (is_free and self._flow.stalled_until is None) or self.ending is Ending.LINGERING:
+            self._flow.go_on()
+
     @property
     def is_over(self) -> bool:
         """All is answered, and no request will be read any more."""

@@ -2,8 +2,8 @@
 
 Owns who is connected, and how many may be. Promises that a connection is counted until it is gone, and that those over
 MAX_CONNECTIONS take no more descriptors than are held in reserve; that a peer that is not trusted has no more than
-MAX_CONNECTIONS_PER_IP; and that no more handshakes are under way than there may be. Never looks at what a connection
-does.
+MAX_CONNECTIONS_PER_IP; and that no more handshakes stand in the middle of a message than may. Never looks at what a
+connection does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 REFUSED_LINGERING: Final = 32
 """Connections over MAX_CONNECTIONS that may linger at once, out of the descriptors that are held in reserve."""
 
-HANDSHAKES: Final = 512
-"""TLS handshakes under way at once. A client that only announces a long message has OpenSSL set aside 150 KB for it."""
+HANDSHAKES: Final = 128
+"""TLS handshakes that may stand in the middle of a message. A client that only announces a long one has OpenSSL set
+aside 150 KB for it; an honest one sends it in one piece, or two."""
 
 
 class Handshake(Protocol):
@@ -64,6 +65,12 @@ class Member(Answerer, Protocol):
     def finish(self) -> None:
         """End, all answers written."""
 
+    def wait(self) -> None:
+        """Read nothing until `go_on`: what was read waits for a turn."""
+
+    def go_on(self) -> None:
+        """Read again, if nothing else holds it up."""
+
     def is_overdue(self, now: float) -> bool:
         """Tell whether the deadline has passed."""
 
@@ -102,7 +109,7 @@ class Crowd:
         self.admitted: set[Member] = set()
         self._refused: set[Member] = set()
         self._handshakes: dict[Handshake, None] = {}
-        """Those under way, the oldest first."""
+        """Those that stand in the middle of a message, the oldest first."""
 
     def __iter__(self) -> Iterator[Member]:
         yield from self.admitted
@@ -149,17 +156,17 @@ class Crowd:
         else:
             self._refused.discard(connection)
 
-    def handshake_begins(self, handshake: Handshake) -> None:
-        """Take a handshake into account. The oldest is dropped when there are too many: an honest one is over soon."""
+    def handshake_stands(self, handshake: Handshake) -> None:
+        """Take note that a handshake waits for the rest of a message. The oldest is dropped when there are too many."""
         handshakes = self._handshakes
-        if len(handshakes) >= HANDSHAKES:
+        if handshake not in handshakes and len(handshakes) >= HANDSHAKES:
             oldest = next(iter(handshakes))
-            self.handshake_ends(oldest)
+            del handshakes[oldest]
             oldest.abort()
         handshakes[handshake] = None
 
-    def handshake_ends(self, handshake: Handshake) -> None:
-        """Forget a handshake that is done, or has failed."""
+    def handshake_moves(self, handshake: Handshake) -> None:
+        """Forget a handshake that stands no longer."""
         self._handshakes.pop(handshake, None)
 
     def _has_place(self, connection: Member) -> bool:

@@ -3,8 +3,8 @@
 Owns the handshake, the records, and how both halves end. It is a protocol to the transport and a transport to the
 connection. Promises, where the loop's own TLS promises less:
 
-    bounded   a handshake counts into MAX_CONNECTIONS from the accepted socket on, and has READ_TIMEOUT; of too many at
-              once the oldest is dropped
+    bounded   a handshake counts into MAX_CONNECTIONS from the accepted socket on, and has READ_TIMEOUT; of too many
+              that stand in the middle of a message the oldest is dropped
     halves    a client that ends its half (close_notify, or the end of the stream) gets the answers it is owed, those
               that wait for a group commit included
     refusals  an answer that closes arrives: close_notify and the end of our half follow it, and what still comes is
@@ -195,7 +195,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._phase = Phase.ENDED
         if self._begun:
             self._tick.metrics.handshakes.add(Handshake.FAILED)
-            self._tick.crowd.handshake_ends(self)
+            self._tick.crowd.handshake_moves(self)
         self._connection.connection_lost(exc)
         del self._transport
 
@@ -222,12 +222,14 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     def _shake_hands(self) -> bool:
         """Take a step; tell whether that was the last, and requests may follow."""
         connection, tick = self._connection, self._tick
-        if not self._begun:
-            self._begun = True
-            tick.crowd.handshake_begins(self)
+        self._begun = True
         try:
             self._tls.do_handshake()
         except SSLWantReadError:
+            if self._outgoing.pending:
+                tick.crowd.handshake_moves(self)
+            else:
+                tick.crowd.handshake_stands(self)
             self._flush()
             return False
         except SSLError:
@@ -236,7 +238,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
             self._transport.close()
             return False
         self._begun = False
-        tick.crowd.handshake_ends(self)
+        tick.crowd.handshake_moves(self)
         self._phase = _OPEN
         tick.metrics.handshakes.add(Handshake.DONE)
         self._flush()

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ingest.wire.limits import ConnectionLimits
     from ingest.wire.short_way import Read
 
+DRAIN_SECONDS: Final = 0.2
+"""So long a drain answers what was read without letting anything else run."""
 _STATUS_AT: Final = len("HTTP/1.1 ")
 _CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
 
@@ -59,6 +61,7 @@ class Tick:
         "_commit",
         "_counted",
         "_gathering",
+        "_held_back",
         "_late",
         "_loop",
         "_newcomers",
@@ -152,6 +155,8 @@ class Tick:
         self._bytes_unread = 0
         """Bytes of what is late, and of the first reads: so many of them as are `_counted`."""
         self._counted = 0
+        self._held_back: set[Member] = set()
+        """Those whose reads these are: they are not read meanwhile."""
         self._unpacks_until = 0.0
         """From the turn's first body that is unpacked on: when there is no more time for it, on the stopwatch."""
         self.closing: list[Member] = []
@@ -214,10 +219,20 @@ class Tick:
         self._finish(turn)
         self._newcomers = False
         late = self._late = list(left)
+        if late or self._held_back:
+            self._hold_back({connection for connection, _ in late})
         self._bytes_unread = _bytes_of(late) if late else 0
         self.uncounted = 0 if late else self._uncounted
         if late and not self.reads:
             self._loop.call_soon(self.run)
+
+    def _hold_back(self, waiting: set[Member]) -> None:
+        """Read nothing more of who waits for a turn: else small pieces come faster than turns can feed them."""
+        before, self._held_back = self._held_back, waiting
+        for connection in before - waiting:
+            connection.go_on()
+        for connection in waiting - before:
+            connection.wait()
 
     def _met(self, error: Exception, connection: Member) -> None:
         connection.abort()
@@ -347,10 +362,14 @@ class Tick:
         """From now on every answer ends its connection; idle connections end at once."""
         self.draining = True
         self._take = _left_to_the_parser
-        while self.reads or self._late:
+        until = self._stopwatch() + DRAIN_SECONDS
+        while (self.reads or self._late) and self._stopwatch() < until:
             self.run()
+        # What is left is answered in turns, for a signal must not wait for a long body; its answers say the rest.
+        left = {connection for connection, _ in (*self.reads, *self._late)}
         for connection in list(self.crowd.admitted):
-            connection.drain()
+            if connection not in left or connection.held:
+                connection.drain()
 
     def abort(self) -> None:
         """Drop every connection."""

@@ -1,5 +1,9 @@
 """Back-pressure and bounds: what one client, or all of them, can make the process hold."""
 
+import gzip
+import itertools
+from collections import Counter
+
 import pytest
 
 from ingest.telemetry import Overdue
@@ -313,6 +317,52 @@ def test_a_drain_answers_what_a_turn_has_left_for_the_next():
     wire.loop.settle()
     assert all(client.statuses and set(client.statuses) == {200} and client.closed for client in clients)
     assert len(wire.lines) == sum(len(client.statuses) for client in clients)
+
+
+def test_a_drain_does_not_stand_still_for_long_bodies_and_answers_them_all_the_same():
+    wire = Wire()
+    ticking = itertools.count(step=0.005)
+    wire.tick._stopwatch = lambda: next(ticking)
+    body = gzip.compress(b"1\n" * 9000)
+    lines = ("Content-Encoding: gzip", "Content-Type: application/x-ndjson")
+    clients = [wire.connect() for _ in range(9)]
+    for client in clients:
+        client.transport.receive(post(body, *lines, target="/collect/batch"))
+    wire.tick.drain()
+    told = [client.statuses for client in clients]
+    assert [] in told, "a signal waits for no more than a moment"
+    wire.loop.settle()
+    assert [client.statuses for client in clients] == [[200]] * 9
+    assert {client.answers()[0].headers["Connection"] for client in clients} == {"close"}
+    assert all(client.closed for client in clients)
+    assert len(wire.lines) == 9 * 9000
+
+
+def test_who_sends_in_small_pieces_is_read_no_faster_than_turns_feed_them():
+    wire = Wire()
+    head = request("POST", "/collect", "Transfer-Encoding: chunked")
+    crowd = [wire.connect().send(head) for _ in range(300)]
+    last = wire.connect()
+    sent = Counter()
+    waiting = []
+    for _ in range(20):
+        for client in crowd:
+            if client.transport.reading:  # else the kernel has it, and hands over all at once later
+                client.transport.receive(b"1\r\nx\r\n")
+                sent[client.connection] += 1
+        wire.loop.turn()
+        waiting.append(len(wire.tick.reads) + len(wire.tick._late))
+    assert max(waiting) <= 2 * len(crowd)
+    last.transport.receive(post(b"honest"))
+    for _ in range(2 * len(crowd) // 64 + 2):
+        wire.loop.turn()
+    assert last.statuses == [200]
+    for client in crowd:
+        client.send(b"0\r\n\r\n")
+        wire.loop.settle()
+    assert [client.statuses for client in crowd] == [[200]] * len(crowd)
+    assert wire.events == ["honest"] + ["x" * sent[client.connection] for client in crowd]
+    assert all(client.transport.reading for client in crowd)
 
 
 def test_the_answers_that_one_slice_causes_are_bounded_pages_too_E2():

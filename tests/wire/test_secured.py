@@ -302,16 +302,21 @@ def test_what_is_over_is_freed_without_the_collector_of_cycles(secure):
         gc.enable()
 
 
-def test_of_too_many_handshakes_the_oldest_is_dropped_and_an_honest_one_is_done(secure):
+def test_of_too_many_handshakes_with_half_a_message_the_oldest_is_dropped_and_honest_ones_are_done(secure):
     wire = secure()
     honest = TlsClient(wire).shake_hands()
     announced = b"\x16\x03\x01\x00\x06\x01\x01\xff\xf0\x03\x03"  # a hello of 128 KiB, of which nothing follows
+    waiting = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        waiting.tls.do_handshake()
+    waiting.push()
     begun = [wire.connect().send(announced) for _ in range(HANDSHAKES + 1)]
     assert [client.closed for client in begun] == [True] + [False] * HANDSHAKES
     assert wire.metrics.handshakes[Handshake.FAILED] == 1
     assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
     assert honest.send(post(b"1")).statuses == [200]
-    assert [client.closed for client in begun[:3]] == [True, True, False]
+    assert waiting.shake_hands().send(post(b"1")).statuses == [200], "whose turn it is, is not dropped"
+    assert [client.closed for client in begun[:3]] == [True, False, False]
     wire.pass_time(9)
     assert all(client.closed for client in begun)
     assert wire.metrics.handshakes[Handshake.FAILED] == HANDSHAKES + 1
