@@ -1,7 +1,8 @@
 """Encoding: a batch's lines to the gzip body that is put, or saved.
 
-Promises that a batch is compressed once, and that its buffer goes back when the executor call that reads it has
-returned, whoever was cancelled meanwhile. Never blocks the loop.
+Promises that a batch is compressed once; that its lines are in its buffer or `packed` at any time, because its segment
+may have to be written anew; and that the buffer goes back when the executor call that reads it has returned, whoever
+was cancelled meanwhile. Never blocks the loop.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ class Encoding:
 
     def _encoded(self, upload: Upload, view: memoryview, encoding: asyncio.Future[bytes]) -> None:
         view.release()
-        upload.batch.release_buffer()
         if encoding.cancelled() or encoding.exception() is not None:
+            upload.encoding = None
             return
-        size = len(encoding.result())
+        batch = upload.batch
+        batch.packed = encoding.result()
+        batch.release_buffer()
+        size = len(batch.packed)
         self._metrics.encoded_bytes += upload.held
         self._metrics.compressed_bytes += size
         self._queue.resize(upload, size)

@@ -67,6 +67,12 @@ def encode(data: Bytes, events: int, level: int = LEVEL) -> bytes:
     )
 
 
+def lines_of(body: bytes) -> bytes:
+    """Return the lines that `encode` was given."""
+    lines: bytes = isal_zlib.decompress(body, _GZIP)
+    return lines
+
+
 def event_count(head: bytes) -> int | None:
     """Return how many events a file's first `HEAD_BYTES` declare; None if `encode` did not write them."""
     if len(head) < HEAD_BYTES or not head.startswith(_SIGNATURE):

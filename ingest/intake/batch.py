@@ -90,6 +90,7 @@ class Batch:
         "key",
         "last_ts",
         "on_broken",
+        "packed",
         "partition",
         "reason",
         "segment",
@@ -109,6 +110,8 @@ class Batch:
         self.segment: Segment | None = None
         self.on_broken: Callable[[], None] = _nothing_to_do
         """Called when its segment can take no more lines; set by whoever appends to it."""
+        self.packed = b""
+        """The lines, compressed: from before the buffer is let go of until the batch is safe elsewhere."""
         self._pool = pool
         self._buffer: mmap | None = pool.lend()
         self._window = memoryview(self._buffer)
@@ -152,9 +155,9 @@ class Batch:
         return self._window[: self.size]
 
     @property
-    def has_buffer(self) -> bool:
-        """Whether the lines are still in memory."""
-        return self._buffer is not None
+    def lines(self) -> memoryview | bytes:
+        """The acknowledged lines as they are in memory: a view, which `hold_buffer` keeps valid, or `packed`."""
+        return self.packed or self.view()
 
     def hold_buffer(self) -> None:
         """Keep the buffer for one more reader, who must release it too."""

@@ -380,11 +380,11 @@ class Journal:
         """Publish the acknowledged lines over the segment's name; failing that, seal the batch where it is."""
         await self._commits.synced(segment)  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
-        if segment.state is not SegmentState.BROKEN or not batch.has_buffer:
-            return  # it was stored meanwhile, or is in the store's hands alone
+        if segment.state is not SegmentState.BROKEN:
+            return  # it was stored meanwhile
         batch.hold_buffer()
         try:
-            rewritten = await self._mender.rewrite(batch.key, segment.path, batch.view())
+            rewritten = await self._mender.rewrite(batch.key, segment.path, batch.lines)
         except StorageError as error:
             self._not_rewritten(batch, error)
         else:
@@ -431,15 +431,8 @@ class Journal:
                     self._lose_name(batch, segment)
 
     def _lose_name(self, batch: Batch, segment: Segment) -> None:
-        if segment.state not in WATCHED:
-            return
-        error = StorageError("look", segment.path, NAME_LOST, transient=True)
-        if segment.state in OPEN or batch.has_buffer:
-            self._fail(batch, segment, error)
-        else:
-            # Its lines are compressed already, and on their way: there is nothing to write them from.
-            segment.enter(SegmentState.BROKEN)
-            self._latch.trip(error)
+        if segment.state in WATCHED:
+            self._fail(batch, segment, StorageError("look", segment.path, NAME_LOST, transient=True))
 
     # When a batch has arrived.
 

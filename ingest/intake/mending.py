@@ -21,7 +21,7 @@ import structlog
 from ingest.disk import TEMPORARY_SUFFIX, Filesystem, Identity, StorageError
 from ingest.disk.append import append
 from ingest.disk.publish import publish
-from ingest.format import segment_path
+from ingest.format import codec, segment_path
 from ingest.intake.names import identity_of
 
 if TYPE_CHECKING:
@@ -53,15 +53,20 @@ class Mender:
         self._slot = slot
         self._lane = lane
 
-    async def rewrite(self, key: str, path: Path, lines: memoryview) -> Rewritten:
-        """Publish a batch's lines over its segment's name, and open the file; `StorageError` if that fails."""
+    async def rewrite(self, key: str, path: Path, lines: memoryview | bytes) -> Rewritten:
+        """Publish a batch's lines over its segment's name, and open the file; `StorageError` if that fails.
+
+        Bytes are lines that are compressed already.
+        """
         return await self._lane.run(self._rewrite, key, path, lines)
 
     async def probe(self) -> None:
         """Write and sync some bytes; `OSError` or `StorageError` while the disk refuses."""
         await self._lane.run(self._probe)
 
-    def _rewrite(self, key: str, path: Path, lines: memoryview) -> Rewritten:
+    def _rewrite(self, key: str, path: Path, lines: memoryview | bytes) -> Rewritten:
+        if isinstance(lines, bytes):
+            lines = memoryview(codec.lines_of(lines))
         with lines:
             self._hold_slot()
             root, previous = self._slot.path, path

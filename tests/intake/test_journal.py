@@ -960,6 +960,7 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
         from ingest.disk.slots import Slot
         from ingest.intake.journal import NoJournal
         from ingest.telemetry.metrics import Metrics
+        from ingest.telemetry import Budget
         from ingest.delivery import Drain, Uploader
         from tests.model.world import settings
         from tests.stand_ins.fakes import MemoryStore

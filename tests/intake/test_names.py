@@ -165,14 +165,16 @@ def test_c9_a_slot_whose_lock_another_process_has_is_left_with_everything_in_it(
 
 
 def test_c9_a_sealed_batch_whose_segment_is_gone_is_no_backlog(journal):
-    """Its lines are compressed and its put hangs: memory is the only place it has."""
+    """It cannot be written anew either, and its put hangs: memory is the only place it has."""
     world = journal()
     process = world.start()
     world.late_puts = 1
     numbers = process.commit(3)
     process.seal()
     remove(world, folder(world) / "0" / "raw")
+    world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
     world.advance(NOTICED)
+    assert len(said(world, "segment_rewrite_failed")) == 1
     world.store.down = True
     world.fs.fail("open", errno.EIO, times=3, when=lambda path: path.suffix == ".tmp" and not in_journal(path))
     world.advance(60)
@@ -207,3 +209,19 @@ def test_c9_a_name_that_is_lost_while_a_sync_is_under_way_refuses_what_waits_for
         kill_and_recover(world, process, numbers)
     finally:
         world.close()
+
+
+def test_c9_a_batch_that_neither_store_nor_disk_takes_is_written_anew_from_its_compressed_lines(journal):
+    world = journal(batch_size=4, dlq_max_size_bytes="1")
+    process = world.start()
+    world.store.down = True
+    numbers = process.commit(4)
+    world.advance(30)
+    assert said(world, "batch_kept"), "it is compressed, and in memory alone but for its segment"
+    assert [batch.packed != b"" for batch in process.collector.journal._batches] == [True]
+    remove(world, folder(world))
+    world.advance(NOTICED)
+    assert on_disk(world) == numbers
+    assert len(said(world, "journal_resumed")) == 1
+    world.store.down = False
+    kill_and_recover(world, process, numbers)
