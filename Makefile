@@ -119,9 +119,14 @@ tests/sdks/node_modules/.installed: tests/sdks/package-lock.json
 	@npm --prefix tests/sdks ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
-browsers: install ## the script for browsers in a real Chromium, closed, cut off and blocked (Debian: chromium, nodejs, npm)
-	@npm --prefix tests/browser ci --silent
+browsers: install tests/browser/node_modules/.installed ## the script for browsers in a real Chromium: closed, cut off, blocked (needs it, and Node)
 	@PYTHON="$(CURDIR)/$(BIN)/python" node tests/browser/prove.mjs
+
+tests/browser/node_modules/.installed: tests/browser/package-lock.json
+	@command -v npm chromium >/dev/null || { echo "npm or Chromium is not there (Debian: apt-get install chromium nodejs npm)." >&2; exit 1; }
+	@echo "Installing $<"
+	@npm --prefix tests/browser ci --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
 
 bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
 	@./bench.sh

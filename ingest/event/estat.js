@@ -155,9 +155,10 @@
     }
     return batch;
   };
+  const bodyOf = (batch) => `[${batch.map(([, item]) => item).join(",")}]`;
   // Sends one request; returns whether the next may follow at once.
   const post = async (batch, leaving) => {
-    const body = `[${batch.map(([, item]) => item).join(",")}]`;
+    const body = bodyOf(batch);
     const size = sizeOf(body);
     batch.forEach(([key]) => flying.add(key));
     flyingBytes += size;
@@ -226,8 +227,14 @@
   const leave = () => {
     const batch = take(mine);
     if (!batch.length) return;
-    if ("keepalive" in Request.prototype) post(batch, true);
-    else navigator.sendBeacon(target, `[${batch.map(([, item]) => item).join(",")}]`);
+    if ("keepalive" in Request.prototype) {
+      post(batch, true);
+      return;
+    }
+    // It tells no answer: if the page is still there then, they go again.
+    navigator.sendBeacon(target, bodyOf(batch));
+    batch.forEach(([key]) => flying.add(key));
+    setTimeout(() => batch.forEach(([key]) => flying.delete(key)), OTHERS_MS);
   };
 
   // When.

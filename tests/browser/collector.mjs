@@ -78,6 +78,7 @@ export class Collector {
 //   pass     it is forwarded
 //   refuse   503 with `Retry-After: 1`
 //   lose     it is forwarded, and the connection ends before the answer
+//   hang     nothing is answered
 //   portal   200 with a page, as a network's login has it
 export class Gate {
   static async start(collector, how) {
@@ -103,6 +104,7 @@ export class Gate {
         });
         return;
       }
+      if (fate === "hang") return request.resume();
       const { host, ...headers } = request.headers;
       const forward = http.request(
         { host: "127.0.0.1", port: collector.port, method: request.method, path: request.url, headers },

@@ -242,6 +242,36 @@ const CASES = [
     },
   },
   {
+    name: "no answer for 30 s",
+    async run({ open, site, gate, context }) {
+      const door = await gate((number) => (number === 1 ? "hang" : "pass"));
+      await context.clock.install();
+      const page = await open(site.page("/", tag(door.url)));
+      const ids = await track(page, 10);
+      for (let seconds = 0; (await page.evaluate(waiting)) > 0; seconds++) {
+        check(seconds < 60, "it waits for an answer that does not come");
+        check(seconds > 25 || door.posts.length <= 1, "it was sent again too soon");
+        await context.clock.runFor(1000);
+        await pause(50);
+      }
+      return ids;
+    },
+  },
+  {
+    name: "no keepalive: a beacon when the page is left",
+    async run({ open, site, collector, context }) {
+      await context.addInitScript("delete Request.prototype.keepalive");
+      const page = await open(site.page("/", tag(collector.url)));
+      const ids = await page.evaluate((other) => {
+        const made = Array.from({ length: 5 }, (_, i) => window.estat.track("t", { i }));
+        location.href = other;
+        return made;
+      }, site.page("/other", "no script here"));
+      await pause(1500);
+      return ids;
+    },
+  },
+  {
     name: "one event that no server takes, among 20",
     async run({ open, site, collector }) {
       const page = await open(site.page("/", tag(collector.url)));

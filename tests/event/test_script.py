@@ -1,9 +1,13 @@
 """What browsers get under SCRIPT_PATH: small, sound, and made for the paths of its process."""
 
 import gzip
+import json
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import duckdb
 import pytest
 
 from ingest.config.settings import load
@@ -80,3 +84,20 @@ def test_it_is_where_the_setting_says_and_nowhere_with_none():
         assert router.find(b"GET", b"/estat.js")[0] is router.missing
     nowhere, _ = routers(load({"SCRIPT_PATH": "none"}))
     assert nowhere.find(b"GET", b"/estat.js")[0] == NOT_FOUND
+
+
+def test_the_view_of_the_page_on_browsers_drops_doubles_and_what_is_none_of_the_scripts(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/browsers.md").read_text()
+    (view,) = re.findall(r"(?ms)^```sql\n(.*?)^```", page)
+    folder = tmp_path / "dt=2026-11-23" / "hr=13"
+    folder.mkdir(parents=True)
+    bodies = [f'{{"id":"{number}","event":"e{number}"}}' for number in (1, 2, 1, 1)]
+    lines = [
+        {"ts": 9 - at, "ip": "", "user_agent": "", "cookie": "", "body": body}
+        for at, body in enumerate([*bodies, "e=pixel", "{}", "{torn", ""])
+    ]
+    with gzip.open(folder / "1_h-0_0000000001.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    database = duckdb.connect()
+    database.sql(view.replace("data/objects/raw", str(tmp_path)))
+    assert database.sql("SELECT ts, event FROM browser_events ORDER BY event").fetchall() == [(6, "e1"), (8, "e2")]
