@@ -63,6 +63,7 @@
   const write = (key, text) => {
     try {
       stored.setItem(key, text);
+      held.delete(key);
     } catch {
       held.set(key, text);
     }

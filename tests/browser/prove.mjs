@@ -2,6 +2,7 @@
 //
 // Owns the cases. Each counts by `id`: what pages sent, what was stored, what is lost, what is there more than once. It ends
 // with 1 if an event is lost, if more are doubled than the case allows, or if what the case looks at is not so.
+import { readFile } from "node:fs/promises";
 import { setTimeout as pause } from "node:timers/promises";
 import { chromium } from "playwright-core";
 import { Collector, Gate, Site } from "./collector.mjs";
@@ -47,6 +48,23 @@ const CASES = [
       return ids;
     },
     also: (events) => check(events.filter(({ event }) => event === "early").length === 1, "the early event is missing"),
+  },
+  {
+    name: "examples/page.html, each button",
+    async run({ open, site, collector }) {
+      const html = await readFile(new URL("../../examples/page.html", import.meta.url), "utf8");
+      const page = await open(site.page("/", html.replace("http://127.0.0.1:8080", collector.url)));
+      await page.waitForFunction(() => window.estat.loaded);
+      for (const button of ["signup", "many", "step"]) await page.click(`#${button}`);
+      if (process.env.SHOT) await page.screenshot({ path: process.env.SHOT });
+      await settled(page);
+      check((await page.waitForSelector("text=nothing")) !== null, "it shows what has gone");
+      return [];
+    },
+    also(events) {
+      const counts = ["signup", "many", "pageview"].map((name) => events.filter(({ event }) => event === name).length);
+      check(`${counts}` === "1,100,2", `signup, many, pageview: ${counts}`);
+    },
   },
   {
     name: "3,000 events in bursts",
