@@ -123,7 +123,7 @@ browsers: install tests/browser/node_modules/.installed ## the script for browse
 	@PYTHON="$(CURDIR)/$(BIN)/python" node tests/browser/prove.mjs
 
 tests/browser/node_modules/.installed: tests/browser/package-lock.json
-	@command -v npm chromium >/dev/null || { echo "npm or Chromium is not there (Debian: apt-get install chromium nodejs npm)." >&2; exit 1; }
+	@command -v npm >/dev/null && [[ -x "$${CHROMIUM:-/usr/bin/chromium}" ]] || { echo "npm or Chromium is not there (Debian: apt-get install chromium nodejs npm)." >&2; exit 1; }
 	@echo "Installing $<"
 	@npm --prefix tests/browser ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
