@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,10 +29,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from ingest.delivery import Drain, Uploader
-from ingest.disk import ADOPT_AT_ONCE, Filesystem, Lane, Slot, StorageError
+from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
-from ingest.spool import Backlog, Places, Spool
+from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import Budget, Metrics, Place, StoreHealth, Story
 
@@ -49,12 +48,6 @@ if TYPE_CHECKING:
 
 ADOPT_SECONDS: Final = 30.0
 ADOPT_MORE_SECONDS: Final = 1.0
-ADOPTED_MAX: Final = 32
-"""So many slots of dead processes are held at once in each directory: each costs a descriptor until it is emptied."""
-ADOPTED_LIMIT: Final = 1024
-"""So many at the very most, and a sixteenth of the descriptors: slots that stay may not keep others waiting."""
-STANDS_AFTER: Final = 10
-"""Looks in a row that found no room, after which it is made: the slots that are held do not become empty."""
 STORAGE_THREADS: Final = 4
 GZIP_THREADS: Final = 2
 
@@ -210,32 +203,15 @@ class Collector:
             tasks.create_task(self._look_after(settings.dlq_dir, self.dlq_lane, self.dlq))
 
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
+        adoption = Adoption(self._world.fs, base, lane, place)
         await place.scan()
         again = ADOPT_MORE_SECONDS
-        at_most, full = ADOPTED_MAX, 0
         while True:
-            # Files that the store refuses keep their slots for days, and others may hold files that it takes.
-            full = full + 1 if place.adopted >= at_most else 0
-            if full >= STANDS_AFTER:
-                at_most, full = min(at_most + ADOPT_AT_ONCE, _adopted_limit()), 0
-            elif place.adopted < ADOPTED_MAX:
-                at_most = ADOPTED_MAX
-            more = await self._adopt(base, lane, place, at_most)
+            more = await adoption.look()
             self.uploader.recovery.wake()
             # What cannot be read is tried again soon, and ever more seldom.
             again = min(2 * again, ADOPT_SECONDS) if place.unknown else ADOPT_MORE_SECONDS
             await self._world.sleep(ADOPT_MORE_SECONDS if more else again if place.unknown else ADOPT_SECONDS)
-
-    async def _adopt(self, base: Path, lane: Lane, place: Backlog | Spool, at_most: int) -> bool:
-        """Adopt a few free slots, so that `at_most` are held; True if there may be more."""
-        room = min(ADOPT_AT_ONCE, at_most - place.adopted)
-        found = await lane.run(partial(Slot.adopt_free, self._world.fs, base, at_most=room))
-        for error in found.unread:
-            log.warning("slots_not_read", path=str(base), error=str(error), hint=error.hint)
-        for slot in found.slots:
-            log.info("slot_adopted", path=str(slot.path))
-        await place.adopt(found.slots)
-        return len(found.slots) == room
 
     async def seal(self, deadline: float) -> None:
         """Seal the open batch and refuse what still comes; with `fsync` wait for the last sync."""
@@ -328,13 +304,6 @@ class Collector:
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.size
-
-
-def _adopted_limit() -> int:
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if descriptors == resource.RLIM_INFINITY:
-        return ADOPTED_LIMIT
-    return max(min(ADOPTED_LIMIT, descriptors // 16), ADOPTED_MAX)
 
 
 def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:

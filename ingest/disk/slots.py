@@ -68,9 +68,10 @@ class Slot:
         return None if fd is None else cls(fs, base / str(number), number, fd)
 
     @classmethod
-    def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE) -> Adopted:
-        """Hold the lowest `at_most` slots that nobody holds and that have files; the caller recovers and releases.
+    def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE, after: int = -1) -> Adopted:
+        """Hold the next `at_most` slots that nobody holds and that have files; the caller recovers and releases.
 
+        The next one is the lowest above `after`; the highest is followed by the lowest, so that all have their turn.
         The lock comes first, so that a slot in use costs the same however many files are in it. A slot that cannot be
         read is passed over and told: it may hold files, and the next call finds out.
         """
@@ -80,7 +81,7 @@ class Slot:
         except StorageError as error:
             found.unread.append(error)
             return found
-        for number in numbers:
+        for number in sorted(numbers, key=lambda number: (number <= after, number)):
             if len(found.slots) >= at_most:
                 break
             try:

@@ -1,5 +1,6 @@
 """All that waits on disk for the store: dead letters, and the journal's backlog."""
 
+from ingest.spool.adoption import Adoption
 from ingest.spool.backlog import Backlog, Segments
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DlqFull
@@ -8,6 +9,7 @@ from ingest.spool.spool import Spool
 from ingest.spool.waiting import Contents, KeyedFile, Letter, Waiting, Whereabouts
 
 __all__ = [
+    "Adoption",
     "Backlog",
     "Contents",
     "Copy",

@@ -264,6 +264,19 @@ class Backlog:
             await self._list(slot)
         self._release_emptied()
 
+    async def hand_on(self, at_most: int) -> None:
+        """Let so many adopted slots go with their segments, which are counted again when somebody takes them."""
+        busy = [*self._lent, *self._unread.paths, *self._removals.left]
+        idle = [] if self._listing else [slot for slot in self._adopted if not _lies_in(slot, busy)]
+        for slot in idle[:at_most]:
+            for path, file in list(self._known.items()):
+                if slot.path in path.parents:
+                    self._metrics.books.handed_on(file.events, self.place)
+                    self._forget(path)
+            self._adopted.remove(slot)
+            slot.release()
+            log.info("journal_slot_handed_on", path=str(slot.path))
+
     def keep(self, key: str, path: Path, size: int, events: int) -> None:
         """Take over a segment of this process: its events come from the upload queue's book."""
         self._add(KeyedFile(key, path, size, events))
@@ -363,7 +376,7 @@ class Backlog:
             return
         for slot in list(self._adopted):
             here = [*self._known, *self._lent, *self._unread.paths, *self._removals.left]
-            if not any(slot.path in (path, *path.parents) for path in here):
+            if not _lies_in(slot, here):
                 self._adopted.remove(slot)
                 slot.release()
 
@@ -427,6 +440,10 @@ class Backlog:
         self._metrics.books.recovered(events, self.place)
         self._add(KeyedFile(key, path, size, events))
         log.info("segment_found", key=key, events=events, size=size, copy=copy is Copy.KNOWN)
+
+
+def _lies_in(slot: Slot, paths: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(slot.path) for path in paths)
 
 
 def _undecided(key: str) -> StorageError:

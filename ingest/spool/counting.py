@@ -86,6 +86,11 @@ class Counting:
             return False
         return not any(folder.is_relative_to(slot) for slot in self._slots.unlisted)
 
+    def is_done_with(self, slot: Path) -> bool:
+        """Tell whether nothing is left to be counted below a slot that was listed."""
+        left = [*self._uncounted, *self._unlistable, *self._again, *self.early]
+        return not any(path.is_relative_to(slot) for path in left)
+
     def has_failed(self, folder: Path) -> bool:
         """Tell whether a folder could be read in part only."""
         return folder in self._failed

@@ -112,6 +112,23 @@ class Holdings:
         for folder in [folder for folder in self._tallies if folder.is_relative_to(root)]:
             self.settle(folder)
 
+    def hand_on(self, root: Path) -> None:
+        """Have the books forget what is in a slot that is let go with its files."""
+        for folder in [folder for folder in self._tallies if folder.is_relative_to(root)]:
+            tally = self._tallies.pop(folder)
+            self._first_in.pop(folder, None)
+            self.held -= tally.size
+            self._change.waiting.take(tally)
+            if tally.events >= 0:
+                self._change.handed_on += tally.events
+            else:
+                self._change.recovered -= tally.events  # more left the folder than were found in it
+        self.released(root)
+
+    def released(self, root: Path) -> None:
+        """Take note that a slot was let go."""
+        self._change.released.append(root)
+
     def check(self) -> None:
         """Hold the fields against each other (DEBUG_CHECKS)."""
         assert self.held == sum(tally.size for tally in self._tallies.values()), self  # noqa: S101 - it is a check

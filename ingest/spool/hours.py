@@ -113,6 +113,12 @@ class Walk:
             self.close()
         return chunk
 
+    def leave(self, root: Path) -> None:
+        """Read nothing more below a slot."""
+        self._folders = deque(folder for folder in self._folders if not folder.is_relative_to(root))
+        if self._folder.is_relative_to(root):
+            self.close()
+
     def close(self) -> None:
         """Close the handle of the folder that is being read."""
         entries, self._entries = self._entries, None

@@ -326,8 +326,33 @@ class Letters:
             if listing.hours or listing.unreadable:
                 continue
             self.holdings.settle_below(slot.path)
+            self.holdings.released(slot.path)
             self.slots.release(slot)
             log.info("dlq_slot_released", path=str(slot.path))
+
+    def hand_on(self, at_most: int) -> None:
+        """Let slots go with what is in them, those first that are held longest: others wait to be held."""
+        idle = [slot for slot in self.slots.adopted if self._is_idle(slot.path)]
+        for slot in idle[:at_most]:
+            self._leave(slot.path)
+            self.holdings.hand_on(slot.path)
+            self.slots.release(slot)
+            log.info("dlq_slot_handed_on", path=str(slot.path))
+
+    def _is_idle(self, slot: Path) -> bool:
+        busy = Mark.LENT | Mark.REMOVING
+        if any(marks & busy for marks in self.marks.below(slot).values()):
+            return False
+        return self.counting.is_done_with(slot) and self.temporaries.is_done_with(slot)
+
+    def _leave(self, slot: Path) -> None:
+        """Lend nothing more from a slot."""
+        for path in self.marks.below(slot):
+            self.marks.drop(path, ANY)
+        if self._walk is not None:
+            self._walk.leave(slot)
+        self._names = deque(path for path in self._names if not path.is_relative_to(slot))
+        self._victims = deque(path for path in self._victims if not path.is_relative_to(slot))
 
     # ------------------------------------------------------------------------------------------------- room
 

@@ -76,6 +76,10 @@ class Marks:
         """Return what is remembered of a folder: its files, and maybe itself."""
         return [path for path in self._of if path == folder or path.parent == folder]
 
+    def below(self, root: Path) -> dict[Path, Mark]:
+        """Return what is remembered below a slot."""
+        return {path: marks for path, marks in self._of.items() if path.is_relative_to(root)}
+
     def is_lent_from(self, folder: Path) -> bool:
         """Tell whether a file of this folder is lent."""
         return any(Mark.LENT in mark and path.parent == folder for path, mark in self._of.items())

@@ -288,6 +288,10 @@ class Spool:
         await self._calls.make(self._letters.slots.adopt, slots, bounded=False)
         await self.scan()
 
+    async def hand_on(self, at_most: int) -> None:
+        """Let so many adopted slots go with their files, which are counted again when somebody takes them."""
+        await self._calls.make(self._letters.hand_on, at_most, bounded=False)
+
     @property
     def scanning(self) -> bool:
         """There are files that are not in the books yet, and it is being seen to."""
@@ -301,6 +305,9 @@ class Spool:
         books.recovered(change.recovered, self.place)
         books.dropped(change.corrupt, DropReason.CORRUPT, self.place)
         books.dropped(change.evicted.events, DropReason.EVICTED, self.place)
+        books.handed_on(change.handed_on, self.place)
+        for slot in change.released:
+            self._slots.remove(slot)
         self._metrics.files_evicted += change.evicted.files
         self._said = said
 

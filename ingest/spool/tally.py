@@ -7,6 +7,10 @@ books. Never asks anybody anything.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(slots=True)
@@ -40,3 +44,7 @@ class Change:
     corrupt: int = 0
     """Events that were counted, and are in no file any more."""
     evicted: Tally = field(default_factory=Tally)
+    handed_on: int = 0
+    """Events that stay in slots which were let go."""
+    released: list[Path] = field(default_factory=list)
+    """The slots that were let go."""

@@ -49,6 +49,11 @@ class Temporaries:
         """Count those that could be neither salvaged nor removed."""
         return len(self._kept)
 
+    def is_done_with(self, slot: Path) -> bool:
+        """Tell whether none is left below a slot."""
+        left = [*self._kept, *(path for _, path in self._found)]
+        return not any(path.is_relative_to(slot) for path in left)
+
     def note(self, temporary: Path) -> None:
         """Take note of one that was found."""
         target = disk.published_path(temporary)

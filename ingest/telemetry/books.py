@@ -2,9 +2,9 @@
 
 Owns the counts accepted, recovered, stored and dropped, and by place the events that still wait. Each move of events is
 a verb here, called once, in the same step of the loop in which the place itself changes.
-Promises accepted + recovered = stored + pending + dropped, in events, at every step of the loop's end: `unaccounted`
-compares these counts with what the places say that they hold. With `checked` (DEBUG_CHECKS) each verb also fails when
-more events leave a place than ever came to it, and `story` when a place holds other than the verbs say.
+Promises accepted + recovered = stored + pending + dropped + handed on, in events, at every step of the loop's end:
+`unaccounted` compares these counts with what the places say that they hold. With `checked` (DEBUG_CHECKS) each verb
+also fails when more events leave a place than ever came to it, and `story` when a place holds other than the verbs say.
 Never locks: all verbs are the event loop's. Never counts a file or a byte.
 """
 
@@ -44,6 +44,7 @@ class Books:
         "checked",
         "events_accepted",
         "events_dropped",
+        "events_handed_on",
         "events_recovered",
         "events_stored",
         "waiting",
@@ -55,6 +56,7 @@ class Books:
         self.events_recovered = 0
         self.events_stored = 0
         self.events_dropped = Counters(DropReason)
+        self.events_handed_on = 0
         self.waiting = Counters(Place)
         """By the verbs, the events at each place. `pending` asks the places themselves."""
         self._witnesses: dict[Place, Callable[[], int]] = {}
@@ -96,6 +98,13 @@ class Books:
         if self.checked:
             self._check(n)
 
+    def handed_on(self, n: int, place: Place) -> None:
+        """Let go of events that stay on disk for whoever takes their slot; then they are recovered again."""
+        self.events_handed_on += n
+        self.waiting.add(place, -n)
+        if self.checked:
+            self._check(n)
+
     # What they say.
 
     def ask(self, place: Place, count: Callable[[], int]) -> None:
@@ -110,7 +119,7 @@ class Books:
     def unaccounted(self) -> int:
         """Return the events the books cannot place: 0, or we have lost (above) or doubled (below) some."""
         taken = self.events_accepted + self.events_recovered
-        left = self.events_stored + self.events_dropped.total()
+        left = self.events_stored + self.events_dropped.total() + self.events_handed_on
         return taken - left - sum(count() for count in self._witnesses.values())
 
     def differing(self) -> dict[Place, tuple[int, int]]:

@@ -206,6 +206,11 @@ def _rows() -> Iterator[Metric]:
     yield counter(
         "events_dropped", "Acknowledged events lost, by why", lambda m: m.books.events_dropped.by_label(), "reason"
     )
+    yield counter(
+        "events_handed_on",
+        "Events left on disk in a slot that was let go, for others waited; recovered again later",
+        lambda m: m.books.events_handed_on,
+    )
     yield gauge(
         "events_unaccounted",
         "Events the books cannot place; anything but 0 is a bug of ours",

@@ -15,6 +15,7 @@ import pytest
 
 from ingest.disk.lane import Lane
 from ingest.disk.slots import Slot
+from ingest.spool import adoption
 from ingest.spool.backlog import Backlog
 from ingest.spool.places import Places
 from ingest.spool.spool import Spool
@@ -395,6 +396,64 @@ def test_c1_an_adopted_slot_is_kept_while_something_in_it_is_unknown(bench):
             await bench.store(await waiting.next() or await waiting.next())
             assert await bench.one_pass() == []
             assert (waiting.adopted, waiting.unknown) == (0, 0)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def few_slots(monkeypatch):
+    """Of slots of dead processes two are held, one more is taken at a time, and after two looks room is made."""
+    for name, value in (("ADOPTED_MAX", 2), ("ADOPT_AT_ONCE", 1), ("STANDS_AFTER", 2), ("limit", lambda: 2)):
+        monkeypatch.setattr(adoption, name, value)
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_slots_that_do_not_become_empty_take_turns_and_what_lies_behind_them_is_found(bench):
+    held = [Slot.take_first_free(bench.disk, bench.base) for _ in range(5)]
+    for number, slot in enumerate(held):
+        bench.leave(key(number), 2, slot.path)
+        slot.release()
+
+    async def main():
+        async with bench.open() as waiting:
+            adopting = adoption.Adoption(bench.disk, bench.base, bench.lane, waiting)
+            await adopting.look()
+            lent = await waiting.next()
+            seen = set()
+            for _ in range(20):
+                await adopting.look()
+                assert waiting.adopted <= 3
+                assert waiting.unknown == 0
+                seen.update(await bench.one_pass())
+            assert seen == {key(number) for number in range(1, 5)}, "all but the one that is lent, and stays held"
+            books = bench.metrics.books
+            assert books.events_handed_on == books.events_recovered - waiting.events > 8
+            await bench.store(lent)
+            while books.events_stored < 10:
+                if (letter := await waiting.next()) is not None:
+                    await bench.store(letter)
+                else:
+                    await adopting.look()
+            assert await bench.one_pass() == []
+            assert (waiting.adopted, waiting.files, waiting.size) == (0, 0, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_slots_are_let_go_only_where_others_wait(bench):
+    held = [Slot.take_first_free(bench.disk, bench.base) for _ in range(2)]
+    for number, slot in enumerate(held):
+        bench.leave(key(number), 2, slot.path)
+        slot.release()
+
+    async def main():
+        async with bench.open() as waiting:
+            adopting = adoption.Adoption(bench.disk, bench.base, bench.lane, waiting)
+            for _ in range(12):
+                await adopting.look()
+            assert waiting.adopted == 2
+            assert (bench.metrics.books.events_recovered, bench.metrics.books.events_handed_on) == (4, 0)
 
     asyncio.run(main())
 

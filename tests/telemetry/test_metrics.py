@@ -30,6 +30,7 @@ CONTRACT = {
     ("estat_events_recovered_total", ""),
     ("estat_events_stored_total", ""),
     ("estat_events_dropped_total", "reason"),
+    ("estat_events_handed_on_total", ""),
     ("estat_events_pending", "place"),
     ("estat_events_unaccounted", ""),
     ("estat_put_errors_total", "reason"),

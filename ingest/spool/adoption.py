@@ -1,0 +1,95 @@
+"""Adoption: the slots of processes that are gone, taken a few at a time.
+
+Owns how many are held at once, because each costs a descriptor until it is emptied: `ADOPTED_MAX`; more if those that
+are held do not become empty, because files that the store refuses keep a slot for days and others may hold files that
+it takes; `ADOPTED_LIMIT`, and a sixteenth of the descriptors, at the very most. From there on slots take turns: those
+that are held longest are let go with their files, and come again when all others had their turn.
+Promises that no slot waits for ever. Never reads a file.
+"""
+
+from __future__ import annotations
+
+import resource
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+
+from ingest.disk import ADOPT_AT_ONCE, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ingest.disk import Filesystem, Lane
+
+ADOPTED_MAX: Final = 32
+ADOPTED_LIMIT: Final = 1024
+STANDS_AFTER: Final = 10
+"""Looks in a row that found no room, after which it is made."""
+
+log = structlog.get_logger()
+
+
+class Holder(Protocol):
+    """A place whose files lie in slots."""
+
+    @property
+    def adopted(self) -> int:
+        """How many slots of dead processes are held."""
+
+    async def adopt(self, slots: Iterable[Slot]) -> None:
+        """Take over slots of processes that are gone."""
+
+    async def hand_on(self, at_most: int) -> None:
+        """Let so many go with their files, those first that are held longest."""
+
+
+class Adoption:
+    """See the module's text."""
+
+    __slots__ = ("_at_most", "_base", "_fs", "_holder", "_lane", "_last", "_stood")
+
+    def __init__(self, fs: Filesystem, base: Path, lane: Lane, holder: Holder) -> None:
+        self._fs = fs
+        self._base = base
+        self._lane = lane
+        self._holder = holder
+        self._at_most = ADOPTED_MAX
+        self._stood = 0
+        """Looks in a row that found no room."""
+        self._last = -1
+        """The number of the slot that was adopted last: the next one is above it."""
+
+    async def look(self) -> bool:
+        """Adopt a few free slots; True if there may be more."""
+        holder = self._holder
+        if holder.adopted < ADOPTED_MAX:
+            self._at_most = ADOPTED_MAX
+        self._stood = self._stood + 1 if holder.adopted >= self._at_most else 0
+        room = self._at_most - holder.adopted
+        if self._stood >= STANDS_AFTER:
+            self._stood = 0
+            self._at_most = min(self._at_most + ADOPT_AT_ONCE, limit())
+            room = self._at_most + ADOPT_AT_ONCE - holder.adopted
+        room = min(room, ADOPT_AT_ONCE)
+        if room <= 0:
+            return True
+        found = await self._lane.run(partial(Slot.adopt_free, self._fs, self._base, at_most=room, after=self._last))
+        for error in found.unread:
+            log.warning("slots_not_read", path=str(self._base), error=str(error), hint=error.hint)
+        for slot in found.slots:
+            log.info("slot_adopted", path=str(slot.path))
+            self._last = slot.number
+        if (over := holder.adopted + len(found.slots) - self._at_most) > 0:
+            await holder.hand_on(over)
+        await holder.adopt(found.slots)
+        return len(found.slots) == room
+
+
+def limit() -> int:
+    """Return how many slots may be held at the very most."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return ADOPTED_LIMIT
+    return max(min(ADOPTED_LIMIT, descriptors // 16), ADOPTED_MAX)
