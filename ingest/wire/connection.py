@@ -275,8 +275,10 @@ class Connection(asyncio.Protocol):
         """Read again, if nothing else holds it up."""
         reader = self._reader
         is_free = self.ending is _OPEN and not self._input and (reader is None or reader.unpacking is None)
-        if (is_free and self._flow.stalled_until is None) or self.ending is Ending.LINGERING:
-            self._flow.go_on()
+        flow = self._flow
+        # After its end an input that is read again would end again.
+        if not flow.ended and ((is_free and flow.stalled_until is None) or self.ending is Ending.LINGERING):
+            flow.go_on()
 
     @property
     def is_over(self) -> bool:

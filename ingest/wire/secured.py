@@ -163,11 +163,14 @@ class Secured(asyncio.Transport, asyncio.Protocol):
 
     def step(self) -> None:
         """Go on with the handshake, which was waited for, and with what came behind it."""
+        if not self._transport.is_reading() and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._take_step()
+
+    def _take_step(self) -> None:
         self._waits = False
         if self._phase is not _HANDSHAKE or self._transport.is_closing():
             return
-        if not self._transport.is_reading():
-            self._transport.resume_reading()
         is_done = self._shake_hands()
         self._connection.hold_sealed(self._incoming.pending)
         if is_done:
@@ -176,7 +179,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep our half open, as without TLS; a handshake that is cut off is over."""
         if self._waits:
-            self.step()  # the end of the handshake, a request and the end of the stream may come together
+            self._take_step()  # the end of the handshake, a request and the end of the stream may come together
         if self._phase is _HANDSHAKE:
             return False
         self._hear_end()

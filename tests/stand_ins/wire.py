@@ -127,6 +127,8 @@ class FakeTransport:
         self.closing = False
         self.gone = False
         self.half_closed = False
+        self.ended = False
+        """The client has ended its half, and the protocol knows."""
         self.end_seen_at: float | None = None
         self.reset = False
         self._high = 65536
@@ -191,6 +193,8 @@ class FakeTransport:
     def resume_reading(self) -> None:
         if not self.closing and not self.reading:
             self.reading = True
+            if self.ended:  # as uvloop has it
+                self.kernel.append(None)
             self.loop.call_soon(self._deliver)
 
     # What the client does.
@@ -220,6 +224,9 @@ class FakeTransport:
         while self.kernel and self.reading and not self.gone:
             data = self.kernel.popleft()
             if data is None:
+                assert not self.ended, "its end is heard twice"
+                self.ended = True
+                self.reading = False
                 if not self.protocol.eof_received():
                     self.close()
                 return
