@@ -148,7 +148,7 @@ class Connection(asyncio.Protocol):
         self.write = transport.write
         name = transport.get_extra_info("peername")
         self.peer = tick.encoder.peer(name[0] if name else "")
-        self.deadline = tick.loop_time() + tick.limits.idle_timeout
+        self.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
         if not tick.crowd.admit(self, self._door.spare):
             self.leave_with(tick.book.plain.refused_close, linger=tick.crowd.watch(self))
         else:
@@ -157,8 +157,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Queue a read for the turn; after a large one no more is taken until it is fed."""
         tick = self._tick
-        reads = tick.reads
-        if (len(data) > SLICE or len(reads) >= tick.uncounted) and not self._finds_room(data):
+        arrivals = tick.arrivals
+        reads = arrivals.reads
+        if (len(data) > SLICE or len(reads) >= arrivals.uncounted) and not self._finds_room(data):
             return
         if not reads:
             tick.schedule()
@@ -169,7 +170,7 @@ class Connection(asyncio.Protocol):
         if len(data) > SLICE:
             # The loop reads a socket up to 32 times a turn while its buffer comes back full.
             self._flow.pause()
-        if self._tick.has_room(len(data)):
+        if self._tick.arrivals.has_room(len(data)):
             return True
         self._overrun = True
         self._go_slowly()
@@ -185,7 +186,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop feeding: the client reads slower than it asks."""
-        self._stall(self._tick.read_deadline)
+        self._stall(self._tick.clocks.read_deadline)
 
     def resume_writing(self) -> None:
         """Go on with what was read meanwhile."""
@@ -222,7 +223,7 @@ class Connection(asyncio.Protocol):
         elif was_idle and len(turn.lines) == events + 1 and len(turn.entries) == answers + 1:
             self.whole = self._is_clear()
             if turn.entries[answers][3] == 1 and (self.whole or self.ending is Ending.LAST_ANSWER):
-                tick.short_way.learn(data, tick.now)
+                tick.short_way.learn(data, tick.clocks.now)
 
     def answered(self, size: int) -> None:
         """One answer that waited for the disk has been written. The last one ends a stall, whatever others are owed."""
@@ -237,7 +238,7 @@ class Connection(asyncio.Protocol):
         ):
             self._unstall()
         elif not self.pending and self._place is _IDLE:
-            self.deadline = tick.loop_time() + tick.limits.idle_timeout
+            self.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
             if tick.draining:
                 self.drain()
 
@@ -261,7 +262,7 @@ class Connection(asyncio.Protocol):
             return
         if self.ending is Ending.LINGER and not flow.ended:
             self.ending = Ending.LINGERING
-            self.deadline = self._tick.loop_time() + LINGER_SECONDS
+            self.deadline = self._tick.clocks.loop_time() + LINGER_SECONDS
             flow.half_close()
         else:
             flow.close()
@@ -316,7 +317,7 @@ class Connection(asyncio.Protocol):
         if rule.on_expiry == "abort":
             self.abort()
         else:
-            self.deadline = self._tick.now + LINGER_SECONDS
+            self.deadline = self._tick.clocks.now + LINGER_SECONDS
             self.end(linger=False)
             if not self.pending:
                 self.finish()
@@ -348,7 +349,7 @@ class Connection(asyncio.Protocol):
         self._sealed = size
         self.held += more
         tick.budget.requests += more
-        if more > 0 and tick.budget.requests > tick.limits.unfinished and not tick.reads:
+        if more > 0 and tick.budget.requests > tick.limits.unfinished and not tick.arrivals.reads:
             tick.schedule(waits=False)
 
     def turn_away(self, error: ClientError) -> None:
@@ -373,7 +374,7 @@ class Connection(asyncio.Protocol):
 
     def entered(self, state: State) -> None:
         """Move the deadline: nothing else does, but what held the client up."""
-        self.deadline = self._tick.idle_deadline if state is _IDLE else self._tick.read_deadline
+        self.deadline = self._tick.clocks.idle_deadline if state is _IDLE else self._tick.clocks.read_deadline
 
     def end(self, *, linger: bool) -> None:
         """Answer nothing after this; the turn finishes the connection when its answers are written."""
@@ -408,9 +409,9 @@ class Connection(asyncio.Protocol):
     def _come_again(self) -> None:
         """Have a turn feed what is here, or find that nothing more will come."""
         tick = self._tick
-        if not tick.reads:
+        if not tick.arrivals.reads:
             tick.schedule(waits=False)
-        tick.reads.append((self, b""))
+        tick.arrivals.reads.append((self, b""))
 
     def _is_clear(self) -> bool:
         """Tell whether the next read begins between two requests, with nothing before it."""
@@ -511,7 +512,7 @@ class Connection(asyncio.Protocol):
         if self.ending is _OPEN:
             # What the client sent meanwhile could not be read: that time was not its own.
             tick = self._tick
-            self.deadline = max(self.deadline, tick.loop_time() + tick.limits.read_timeout)
+            self.deadline = max(self.deadline, tick.clocks.loop_time() + tick.limits.read_timeout)
             self._come_again()
 
     def _hold(self) -> None:

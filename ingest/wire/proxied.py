@@ -41,7 +41,7 @@ class Proxied(asyncio.Protocol):
         self._transport = transport
         connection.connection_made(transport)
         if connection.peer.trusted and not connection.is_over:
-            connection.deadline = tick.loop_time() + tick.limits.read_timeout
+            connection.deadline = tick.clocks.loop_time() + tick.limits.read_timeout
         else:
             transport.set_protocol(connection)
 
@@ -67,7 +67,7 @@ class Proxied(asyncio.Protocol):
         if not self._tick.crowd.admit_told(connection):
             connection.leave_with(self._tick.book.plain.refused_close, linger=self._tick.crowd.watch(connection))
             return
-        connection.deadline = self._tick.loop_time() + self._tick.limits.idle_timeout
+        connection.deadline = self._tick.clocks.loop_time() + self._tick.limits.idle_timeout
         if len(data) > header.size:
             connection.data_received(data[header.size :])
 

@@ -315,7 +315,7 @@ class RequestReader:
             self._add_by_row(request, request.row)
             return
         tick = self._tick
-        encoder = tick.encoder
+        encoder, seconds = tick.encoder, tick.clocks.seconds
         answers = request.answers
         keep_alive = request.keep_alive
         line: Line
@@ -324,13 +324,13 @@ class RequestReader:
             if request.query or request.key != "":
                 line = self._encode_more(request, fields)
             else:
-                line = encoder.encode_body(tick.seconds, owner.peer, fields)
+                line = encoder.encode_body(seconds, owner.peer, fields)
             answer = answers.stored if keep_alive else answers.stored_close
         else:
             if request.key:
                 line = self._encode_more(request, encoder.fields(b"", request.head))
             else:
-                line = encoder.encode_query(tick.seconds, owner.peer, encoder.fields(request.query, request.head))
+                line = encoder.encode_query(seconds, owner.peer, encoder.fields(request.query, request.head))
             answer = answers.pixel if keep_alive else answers.pixel_close
         if isinstance(line, ClientError):
             self._refuse_event(request, line)
@@ -470,7 +470,7 @@ class RequestReader:
         fields = tick.encoder.fields(b"", request.head)
         if tick.access is not None and items.count > 1:
             tick.access.count(owner.peer, fields, items.count - 1)
-        lines = tick.encoder.encode_items(tick.seconds, owner.peer, fields, request.query, items, request.key)
+        lines = tick.encoder.encode_items(tick.clocks.seconds, owner.peer, fields, request.query, items, request.key)
         if isinstance(lines, ClientError):
             self._refuse_event(request, lines)
             return
@@ -486,7 +486,7 @@ class RequestReader:
             line = key
         else:
             line = tick.encoder.encode_told(
-                tick.seconds,
+                tick.clocks.seconds,
                 self._owner.peer,
                 tick.encoder.fields(request.body, request.head),
                 row.path,
@@ -581,7 +581,7 @@ class RequestReader:
         key = self._key_of(request, _PLAIN_KEYS)
         if isinstance(key, ClientError):
             return key
-        return tick.encoder.encode_both(tick.seconds, self._owner.peer, fields, request.query, key)
+        return tick.encoder.encode_both(tick.clocks.seconds, self._owner.peer, fields, request.query, key)
 
     def _key_of(self, request: Request, places: Sequence[KeyPlace]) -> str | ClientError:
         """Return the name of the request's key, which its body may have to tell, or why there is none."""

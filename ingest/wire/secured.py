@@ -142,7 +142,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._transport = transport
         connection.connection_made(self)
         if not connection.is_over:
-            connection.deadline = tick.loop_time() + tick.limits.read_timeout
+            connection.deadline = tick.clocks.loop_time() + tick.limits.read_timeout
 
     def data_received(self, data: bytes) -> None:
         """Go on with the handshake, or hand over what the records say."""
@@ -247,7 +247,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         tick.metrics.handshakes.add(Handshake.DONE)
         self._flush()
         if not connection.is_over:
-            connection.deadline = tick.loop_time() + tick.limits.idle_timeout
+            connection.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
         if self._early:
             self.write(self._early)
             self._early = b""

@@ -2,7 +2,7 @@
 
     data_received (many)  ->  run: parse every read, encode every line  ->  commit once  ->  answer all, in order
 
-Owns the reads of a turn, and what all connections share: limits, clock readings of the turn, the answers' texts.
+Owns the turn, and what all connections share: limits, clocks, what has arrived, the answers' texts.
 Promises that nothing is answered before its commit is settled, and that the answers of one connection keep the order of
 its requests. Never parses, never writes to disk: `Connection` does the first, the injected `commit` the second.
 
@@ -12,10 +12,10 @@ of code serve all 15-25 requests of a busy turn, and the answers leave in one bu
 A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way,
 whatever came of them, it commits and lets the loop read. The loop accepts a few connections between two turns, so that
 a turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
-Bytes count from the read on (`bytes_unread`, then `held`, until their line is in the batch): a read that finds no room
-in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused, so that
-slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are dropped.
-Answers that wait for the disk have as much; beyond that who is owed one is read no further.
+Bytes count from the read on, as `arrivals`, then in the `Budget`, until their line is in the batch: a read that finds
+no room in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused,
+so that slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are
+dropped. Answers that wait for the disk have as much; beyond that who is owed one is read no further.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Final
 
 from ingest.telemetry import Answer, Overdue
+from ingest.wire.arrivals import Arrivals
+from ingest.wire.clocks import Clocks
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import FULL_TURN, SHORT_TURN, SLICE, SMALL_READ, TURN_BYTES, UNPACKING_SECONDS
+from ingest.wire.limits import FULL_TURN, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ingest.event import Access, ClientError, EventEncoder, Pages
     from ingest.telemetry import Budget, Metrics
@@ -57,43 +59,32 @@ class Tick:
     """
 
     __slots__ = (
-        "_bytes_unread",
         "_commit",
-        "_counted",
         "_gathering",
-        "_held_back",
-        "_late",
         "_loop",
         "_newcomers",
         "_refusing",
         "_sleep",
         "_stopwatch",
         "_take",
-        "_uncounted",
         "_unpacks_until",
-        "_wall_clock",
         "access",
+        "arrivals",
         "arrived",
         "book",
         "budget",
+        "clocks",
         "closing",
         "crowd",
         "deferred",
         "draining",
         "encoder",
-        "idle_deadline",
         "limits",
-        "loop_time",
         "metrics",
-        "now",
         "owed",
         "pages",
-        "read_deadline",
-        "reads",
-        "seconds",
         "short_way",
         "turn",
-        "uncounted",
     )
 
     def __init__(
@@ -119,8 +110,7 @@ class Tick:
         # For the process's life.
         self._loop = loop
         self._commit = commit
-        self.loop_time = loop.time
-        self._wall_clock = wall_clock
+        self.clocks = Clocks(limits, loop.time, wall_clock)
         self._stopwatch = stopwatch
         self._sleep = sleep
         self.limits = limits
@@ -141,40 +131,27 @@ class Tick:
         self._gathering = Gathering()
         self._newcomers = False
         """From a new connection until the next turn."""
-        self._uncounted = budget.limit // 8 // SLICE
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
 
         # For one turn.
-        self.reads: list[tuple[Member, bytes]] = []
-        self._late: list[tuple[Member, bytes]] = []
-        """Reads that the last turn has left to this one."""
-        self.uncounted = self._uncounted
-        """So many reads of a slice at most find room in any case, and are not looked at when they come; none while
-        reads are late."""
-        self._bytes_unread = 0
-        """Bytes of what is late, and of the first reads: so many of them as are `_counted`."""
-        self._counted = 0
-        self._held_back: set[Member] = set()
-        """Those whose reads these are: they are not read meanwhile."""
+        self.arrivals = Arrivals(budget)
         self._unpacks_until = 0.0
         """From the turn's first body that is unpacked on: when there is no more time for it, on the stopwatch."""
         self.closing: list[Member] = []
-        self.seconds = 0
-        self.now = self.idle_deadline = self.read_deadline = 0.0
         self.read_clocks()
-        self.turn = Turn(self.seconds)
+        self.turn = Turn(self.clocks.seconds)
 
     def schedule(self, *, waits: bool = True) -> None:
         """Have `run` called once the kernel has handed over all it has; the caller appends the turn's first read.
 
         A turn that is owed to bytes already here, or to the end of input, never waits for company.
         """
-        if self._late:
+        if self.arrivals.late:
             return  # a turn is on its way already
         # The loop's own clock stands still from one poll to the next, and with it a slow disk would be a fast one.
         self.arrived = self._stopwatch()
-        gathers = waits and self._gathering.pays(self.loop_time())
+        gathers = waits and self._gathering.pays(self.clocks.loop_time())
         self._loop.call_soon(self._gather if gathers else self.run)
 
     def joined(self) -> None:
@@ -184,25 +161,21 @@ class Tick:
 
     def _gather(self) -> None:
         """Let more arrive, which the loop then reads before it calls `run`."""
-        self._gathering.waits(len(self.reads))
+        self._gathering.waits(len(self.arrivals.reads))
         self._sleep(GATHER_SECONDS)
         self._loop.call_soon(self.run)
 
     def run(self) -> None:
         """Do one turn's work."""
-        reads = self.reads
-        if self._late:
-            reads = self._in_order()
-            self._late = []
-        self.reads = []
-        self._counted = 0
+        arrivals, clocks = self.arrivals, self.clocks
+        reads = arrivals.take()
         self.read_clocks()
         if reads:
-            self._gathering.ran(reads, len(self.crowd.admitted), self.now)
-        turn = self.turn = Turn(self.seconds, self.arrived, self._settled)
+            self._gathering.ran(reads, len(self.crowd.admitted), clocks.now)
+        turn = self.turn = Turn(clocks.seconds, self.arrived, self._settled)
         answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
         self._unpacks_until = 0.0
-        take, idle_deadline = self._take, self.idle_deadline
+        take, idle_deadline = self._take, clocks.idle_deadline
         left = iter(reads)
         while feeds and len(turn.entries) < answers and turn.size < TURN_BYTES:
             try:
@@ -218,21 +191,10 @@ class Tick:
             self._refuse_largest()
         self._finish(turn)
         self._newcomers = False
-        late = self._late = list(left)
-        if late or self._held_back:
-            self._hold_back({connection for connection, _ in late})
-        self._bytes_unread = _bytes_of(late) if late else 0
-        self.uncounted = 0 if late else self._uncounted
-        if late and not self.reads:
+        late = list(left)
+        arrivals.leave(late)
+        if late and not arrivals.reads:
             self._loop.call_soon(self.run)
-
-    def _hold_back(self, waiting: set[Member]) -> None:
-        """Read nothing more of who waits for a turn: else small pieces come faster than turns can feed them."""
-        before, self._held_back = self._held_back, waiting
-        for connection in before - waiting:
-            connection.go_on()
-        for connection in waiting - before:
-            connection.wait()
 
     def _met(self, error: Exception, connection: Member) -> None:
         connection.abort()
@@ -256,23 +218,6 @@ class Tick:
                 if not connection.pending:
                     connection.finish()
 
-    def _in_order(self) -> list[tuple[Member, bytes]]:
-        """Return what was left and what came meanwhile: who sends little does not wait for who sends a lot.
-
-        All others take turns: who was served comes again behind those that were left. Else a few that send without end
-        would hold up everybody who was left once.
-        """
-        first, rest = [], []
-        waiting = set()
-        for read in (*self._late, *self.reads):
-            connection, data = read
-            if 0 < len(data) <= SMALL_READ and connection not in waiting:
-                first.append(read)
-            else:
-                waiting.add(connection)
-                rest.append(read)
-        return first + rest
-
     def _refuse_largest(self) -> None:
         """Have unfinished requests hold no more than they may; some room is made, because looking costs too."""
         enough = self.limits.unfinished * 7 // 8
@@ -280,21 +225,6 @@ class Tick:
             if self.budget.requests <= enough:
                 break
             connection.refuse()
-
-    @property
-    def bytes_unread(self) -> int:
-        """Bytes that were read and are not fed yet. Each read is counted once, however often this is asked."""
-        if self._counted < len(self.reads):
-            self._bytes_unread += _bytes_of(self.reads[self._counted :])
-            self._counted = len(self.reads)
-        return self._bytes_unread
-
-    def has_room(self, size: int) -> bool:
-        """Tell whether a read of so many bytes finds room beside all that is held, and what was read before it."""
-        unread = self.bytes_unread + size
-        budget = self.budget
-        # Where batches have taken all there is, events are still read, to be refused one by one.
-        return unread <= budget.limit // 8 or not budget.lacks(unread)
 
     def _drop_slowest(self) -> None:
         """Have unsent answers take no more than they may."""
@@ -309,14 +239,10 @@ class Tick:
 
     def read_clocks(self) -> None:
         """Read both clocks, once for the turn: wall time stamps events, monotonic time sets deadlines."""
-        self.encoder.wall = wall = self._wall_clock()
-        seconds = int(wall)
-        if seconds != self.seconds:
-            self.seconds = seconds
-            self.book.turn(seconds)
-        now = self.now = self._loop.time()
-        self.idle_deadline = now + self.limits.idle_timeout
-        self.read_deadline = now + self.limits.read_timeout
+        clocks = self.clocks
+        if clocks.read():
+            self.book.turn(clocks.seconds)
+        self.encoder.wall = clocks.wall
 
     def busy(self) -> bool:
         """Tell whether a connection is still owed an answer, or sends a request."""
@@ -350,7 +276,7 @@ class Tick:
     def sweep(self) -> None:
         """Close what has outlived its deadline. Called about twice a second; a deadline is late by at most that."""
         self.read_clocks()
-        now = self.now
+        now = self.clocks.now
         overdue = [connection for connection in self.crowd if connection.is_overdue(now)]
         for connection in overdue:
             connection.expire()
@@ -362,11 +288,12 @@ class Tick:
         """From now on every answer ends its connection; idle connections end at once."""
         self.draining = True
         self._take = _left_to_the_parser
+        arrivals = self.arrivals
         until = self._stopwatch() + DRAIN_SECONDS
-        while (self.reads or self._late) and self._stopwatch() < until:
+        while (arrivals.reads or arrivals.late) and self._stopwatch() < until:
             self.run()
         # What is left is answered in turns, for a signal must not wait for a long body; its answers say the rest.
-        left = {connection for connection, _ in (*self.reads, *self._late)}
+        left = {connection for connection, _ in (*arrivals.reads, *arrivals.late)}
         for connection in list(self.crowd.admitted):
             if connection not in left or connection.held:
                 connection.drain()
@@ -380,7 +307,3 @@ class Tick:
 def _left_to_the_parser(reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:  # noqa: ARG001 - `ShortWay.take`'s shape
     """Take nothing: only the parser's way says `Connection: close`."""
     return next(reads, None)
-
-
-def _bytes_of(reads: Sequence[Read]) -> int:
-    return sum([len(data) for _, data in reads])

@@ -141,7 +141,7 @@ def test_who_brings_one_event_and_ends_goes_the_short_way(fed, data, deferred):
     assert answer.headers["Connection"] == "close"
     assert client.closed
     assert len(wire.records) == 1
-    assert (wire.budget.requests, wire.tick.bytes_unread, len(wire.tick.crowd.admitted)) == (0, 0, 0)
+    assert (wire.budget.requests, wire.tick.arrivals.unread, len(wire.tick.crowd.admitted)) == (0, 0, 0)
 
 
 def test_the_answer_is_the_one_of_its_kind_and_origin(fed):

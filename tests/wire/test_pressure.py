@@ -110,7 +110,7 @@ def test_a_fast_sender_is_held_back_after_one_read_of_the_loop():
     client.transport.receive(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 7000)
     for _ in range(3):
         client.transport.receive(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 7000)
-    assert sum(len(data) for _, data in wire.tick.reads) <= READ_BYTES
+    assert sum(len(data) for _, data in wire.tick.arrivals.reads) <= READ_BYTES
     wire.loop.settle()
     assert len(client.answers()) == 4 * 7000
 
@@ -199,10 +199,10 @@ def test_bytes_count_when_they_are_read_E3(count, events):
     clients = [wire.connect() for _ in range(count)]
     for client in clients:
         client.transport.receive(post(b"x" * 100) * events)
-        assert wire.tick.bytes_unread <= 1_000_000
-        assert sum(len(data) for _, data in wire.tick.reads) == wire.tick.bytes_unread
+        assert wire.tick.arrivals.unread <= 1_000_000
+        assert sum(len(data) for _, data in wire.tick.arrivals.reads) == wire.tick.arrivals.unread
     wire.loop.settle()
-    assert wire.tick.bytes_unread == wire.budget.requests == 0
+    assert wire.tick.arrivals.unread == wire.budget.requests == 0
     for client in clients:
         statuses = client.statuses
         assert statuses[-1] == 503 or statuses == [200] * events
@@ -274,7 +274,7 @@ def test_a_turn_is_bounded_whatever_is_sent_and_who_sends_little_is_served_in_th
         client.transport.receive(sent)
     prober.transport.receive(request("GET", "/health"))
     wire.loop.turn()
-    assert reads_at_least <= len(greedy) + 1 - len(wire.tick._late) <= 64
+    assert reads_at_least <= len(greedy) + 1 - len(wire.tick.arrivals.late) <= 64
     assert prober.statuses == []
     wire.loop.turn()
     assert prober.statuses == [200]
@@ -351,7 +351,7 @@ def test_who_sends_in_small_pieces_is_read_no_faster_than_turns_feed_them():
                 client.transport.receive(b"1\r\nx\r\n")
                 sent[client.connection] += 1
         wire.loop.turn()
-        waiting.append(len(wire.tick.reads) + len(wire.tick._late))
+        waiting.append(len(wire.tick.arrivals.reads) + len(wire.tick.arrivals.late))
     assert max(waiting) <= 2 * len(crowd)
     last.transport.receive(post(b"honest"))
     for _ in range(2 * len(crowd) // 64 + 2):

@@ -41,7 +41,7 @@ class WatchedTick(Tick):
     most_read = most_unsent = 0
 
     def run(self) -> None:
-        self.most_read = max(self.most_read, sum(len(data) for _, data in self.reads))
+        self.most_read = max(self.most_read, sum(len(data) for _, data in self.arrivals.reads))
         super().run()
         for connection in self.crowd:
             transport = connection._flow._transport
