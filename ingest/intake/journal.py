@@ -18,7 +18,7 @@ The journal latches: everything is refused until a probe goes through. A descrip
 synced again, for the kernel may have dropped the dirty pages and report success; nor is one whose truncate failed
 written again. The batch is then rewritten from memory into a temporary that is published over the segment's name. If
 that fails too, the batch seals at its last acknowledged event and uploads from memory, and the old segment stays
-until its object is stored.
+until its object is stored, or until a later try to rewrite it succeeds.
 
 A file may also lose its name, because somebody removed or moved the folder: then lines go where recovery never looks.
 `watch` looks twice a second. A segment without its name is broken, and is rewritten as above; a lock without its name
@@ -33,6 +33,7 @@ Never reads a segment (that is `backlog`), never puts an object.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 PROBE_BYTES: Final = 65536
 WATCH_SECONDS: Final = 0.5
 NAME_LOST: Final = "its name is gone: let nothing but this process remove or move files there"
+LOOKS_BETWEEN_REWRITES: Final = 10
 WATCHED: Final = OPEN | {SegmentState.SEALED}
 
 log = structlog.get_logger()
@@ -169,6 +171,8 @@ class Journal:
         # After a failure.
         self._broken: list[Batch] = []
         """Batches whose segment is to be rewritten; while there is one nothing is answered."""
+        self._unwritten: list[Batch] = []
+        """Sealed batches whose rewrite has failed: until one succeeds, or the batch is safe elsewhere."""
         self._mender = Mender(fs, slot, lane)
         self._latch = Latch(
             slot, metrics, mend=self._rewrite_all, probe=self._mender.probe, is_whole=lambda: not self._broken
@@ -381,7 +385,7 @@ class Journal:
         await self._commits.synced(segment)  # the descriptor is in the executor's hands until its sync returns
         self._close(segment)
         if segment.state is not SegmentState.BROKEN:
-            return  # it was stored meanwhile
+            return  # it is safe elsewhere meanwhile
         batch.hold_buffer()
         try:
             rewritten = await self._mender.rewrite(batch.key, segment.path, batch.lines)
@@ -406,15 +410,28 @@ class Journal:
             segment.enter(SegmentState.SEALED)
 
     def _not_rewritten(self, batch: Batch, error: StorageError) -> None:
+        if batch in self._unwritten:
+            return
+        self._unwritten.append(batch)
         log.error("segment_rewrite_failed", key=batch.key, error=str(error), hint=error.hint)
         batch.on_broken()
+
+    async def _rewrite_late(self) -> None:
+        """Try again what could not be rewritten: while neither store nor spool takes it, it is in memory alone."""
+        for batch in list(self._unwritten):
+            segment = _segment_of(batch)
+            await self._rewrite(batch, segment)
+            if segment.state is not SegmentState.BROKEN:
+                self._unwritten.remove(batch)
 
     # When a name is lost.
 
     async def watch(self) -> None:
         """Look twice a second whether the lock and the segments still have their names, until cancelled."""
-        while True:
+        for looks in itertools.count():
             await asyncio.sleep(WATCH_SECONDS)
+            if self._unwritten and not self._latch.on and looks % LOOKS_BETWEEN_REWRITES == 0:
+                await self._rewrite_late()
             watched = [(batch, _segment_of(batch)) for batch in self._batches]
             looked = await self._names.look(segment for _, segment in watched if segment.state in WATCHED)
             if looked is None:

@@ -8,13 +8,13 @@ disk.
 | ------- | ---------------------------------- | -------------------------------------------------------------- |
 | created | `Journal.begin`                    | it takes lines; a power cut may take its name                  |
 | named   | `Journal._sync_done`, `_rewritten` | it takes lines; its name and the folders above it are synced   |
-| broken  | `Journal._fail`, `_lose_name`      | its end, its last sync or its name is in doubt: it takes none  |
+| broken  | `Journal._fail`                     | its end, its last sync or its name is in doubt: it takes none  |
 | sealed  | `Journal._pass_on`, `_rewritten`   | its descriptor is closed, its batch is on its way              |
 | kept    | `Journal.retain`                   | the backlog has it; the journal does not touch it again        |
 | removed | `Journal.release`                  | its batch is safe elsewhere; the file goes                     |
 
 `FOLLOWS` has the changes. A broken segment that is rewritten becomes named, or sealed if its batch is on its way. If it
-cannot be rewritten it stays broken until it is removed.
+cannot be rewritten it stays broken until a later try succeeds, or it is removed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import errno
 
 import pytest
 
-from ingest.intake.journal import WATCH_SECONDS
+from ingest.intake.journal import LOOKS_BETWEEN_REWRITES, WATCH_SECONDS
 from tests.intake.test_journal import committed, in_journal, is_rewrite, on_disk, refused, said, segments
 from tests.model.world import World
 
@@ -225,3 +225,31 @@ def test_c9_a_batch_that_neither_store_nor_disk_takes_is_written_anew_from_its_c
     assert len(said(world, "journal_resumed")) == 1
     world.store.down = False
     kill_and_recover(world, process, numbers)
+
+
+def test_c9_what_could_not_be_written_anew_is_written_when_the_disk_takes_it(journal):
+    world = journal(dlq_max_size_bytes="1")
+    process = world.start()
+    world.store.down = True
+    numbers = process.commit(3)
+    remove(world, folder(world) / "0" / "raw")
+    world.fs.fail("open", errno.ENOSPC, times=2, when=is_rewrite)
+    world.advance(NOTICED)
+    assert on_disk(world) == []
+    world.advance(3 * LOOKS_BETWEEN_REWRITES * WATCH_SECONDS)
+    assert len(said(world, "segment_rewrite_failed")) == 1
+    assert on_disk(world) == numbers
+    world.store.down = False
+    kill_and_recover(world, process, numbers)
+
+
+def test_c9_what_is_stored_meanwhile_is_not_written_anew(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    remove(world, folder(world) / "0" / "raw")
+    world.fs.fail("open", errno.ENOSPC, when=is_rewrite)
+    world.advance(3 * LOOKS_BETWEEN_REWRITES * WATCH_SECONDS)
+    assert sorted(world.stored_numbers()) == numbers
+    assert said(world, "segment_rewritten") == []
+    assert process.collector.journal._unwritten == []
