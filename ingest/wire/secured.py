@@ -163,9 +163,8 @@ class Secured(asyncio.Transport, asyncio.Protocol):
 
     def step(self) -> None:
         """Go on with the handshake, which was waited for, and with what came behind it."""
-        transport = self._transport
-        if self._phase is _HANDSHAKE and not transport.is_closing() and not transport.is_reading():
-            transport.resume_reading()
+        if self._phase is _HANDSHAKE and not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
         self._take_step()
 
     def _take_step(self) -> None:

@@ -302,6 +302,20 @@ def test_what_is_over_is_freed_without_the_collector_of_cycles(secure):
         gc.enable()
 
 
+def test_who_is_gone_before_the_step_of_its_handshake_is_forgotten(secure):
+    wire = secure()
+    clients = [TlsClient(wire) for _ in range(3 * STEPS)]
+    for client in clients:
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        client.plain.transport.receive(client._outgoing.read())
+        client.plain.transport.vanish()
+    wire.loop.settle()
+    assert wire.loop.failures == []
+    assert wire.metrics.connections == 0
+    assert TlsClient(wire).shake_hands().send(post(b"1")).statuses == [200]
+
+
 def test_of_too_many_handshakes_with_half_a_message_the_oldest_is_dropped_and_honest_ones_are_done(secure):
     wire = secure()
     honest = TlsClient(wire).shake_hands()
