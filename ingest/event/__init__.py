@@ -3,7 +3,7 @@
 from ingest.event.access import Access, Admitted, Origins, key_headers
 from ingest.event.batches import Items
 from ingest.event.client import Peer
-from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain
+from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain, unwrapped
 from ingest.event.line import COOKIE, EventEncoder, Line
 from ingest.event.pages import EMPTY, PIXEL, Page, Pages, unless_known
 from ingest.event.rates import network
@@ -91,4 +91,5 @@ __all__ = [
     "network",
     "routers",
     "unless_known",
+    "unwrapped",
 ]

@@ -15,6 +15,8 @@ finds them out. Bare deflate has none, so that zlib reads it, which is strict.
 from __future__ import annotations
 
 import zlib
+from binascii import Error as NotBase64
+from binascii import a2b_base64
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -38,6 +40,8 @@ STEP_OUT: Final = 64 * 1024
 _GZIP: Final = 31
 _ZLIB: Final = 15
 _RAW: Final = -15
+_FORM: Final = b"data="
+_ESCAPED: Final = ((b"%2B", b"+"), (b"%2F", b"/"), (b"%3D", b"="))
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _GZIP_HEAD: Final = 10
 _FLAGS_AT: Final = 3
@@ -71,6 +75,23 @@ def coding_of(content_encoding: Raw) -> Coding | None:
 def is_gzip(body: Raw) -> bool:
     """Tell whether a body begins as gzip does (RFC 1952 §2.3.1), and so as no text."""
     return body.startswith(_GZIP_MAGIC)
+
+
+def unwrapped(body: Raw) -> Raw:
+    """Return what a form with the one field `data` holds, if that is base64; any other body as it is.
+
+    Browsers send such a form from a page that is left, because it needs no preflight. Base64 has three characters that
+    are escaped in one.
+    """
+    if not body.startswith(_FORM):
+        return body
+    text = bytes(body[len(_FORM) :])
+    for escaped, character in _ESCAPED:
+        text = text.replace(escaped, character)
+    try:
+        return a2b_base64(text, strict_mode=True) or body
+    except NotBase64:
+        return body
 
 
 def inflate(body: Raw, coding: Coding, limit: int) -> Inflating:

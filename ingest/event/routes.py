@@ -56,7 +56,7 @@ class Event(NamedTuple):
     path: str = ""
     """Its path, if its line tells that: then its body, with as many events as it has, is one line."""
     unlabelled: bool = False
-    """Whether a body in gzip may come without a word about it."""
+    """Whether a body may come in gzip, or as base64 in a form, without a word about it."""
 
     def show(self, _: Pages) -> Page:
         """Return the answer as a page, for who asks for its head alone."""

@@ -41,6 +41,7 @@ from ingest.event import (
     is_gzip,
     is_plain,
     unless_known,
+    unwrapped,
 )
 from ingest.wire.answers import said_kept
 from ingest.wire.door import is_direct
@@ -437,6 +438,8 @@ class RequestReader:
                 refusal = row.oversize.decoded if row is not None and too_large else decoded
             else:
                 request.body = decoded
+        if row is not None and row.unlabelled and refusal is None:
+            request.body = unwrapped(request.body)
         if request.takes is _ITEMS and refusal is None:
             items = yield from self._tick.encoder.unpack(request.body, request.head.get(CONTENT_TYPE, b""))
             if isinstance(items, ClientError):

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import zlib
+from urllib.parse import quote
 
 import pytest
 
@@ -109,6 +110,22 @@ def test_gzip_without_a_word_is_decoded_where_posthogs_browser_half_sends_it(fee
     assert client.statuses == [200, 200, 200, 400, 200]
     assert wire.events == [BODY, BODY, "", ""]
     assert base64.b64decode(wire.records[-1]["body_b64"]) == packed, "elsewhere it is what it is"
+
+
+def test_what_posthogs_browser_half_sends_from_a_page_that_is_left_is_decoded(feed):
+    """`sendBeacon` without gzip: base64 in a form."""
+    text = '{"event":"$pageleave","properties":{"token":"s3cret","q":"\u00ff\u00ff?>~"}}'
+    form = b"data=" + quote(base64.b64encode(text.encode()).decode(), safe="").encode()
+    assert b"%" in form
+    others = [b"data=", b"data=e30", b"data=e30=&k=1", b"data=%7B%7D", b"datum=e30%3D"]
+    wire = wire_with(**KEY)
+    client = wire.connect()
+    feed(client, post(form, target="/e/?compression=base64"))
+    assert (client.statuses, wire.events, wire.records[0]["key"]) == ([200], [text], "web")
+    wire = wire_with()
+    client = wire.connect()
+    feed(client, b"".join(post(other, target="/e/") for other in others) + post(form, target="/v1/t"))
+    assert wire.events == [other.decode() for other in [*others, form]], "any other body is stored as it came"
 
 
 @pytest.mark.parametrize(("name", "status"), [("segment", 413), ("snowplow", 422), ("posthog", 413)])
