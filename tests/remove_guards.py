@@ -403,6 +403,20 @@ GUARDS: tuple[Guard, ...] = (
         NAMES + "test_c9_a_slot_that_another_process_made_anew_is_left_to_it",
     ),
     _guard(
+        "the lines are kept, compressed, for as long as the segment may have to be written anew",
+        "delivery/encoding.py",
+        "        batch.packed = encoding.result()\n        batch.release_buffer()\n        size = len(batch.packed)\n",
+        "        batch.release_buffer()\n        size = len(encoding.result())\n",
+        NAMES + "test_c9_a_batch_that_neither_store_nor_disk_takes_is_written_anew_from_its_compressed_lines",
+    ),
+    _guard(
+        "what could not be written anew is tried again",
+        "intake/journal.py",
+        "                await self._rewrite_late()\n",
+        "                pass\n",
+        NAMES + "test_c9_what_could_not_be_written_anew_is_written_when_the_disk_takes_it",
+    ),
+    _guard(
         "a file of another inode is not the lock",
         "disk/slots.py",
         "has_name(self._fs, lock, Identity.of(held))",
