@@ -18,6 +18,7 @@ QUIET = 0.1
 SECTIONS = {"cpu_per_event", "fronts", "variants", "batches", "held", "memory", "start_up", "recovery"}
 SENTENCES = (
     ("README.md", "it held {held_quarter} events/s for 30 s, p99 {p99_quarter} ms, no error"),
+    ("README.ko.md", "30초 동안 초당 {held_quarter}건, p99 {p99_quarter} ms, 오류 없음"),
     ("docs/tuning.md", "{held_quarter} events/s held on 0.25 vCPU and {held_half} on 0.5"),
 )
 SHARES = {"quarter": "0.25", "half": "0.5"}

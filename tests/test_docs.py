@@ -69,11 +69,16 @@ def code(text):
 # ---------------------------------------------------------------------------------------------------- settings
 
 
-def test_the_readme_shows_its_variables_with_their_default_and_meaning():
-    known = [[f"`{variable.name}`", default(variable), variable.meaning] for variable in VARIABLES]
-    listed = rows(section("README.md", "env"), "Variable")
-    assert listed
-    assert [row for row in listed if row not in known] == []
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/configuration.md"])
+def test_only_the_configuration_page_has_a_table_of_variables(page):
+    assert rows(section(page), "Variable") == []
+
+
+@pytest.mark.parametrize("part", [r"(?ms)^```sh\n.*?^```", r"(?ms)^```json\n.*?^```", r"\]\(((?!README)[^)]+)\)"])
+def test_the_korean_readme_shows_the_commands_and_links_of_the_english_one(part):
+    english, korean = (re.findall(part, section(page)) for page in ("README.md", "README.ko.md"))
+    assert english
+    assert korean == english
 
 
 @pytest.mark.parametrize("group", GROUPS)
