@@ -3,7 +3,8 @@
 Owns the pace. `Carrier` has one file's way. Promises:
 
     pace          one file at a time, after each a pause as long as it took; only while no batch waits, but at least one
-                  file per `DUE_AFTER` seconds while the breaker is closed. While tries fail, the pauses grow
+                  file per `DUE_AFTER` seconds while the breaker is closed. While tries fail, the pauses grow. After a
+                  pass that stored something the next begins after a second, or as long as was spent in vain
     drain         while the process is HURRYING there are no pauses and every file is due once; it ends when a pass
                   stores nothing and no batch is left, or when the store does not answer
 
@@ -72,7 +73,8 @@ class Recovery:
         self._woken = asyncio.Event()
         self._last_put = clock()
 
-        self._pass_began = clock()
+        self._in_vain = 0.0
+        """Seconds of this pass that went into files whose time had not come, or that could not be read."""
         self._stored_in_pass = 0
         self._idle_pause = IDLE_PAUSE
         self._failures = 0
@@ -100,7 +102,9 @@ class Recovery:
                     break
                 continue
             self._count(step)
-            if step is not Step.WAITS and not self._hurries():
+            if step is Step.WAITS:
+                self._in_vain += self._clock() - began
+            elif not self._hurries():
                 await self._nap(self._pause_after(step, self._clock() - began), whole=True)
         self.ended = True
         self._on_stored()
@@ -157,20 +161,20 @@ class Recovery:
     async def _passed(self) -> bool:
         """Rest after a pass; True if there is no other to be made."""
         stored, self._stored_in_pass = self._stored_in_pass, 0
-        took = self._clock() - self._pass_began
+        in_vain, self._in_vain = self._in_vain, 0.0
         if self._hurries():
             if self.carrier.scanning or self._batches_left():
                 await self._nap(BUSY_PAUSE)
             elif not stored:
                 return True
         else:
-            # Files that nothing can be done about are looked at ever more seldom.
+            # Files that nothing can be done about are looked at ever more seldom, and take half the time at most. The
+            # time that was well spent does not count: whatever came meanwhile would wait as long once more.
             self._idle_pause = IDLE_PAUSE if stored else min(self._idle_pause * 2, LONGEST_IDLE_PAUSE)
-            pause = max(self._idle_pause, took)
+            pause = max(self._idle_pause, in_vain)
             if (due := self.carrier.aside.next_due()) is not None:
                 pause = max(min(pause, due - self._clock()), IDLE_PAUSE)
             await self._nap(pause, whole=True)
-        self._pass_began = self._clock()
         return False
 
     async def _nap(self, seconds: float, *, whole: bool = False) -> None:

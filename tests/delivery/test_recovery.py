@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.delivery import recovery
+from ingest.delivery import Aside, Course, Phase, recovery
+from ingest.delivery.breaker import Breaker
+from ingest.delivery.carrying import Step
 from ingest.format import codec
 from ingest.telemetry import DropReason, Place
 from tests.delivery.rig import Batch, rig_of
@@ -277,3 +279,37 @@ def test_files_nothing_can_be_done_about_are_looked_at_ever_more_seldom(tmp_path
             assert len(looked) < 10
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("step", "in_vain"), [(Step.STORED, 0.0), (Step.WAITS, 30.0)])
+def test_after_a_long_pass_what_came_meanwhile_waits_only_for_what_was_spent_in_vain(step, in_vain):
+    """A pass over a long outage's files takes hours: those that came in meanwhile must not wait as long again."""
+    steps = [step] * 3 + [Step.NOTHING]
+    now = 0.0
+    naps = []
+
+    class Carrier:
+        aside = Aside(lambda: now)
+        scanning = False
+
+        async def step(self):
+            nonlocal now
+            now += 10.0
+            return steps.pop(0)
+
+    async def nap(seconds, *, whole=False):
+        nonlocal now
+        assert whole
+        now += seconds
+        naps.append(seconds)
+        if not steps:
+            course.enter(Phase.DISK_ONLY)
+
+    course = Course()
+    recovering = recovery.Recovery(
+        Carrier(), Breaker(lambda: now, lambda _: None), course, on_stored=lambda: None, clock=lambda: now
+    )
+    recovering._nap = nap
+    asyncio.run(recovering.run())
+    assert naps[-1] == max(in_vain, recovery.IDLE_PAUSE)
+    assert recovering.ended
