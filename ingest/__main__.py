@@ -1,4 +1,4 @@
-"""The command line: `estat-ingest`, or `python -m ingest`, and a word: serve (also without one), check, health, dlq.
+"""The command line: `estat-ingest`, or `python -m ingest`, and a word: serve (the default), check, health, status, dlq.
 
 Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong, 130 interrupted.
 Promises that each wrong setting ends in one line on standard error, and none in a traceback;
@@ -61,6 +61,10 @@ def _hold_standard_descriptors() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "status":
+        from ingest.commands import status
+
+        return status.run(os.environ, as_json=arguments.json)
     if arguments.command == "check":
         from ingest.commands import check
 
@@ -102,6 +106,14 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
     check.add_argument("--strict", action="store_true", help="take every warning for a problem: exit 2")
     commands.add_parser("health", help="ask the server of these settings whether it is well: 0 yes, 1 no")
+    status = commands.add_parser(
+        "status",
+        help="ask the server of these settings how it is, in one sentence",
+        description="Asks the server of these settings how it is: on ADMIN_ADDR if that is set, else on HTTP_ADDR.",
+        epilog="exit codes: 0 it is well, or stores what waited; 1 it refuses events, the store is away, or nobody "
+        "answers; 2 the words or settings are wrong; 130 interrupted",
+    )
+    status.add_argument("--json", action="store_true", help="all that it tells, as one JSON document")
     dlq = commands.add_parser("dlq", help="look at and work on what waits on disk for the store")
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli

@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
+from ingest.config import differing
 from ingest.delivery import Drain, Uploader
 from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
-from ingest.telemetry import Budget, Metrics, Place, StoreHealth, Story
+from ingest.telemetry import About, Budget, Metrics, Place, StoreHealth, Story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -169,7 +170,18 @@ class Collector:
             has_room=self._has_room,
             journal=self.journal,
         )
-        self.story = Story(metrics, clock=world.clock, now=world.now, refuses=self._refuses, next_try=self._next_try)
+        self._slots = {
+            "DLQ_DIR": str(self.dlq_slot.path.absolute()),
+            "JOURNAL_DIR": str(self.journal_slot.path.absolute()),
+        }
+        self.story = Story(
+            metrics,
+            clock=world.clock,
+            now=world.now,
+            refuses=self._refuses,
+            next_try=self._next_try,
+            about=self._about,
+        )
         self._register_figures()
 
     @property
@@ -280,6 +292,17 @@ class Collector:
         return self.backlog.size
 
     # What it shows.
+
+    def _about(self) -> About:
+        settings = self._settings
+        return About(
+            started=self.metrics.started,
+            durability=settings.durability,
+            store=settings.store_shown,
+            slots=self._slots,
+            adopted=self.dlq.adopted + self.backlog.adopted,
+            settings=differing(settings),
+        )
 
     def _register_figures(self) -> None:
         dlq, backlog, uploader, intake, journal = self.dlq, self.backlog, self.uploader, self.intake, self.journal

@@ -227,7 +227,7 @@ class Server:
                 host=host,
                 port=port,
                 durability=settings.durability,
-                store=f"s3://{settings.raw_bucket}" if settings.raw_bucket else str(settings.store_dir),
+                store=settings.store_shown,
             )
 
     def _connection(self) -> Callable[..., asyncio.Protocol]:

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 
 PATIENCE: Final = 4.0
+"""Seconds for an answer, all in all."""
 EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen: to ask
-_QUESTION: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_QUESTION: Final = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_ANSWER_BYTES: Final = 1 << 20
+"""More than that is read of nobody."""
 _UNIX: Final = "unix:"
 _PROXY_HEADER: Final = b"PROXY UNKNOWN\r\n"
 _READ: Final = ("HTTP_ADDR", "ADMIN_ADDR")
@@ -44,9 +47,8 @@ class Question(NamedTuple):
 
 def run(environ: Mapping[str, str]) -> int:
     """Ask, and return the exit code; 2 if the settings are wrong."""
-    plain = plain_address(environ)
     try:
-        question = _question(environ) if plain is None else Question(plain)
+        question = question_of(environ)
     except ValueError as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
@@ -55,6 +57,12 @@ def run(environ: Mapping[str, str]) -> int:
         return 0
     sys.stderr.write(f"{question.where} is not healthy: {told}\n")
     return 1
+
+
+def question_of(environ: Mapping[str, str]) -> Question:
+    """Return where and how to ask; a `ValueError` names each problem."""
+    plain = plain_address(environ)
+    return _question(environ) if plain is None else Question(plain)
 
 
 def plain_address(environ: Mapping[str, str]) -> str | None:
@@ -71,7 +79,7 @@ def plain_address(environ: Mapping[str, str]) -> str | None:
 
 
 def _question(environ: Mapping[str, str]) -> Question:
-    """Return where and how to ask; a `ValueError` names each problem."""
+    """Return what the settings say to that."""
     from ingest.config import ConfigErrors, load
 
     try:
@@ -91,22 +99,37 @@ def _shown(address: tuple[str, int]) -> str:
 
 def ask(question: Question) -> str | None:
     """Ask, and return why the server is not healthy, if it is not."""
-    until = time.monotonic() + PATIENCE
-    answer = b""
     try:
-        with _connect(question) as connection:
-            connection.sendall(_PROXY_HEADER + _QUESTION if _is_in(connection, question.networks) else _QUESTION)
-            while b"\r\n" not in answer and (left := until - time.monotonic()) > 0:
-                connection.settimeout(left)
-                data = connection.recv(64)
-                if not data:
-                    break
-                answer += data
+        answer = exchange(question, b"/health", until=b"\r\n")
     except OSError as error:
         return error.strerror or str(error)
-    if answer.startswith(b"HTTP/1.1 200 "):
-        return None
+    return None if is_good(answer) else first_line(answer)
+
+
+def is_good(answer: bytes) -> bool:
+    """Tell whether its status is 200."""
+    return answer.startswith(b"HTTP/1.1 200 ")
+
+
+def first_line(answer: bytes) -> str:
+    """Return what it says first, fit for a terminal."""
     return answer.split(b"\r\n")[0].decode("ascii", "backslashreplace") or "closed without an answer"
+
+
+def exchange(question: Question, path: bytes, *, until: bytes = b"") -> bytes:
+    """Ask for a path, and return what came till these bytes were in it, or to the end; an `OSError` if nothing can."""
+    end = time.monotonic() + PATIENCE
+    asked = _QUESTION % path
+    answer = b""
+    with _connect(question) as connection:
+        connection.sendall(_PROXY_HEADER + asked if _is_in(connection, question.networks) else asked)
+        while not (until and until in answer) and len(answer) < _ANSWER_BYTES and (left := end - time.monotonic()) > 0:
+            connection.settimeout(left)
+            data = connection.recv(1 << 14)
+            if not data:
+                break
+            answer += data
+    return answer
 
 
 def _is_in(connection: socket.socket, networks: Networks | None) -> bool:

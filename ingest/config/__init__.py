@@ -2,7 +2,7 @@
 
 from ingest.config.checks import DEBUG_CHECKS
 from ingest.config.forms import ALL, Rate, is_private
-from ingest.config.settings import ConfigError, ConfigErrors, Settings, load, shown, shown_value, warnings
+from ingest.config.settings import ConfigError, ConfigErrors, Settings, differing, load, shown, shown_value, warnings
 from ingest.config.variables import GROUPS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ConfigErrors",
     "Rate",
     "Settings",
+    "differing",
     "is_private",
     "load",
     "shown",

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -146,6 +147,11 @@ class Settings:
         """Host and port as `HTTP_ADDR` gave them."""
         return self.http_host, self.http_port
 
+    @property
+    def store_shown(self) -> str:
+        """Where objects go, as a log line names it."""
+        return f"s3://{self.raw_bucket}" if self.raw_bucket else str(self.store_dir)
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Return the settings in `environ`, or raise `ConfigErrors` with all problems; a blank value counts as unset."""
@@ -187,6 +193,18 @@ def shown(variable: Variable, settings: Settings) -> str:
 def shown_value(name: str, settings: Settings) -> str:
     """Return what `shown` does for the variable of this name."""
     return shown(next(variable for variable in VARIABLES if variable.name == name), settings)
+
+
+def differing(settings: Settings) -> dict[str, str]:
+    """Return the settings that differ from their defaults, by name, each as `shown`."""
+    plain = _defaults()
+    values = {variable.name: (shown(variable, settings), shown(variable, plain)) for variable in VARIABLES}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+@cache
+def _defaults() -> Settings:
+    return load({})
 
 
 def _found(variable: Variable, environ: Mapping[str, str]) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from ingest.event.batches import Items
 from ingest.event.client import Peer
 from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain, unwrapped
 from ingest.event.line import COOKIE, EventEncoder, Line
-from ingest.event.pages import EMPTY, PIXEL, Page, Pages, unless_known
+from ingest.event.pages import EMPTY, PIXEL, Page, Pages, unless_known, wants_html
 from ingest.event.rates import network
 from ingest.event.refusals import (
     BAD_FRAMING,
@@ -92,4 +92,5 @@ __all__ = [
     "routers",
     "unless_known",
     "unwrapped",
+    "wants_html",
 ]

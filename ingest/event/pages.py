@@ -21,6 +21,19 @@ Headers: TypeAlias = "tuple[tuple[str, str], ...]"
 
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
+_BY_ACCEPT: Final = ("Vary", "Accept")
+_HTML: Final = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    _NO_STORE,
+    _BY_ACCEPT,
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
+"""The page has text in it that comes from outside, a store's errors. It is escaped; and a browser would run nothing."""
 
 
 class Page(NamedTuple):
@@ -89,5 +102,38 @@ def metrics(pages: Pages) -> Page:
 def status(pages: Pages) -> Page:
     """Say how the process is: one sentence, and the figures in it."""
     told = pages.status()
-    body = dumps({"sentence": told.sentence()} | told.figures(), option=OPT_APPEND_NEWLINE)
-    return Page(200, (("Content-Type", "application/json"), _NO_STORE), body)
+    body = dumps(_sound({"sentence": told.sentence()} | told.figures()), option=OPT_APPEND_NEWLINE)
+    return Page(200, (("Content-Type", "application/json"), _NO_STORE, _BY_ACCEPT), body)
+
+
+def _sound(value: object) -> object:
+    """Return the same with text that JSON can hold: the name of a directory may be no UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return {_sound(key): _sound(of) for key, of in value.items()} if isinstance(value, dict) else value
+
+
+def status_for_eyes(pages: Pages) -> Page:
+    """Show the same as a page."""
+    from ingest.event.glance import glance
+
+    return Page(200, _HTML, glance(pages.status()))
+
+
+def wants_html(accept: bytes) -> bool:
+    """Tell whether an Accept (RFC 9110 §12.5.1) names HTML, and not JSON before it.
+
+    A range such as `*/*` names neither: who says that, as `curl` does, reads JSON.
+    """
+    weights = {}
+    for given in accept.lower().split(b","):
+        kind, *parameters = (part.strip(b" \t") for part in given.split(b";"))
+        weights[kind] = next((_weight(value[2:]) for value in parameters if value.startswith(b"q=")), 1.0)
+    html = weights.get(b"text/html", 0.0)
+    return html > 0.0 and html >= weights.get(b"application/json", 0.0)
+
+
+def _weight(text: bytes) -> float:
+    """Return a q-value (RFC 9110 §12.4.2); one that is none wants nothing."""
+    whole, _, part = text.partition(b".")
+    return float(text) if whole in {b"0", b"1"} and (not part or part.isdigit()) and len(part) <= 3 else 0.0

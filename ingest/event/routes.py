@@ -71,6 +71,8 @@ class Show(NamedTuple):
 
     page: Callable[[Pages], Page]
     for_scripts: bool = True
+    for_eyes: Callable[[Pages], Page] | None = None
+    """The page for a client that asks for HTML."""
 
 
 class Preflight(NamedTuple):
@@ -141,7 +143,7 @@ PAGES: Final = (
     Route(b"/health", get=Show(pages.health)),
     Route(b"/ready", get=Show(pages.ready)),
     Route(b"/metrics", get=Show(pages.metrics, for_scripts=False), operators=True),
-    Route(b"/status", get=Show(pages.status, for_scripts=False), operators=True),
+    Route(b"/status", get=Show(pages.status, False, pages.status_for_eyes), operators=True),
 )
 ROUTES: Final = (COLLECT, BATCH, SCRIPT, *PAGES)
 """The rows there are without any setting."""

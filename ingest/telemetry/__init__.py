@@ -9,10 +9,11 @@ from ingest.telemetry.counters import Answer, BreakerState, Counters, Handshake,
 from ingest.telemetry.health import StoreHealth
 from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
-from ingest.telemetry.status import Status
+from ingest.telemetry.status import About, Status
 from ingest.telemetry.story import Story
 
 __all__ = [
+    "About",
     "Answer",
     "Books",
     "BreakerState",

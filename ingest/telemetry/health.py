@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class StoreHealth:
     """Told of each try by whoever made it."""
 
-    __slots__ = ("_now", "code", "error", "failing_since", "last_stored", "up")
+    __slots__ = ("_now", "code", "error", "failed_at", "failing_since", "last_stored", "up")
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -25,14 +25,17 @@ class StoreHealth:
         """Unix time of the last put that was stored; 0 before the first."""
         self.failing_since = 0.0
         """Unix time of the first failed try since the last that succeeded; it holds while `up` is false."""
+        self.failed_at = 0.0
+        """Unix time of the last failed try; 0 before the first. `error` and `code` are its, and stay."""
         self.error = ""
         self.code = ""
 
     def failed(self, error: str, code: str = "") -> None:
         """Note a try that the store did not take."""
+        self.failed_at = self._now()
         if self.up:
             self.up = False
-            self.failing_since = self._now()
+            self.failing_since = self.failed_at
         self.error = error
         self.code = code
 

@@ -6,9 +6,15 @@ sentence says first what an operator would ask first. Never looks anything up: `
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from typing import TYPE_CHECKING
+
+from ingest import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Phase(Enum):
@@ -18,6 +24,55 @@ class Phase(Enum):
     RECOVERING = "recovering"
     STORE_AWAY = "store_away"
     REFUSING = "refusing"
+
+
+@dataclass(frozen=True, slots=True)
+class LastMinute:
+    """How fast things have gone in the last minute, or since the start."""
+
+    accepted_per_second: float = 0.0
+    stored_per_second: float = 0.0
+    p50: float | None = None
+    """Seconds within which half of the events were answered, as the histogram's buckets tell it; infinite if none of
+    them is long enough, None if there was no event."""
+    p99: float | None = None
+    disk_per_second: float = 0.0
+    """Bytes by which what waits on disk has grown; negative while it shrinks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The room that what waits on disk takes, and may take, in bytes."""
+
+    used: int = 0
+    limit: int = 0
+    free: int = 0
+    """Free on the volume, as last measured; 0 before."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """The last try that the store did not take, be it long ago."""
+
+    error: str
+    code: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The process itself: nothing of it changes while it lives, but for the slots that it adopts."""
+
+    version: str = __version__
+    started: float = 0.0
+    durability: str = ""
+    store: str = ""
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """Its own, by the variable of the directory they lie in."""
+    adopted: int = 0
+    """How many slots of dead processes it holds beside them."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Those that differ from their defaults; a secret is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +97,40 @@ class Status:
     error: str = ""
     """The last failure of the store, while it is away."""
     code: str = ""
+    last_minute: LastMinute = LastMinute()
+    pending: Mapping[str, int] = field(default_factory=dict)
+    """Where events wait, and how many."""
+    oldest_pending: float = 0.0
+    """Unix time of the oldest of them, on disk to the hour; 0 if none waits."""
+    breaker: str = ""
+    disk: Disk = Disk()
+    refused_files: int = 0
+    last_error: LastError | None = None
+    about: About = About()
+
+    @property
+    def seconds_to_full(self) -> float | None:
+        """How long the disk has room at the pace of the last minute; None while no more comes than goes."""
+        grows = self.last_minute.disk_per_second
+        return self.room_left / grows if grows > 0 else None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether events are taken and the store takes them."""
+        return self.phase in {Phase.SERVING, Phase.RECOVERING}
 
     def figures(self) -> dict[str, object]:
-        """Return it as plain values, which JSON has too."""
-        return asdict(self) | {"phase": self.phase.value, "since": clock_time(self.since)}
+        """Return it as plain values, which JSON has too: there an infinite number is null."""
+        error = self.last_error
+        return asdict(self) | {
+            "phase": self.phase.value,
+            "since": clock_time(self.since),
+            "is_well": self.is_well,
+            "oldest_pending": clock_time(self.oldest_pending) if self.oldest_pending else None,
+            "seconds_to_full": self.seconds_to_full,
+            "last_error": None if error is None else asdict(error) | {"at": clock_time(error.at)},
+            "about": asdict(self.about) | {"started": clock_time(self.about.started)},
+        }
 
     def sentence(self) -> str:
         """Return it in words."""

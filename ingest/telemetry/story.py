@@ -25,7 +25,8 @@ import structlog
 
 from ingest.telemetry.books import Place
 from ingest.telemetry.counters import BreakerState, Reason
-from ingest.telemetry.status import Phase, Status, clock_time
+from ingest.telemetry.pulse import Pulse
+from ingest.telemetry.status import About, Disk, LastError, Phase, Status, clock_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ class _Refusing:
 class Story:
     """See the module's text. `tick` is to be called about twice a second."""
 
-    __slots__ = ("_figures", "_outage", "_recovering", "_refusing", "_well_since")
+    __slots__ = ("_about", "_figures", "_outage", "_pulse", "_recovering", "_refusing", "_well_since")
 
     def __init__(
         self,
@@ -219,8 +220,11 @@ class Story:
         now: Callable[[], float],
         refuses: Callable[[], bool],
         next_try: Callable[[], float],
+        about: Callable[[], About] = About,
     ) -> None:
         """`refuses`: whether an event that came now would be refused; `next_try`: on `clock`."""
+        self._about = about
+        self._pulse = Pulse(metrics, clock)
         self._figures = figures = _Figures(metrics, clock, now, next_try)
         self._outage = _Outage(figures)
         self._recovering = _Recovering(figures)
@@ -235,6 +239,7 @@ class Story:
         books = self._figures.metrics.books
         if books.checked and (differing := books.differing()):
             raise AssertionError(f"the places hold other than the books say: {differing}, {books!r}")
+        self._pulse.feed()
         is_back = self._outage.tell()
         if is_back:
             self._recovering.begin()
@@ -246,7 +251,7 @@ class Story:
         """Return what would be said if somebody asked now."""
         figures, refusing, is_away = self._figures, self._refusing.reason, self._outage.away
         metrics = figures.metrics
-        books, store = metrics.books, metrics.store
+        books, store, gauges = metrics.books, metrics.store, metrics.gauges
         if refusing is not None:
             phase, since = Phase.REFUSING, self._refusing.since
         elif is_away:
@@ -269,4 +274,14 @@ class Story:
             reason="" if refusing is None else refusing.value,
             error=store.error if is_away else "",
             code=store.code if is_away else "",
+            last_minute=self._pulse.last_minute(),
+            pending={place.value: books.pending(place) for place in Place},
+            oldest_pending=gauges.oldest_pending(),
+            breaker=metrics.breaker.value,
+            disk=Disk(
+                int(gauges.dlq_bytes() + gauges.backlog_bytes()), int(gauges.spool_limit()), int(gauges.disk_free())
+            ),
+            refused_files=int(gauges.refused_files()),
+            last_error=LastError(store.error, store.code, store.failed_at) if store.failed_at else None,
+            about=self._about(),
         )

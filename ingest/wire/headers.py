@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 HOST: Final = b"host"
+ACCEPT: Final = b"accept"
 ORIGIN: Final = b"origin"
 EXPECT: Final = b"expect"
 UPGRADE: Final = b"upgrade"
@@ -28,6 +29,7 @@ REQUESTED_NETWORK: Final = b"access-control-request-private-network"
 _READ_BY_THE_WIRE: Final = frozenset(
     {
         HOST,
+        ACCEPT,
         ORIGIN,
         EXPECT,
         UPGRADE,

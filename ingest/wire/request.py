@@ -42,10 +42,12 @@ from ingest.event import (
     is_plain,
     unless_known,
     unwrapped,
+    wants_html,
 )
 from ingest.wire.answers import said_kept
 from ingest.wire.door import is_direct
 from ingest.wire.headers import (
+    ACCEPT,
     CONNECTION,
     CONTENT_ENCODING,
     CONTENT_LENGTH,
@@ -619,7 +621,10 @@ class RequestReader:
         elif isinstance(handler, Show):
             if not handler.for_scripts:
                 answers = tick.book.plain
-            page = handler.page(tick.pages)
+            show = handler.page
+            if handler.for_eyes is not None and wants_html(request.head.get(ACCEPT, b"")):
+                show = handler.for_eyes
+            page = show(tick.pages)
             if IF_NONE_MATCH in request.head:
                 page = unless_known(page, request.head[IF_NONE_MATCH])
             self._reply(request, answers.show(page, close=close, head_only=request.head_only))

@@ -59,5 +59,15 @@ def test_the_socket_of_operators_has_the_pages_and_goes_with_the_process(collect
         [sys.executable, "-m", "ingest", "health"], env=bare_environment(env), timeout=20, check=False
     )
     assert health.returncode == 0
+    told = subprocess.run(
+        [sys.executable, "-m", "ingest", "status", "--json"],
+        env=bare_environment(env),
+        timeout=20,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    about = json.loads(told.stdout)["about"]
+    assert about["settings"]["ADMIN_ADDR"] == f"unix:{path}"
+    assert all(os.path.isdir(slot) for slot in about["slots"].values())
     second.stop()
     assert not os.path.lexists(path)
