@@ -19,7 +19,7 @@ from ingest.telemetry import Budget
 from ingest.telemetry.metrics import Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
-from ingest.wire.door import HOUSE
+from ingest.wire.door import house
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import ConnectionLimits
@@ -80,8 +80,8 @@ class Turns:
             Budget(settings.max_buffer_bytes),
             max_connections=CONNECTIONS,
         )
-        names = HeaderNames(encoder.headers)
-        self.connections = [Connection(self.tick, names, HOUSE) for _ in range(CONNECTIONS)]
+        names, door = HeaderNames(encoder.headers), house(settings)
+        self.connections = [Connection(self.tick, names, door) for _ in range(CONNECTIONS)]
         for connection in self.connections:
             connection.connection_made(Transport())
 
