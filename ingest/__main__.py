@@ -66,9 +66,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return status.run(os.environ, as_json=arguments.json)
     if arguments.command == "check":
-        from ingest.commands import check
+        from ingest.commands import check, env_file
 
-        return check.run(os.environ, store=arguments.store, strict=arguments.strict)
+        if arguments.env_file is None:
+            return check.run(os.environ, store=arguments.store, strict=arguments.strict)
+        environ, warnings_ = env_file.read(arguments.env_file)
+        if arguments.store:
+            os.environ.update(environ)  # the SDK looks for credentials there
+        return check.run(environ, store=arguments.store, strict=arguments.strict, questionable=warnings_)
     from ingest.config import load, warnings
     from ingest.telemetry import log
 
@@ -91,27 +96,57 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     import argparse
+    from pathlib import Path
 
     from ingest import __version__
 
     parser = argparse.ArgumentParser(
         prog="estat-ingest",
         description="Collects events over HTTP and puts them on S3 as gzip JSONL.",
-        epilog="Settings come from the environment; `check` shows them.",
+        epilog="Settings come from the environment; `check` shows them. Without a command it serves.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("serve", help="take events until SIGTERM; the default")
-    check = commands.add_parser("check", help="show the settings in force and all that is wrong with them")
+
+    def command(name: str, does: str, exits: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=does,
+            description=f"{does[0].upper()}{does[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"exit codes: {exits}\n\nexample: {example}",
+        )
+
+    command(
+        "serve",
+        "take events until SIGTERM; the default",
+        "0 stopped by a signal, nothing lost; 1 a failure of its own, or events lost;\n"
+        "  2 it could not start: standard error says why",
+        "RAW_BUCKET=estat-raw-data AWS_REGION=ap-northeast-2 estat-ingest serve",
+    )
+    check = command(
+        "check",
+        "show the settings in force and all that is wrong with them",
+        "0 they can be used; 2 they cannot, or with --strict there is a warning",
+        "estat-ingest check --env-file /etc/estat-ingest.env --strict",
+    )
     check.add_argument("--store", action="store_true", help="also put, read back and remove a canary object")
     check.add_argument("--strict", action="store_true", help="take every warning for a problem: exit 2")
-    commands.add_parser("health", help="ask the server of these settings whether it is well: 0 yes, 1 no")
-    status = commands.add_parser(
+    check.add_argument(
+        "--env-file", type=Path, metavar="FILE", help="look at NAME=value lines of a file, not at the environment"
+    )
+    command(
+        "health",
+        "ask the server of these settings whether it is well",
+        "0 it is; 1 it is not, or does not answer within 4 s; 2 the settings are wrong",
+        "ADMIN_ADDR=:9090 estat-ingest health",
+    )
+    status = command(
         "status",
-        help="ask the server of these settings how it is, in one sentence",
-        description="Asks the server of these settings how it is: on ADMIN_ADDR if that is set, else on HTTP_ADDR.",
-        epilog="exit codes: 0 it is well, or stores what waited; 1 it refuses events, the store is away, or nobody "
-        "answers; 2 the words or settings are wrong; 130 interrupted",
+        "ask the server of these settings how it is, in one sentence, on ADMIN_ADDR if that is set, else on HTTP_ADDR",
+        "0 it is well, or stores what waited; 1 it refuses events, the store is away, or nobody\n"
+        "  answers; 2 the words or settings are wrong; 130 interrupted",
+        "ADMIN_ADDR=:9090 estat-ingest status --json",
     )
     status.add_argument("--json", action="store_true", help="all that it tells, as one JSON document")
     dlq = commands.add_parser("dlq", help="look at and work on what waits on disk for the store")

@@ -92,6 +92,8 @@ NO_DISK = {
     "__main__.py": {"os.fstat", "os.open"},
     "telemetry/metrics.py": {"read_text"},
     "telemetry/lines.py": {"os.write"},
+    # The caller's own words, a pipe perhaps, read before there is a server.
+    "commands/env_file.py": {"read_bytes"},
     # A part of the program, read as its modules are.
     "event/script.py": {"read_text"},
     # OpenSSL opens the same two files by their names, past any seam; it is done beside the loop, in a thread.

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -24,10 +24,10 @@ from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
 
 
-def run(environ: Mapping[str, str], *, store: bool, strict: bool = False) -> int:
+def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, questionable: Sequence[str] = ()) -> int:
     """Print what `environ` comes to, with `store` try the object store too, and return the exit code.
 
-    With `strict` a warning is a problem.
+    With `strict` a warning is a problem; `questionable` are those of whoever read `environ`.
     """
     try:
         settings = load(environ)
@@ -35,7 +35,7 @@ def run(environ: Mapping[str, str], *, store: bool, strict: bool = False) -> int
         return _verdict([str(problem) for problem in found.problems])
     for line in _effective(settings):
         _print(line)
-    questionable = warnings(settings, environ)
+    questionable = [*questionable, *warnings(settings, environ)]
     for warning in questionable:
         _warn(warning)
     problems = [str(problem) for problem in _unusable_directories(settings)]

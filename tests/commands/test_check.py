@@ -79,6 +79,73 @@ def test_check_prints_warnings_and_still_succeeds(environment, capsys):
     assert line.startswith("warning: DRAIN_DELAY and DRAIN_TIMEOUT: ")
 
 
+def test_an_env_file_counts_in_place_of_the_environment(environment, tmp_path, capsys):
+    """And so do the lines that `check` prints: given back, they say the same."""
+    environment.setenv("FLUSH_INTERVAL", "90s")
+    assert main(["check"]) == 0
+    shown = capsys.readouterr().out
+    file = tmp_path / "estat.env"
+    file.write_text(f"\n  # as it was\n{shown}", encoding="utf-8-sig")
+    environment.setenv("FLUSH_INTERVAL", "no duration")
+    assert main(["check", "--strict", "--env-file", str(file)]) == 0
+    assert capsys.readouterr() == (shown, "")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("LOG_LEVEL='debug'", "write LOG_LEVEL without quotes"),
+        ("SERVICE_NAME=a\\", "backslash"),
+        ("SERVICE_NAME=a #b", "' #'"),
+        ("LOG_LEVEL=info\nLOG_LEVEL=debug", "set twice"),
+        ("BATCH_SZIE=1", "BATCH_SIZE was probably meant"),
+    ],
+)
+def test_a_line_of_an_env_file_that_is_read_in_two_ways_is_a_warning(tmp_path, capsys, line, told):
+    file = tmp_path / "estat.env"
+    main(["check"])
+    file.write_text(f"{capsys.readouterr().out}{line}\n")
+    assert main(["check", "--env-file", str(file)]) == 0
+    *_, warning = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ")
+    assert told in warning
+    assert main(["check", "--strict", "--env-file", str(file)]) == 2
+
+
+@pytest.mark.parametrize(
+    "line", ["export WRITE_KEYS=web:hidden-secret", "WRITE_KEYS = web:hidden-secret", "hidden-secret"]
+)
+def test_every_line_of_an_env_file_that_is_none_is_a_problem_without_its_value(tmp_path, capsys, line):
+    file = tmp_path / "estat.env"
+    file.write_text(f"{line}\nLOG_LEVEL=info\n{line}\n")
+    assert main(["check", "--env-file", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert [told.partition(": accepted NAME=value")[0] for told in err.splitlines()] == [f"{file}:1", f"{file}:3"]
+    assert "hidden" not in out + err
+
+
+@pytest.mark.parametrize("content", [None, b"LOG_LEVEL=\xff"])
+def test_an_env_file_that_cannot_be_read_is_one_line(tmp_path, capsys, content):
+    file = tmp_path / "estat.env"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["check", "--env-file", str(file)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert str(file) in told
+
+
+@pytest.mark.parametrize("word", ["serve", "check", "health", "status"])
+def test_help_has_the_exit_codes_and_an_example(capsys, word):
+    with pytest.raises(SystemExit) as ended:
+        main([word, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert "exit codes: 0 " in told
+    (example,) = [line for line in told.splitlines() if line.startswith("example: ")]
+    assert f"estat-ingest {word}" in example
+
+
 def test_f2_a_misspelt_name_is_a_warning_and_with_strict_a_problem(environment, capsys):
     environment.setenv("BATCH_SZIE", "100")
     for words, code in ((["check"], 0), (["check", "--strict"], 2)):
