@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -429,53 +428,6 @@ def json_blocks(page):
     return [json.loads(block) for block in re.findall(r"(?ms)^```json\n(.*?)^```", section(page))]
 
 
-def test_the_task_definition_agrees_with_the_image_and_the_settings():
-    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
-    (container,) = task["containerDefinitions"]
-    dockerfile = section("Dockerfile")
-    (options, command) = re.findall(r"(?m)^HEALTHCHECK (.*) CMD (\[.*\])$", dockerfile)[0]
-    check = container["healthCheck"]
-    assert check["command"] == ["CMD", *json.loads(command)]
-    assert options == (
-        f"--interval={check['interval']}s --timeout={check['timeout']}s"
-        f" --start-period={check['startPeriod']}s --retries={check['retries']}"
-    )
-    settings = load({entry["name"]: entry["value"] for entry in container["environment"]})
-    assert container["stopTimeout"] > settings.drain_delay + settings.drain_timeout
-    assert task["ephemeralStorage"]["sizeInGiB"] << 30 > settings.dlq_max_size_bytes
-    (mount,) = container["mountPoints"]
-    assert f"VOLUME {mount['containerPath']}" in dockerfile
-    assert f"EXPOSE {container['portMappings'][0]['containerPort']}" in dockerfile
-
-
-def test_the_task_definition_writes_its_log_where_somebody_can_read_it():
-    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
-    (container,) = task["containerDefinitions"]
-    log = container["logConfiguration"]
-    (region,) = [entry["value"] for entry in container["environment"] if entry["name"] == "AWS_REGION"]
-    assert (log["logDriver"], log["options"]["awslogs-region"]) == ("awslogs", region)
-    assert f"create-log-group --log-group-name {log['options']['awslogs-group']} " in section("docs/deploy.md")
-
-
-def test_the_image_of_the_task_definition_is_the_one_that_make_push_makes():
-    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
-    (lines,) = re.findall(r"(?ms)^```sh\n(.*?)^```", section("docs/deploy.md"))
-    (given,) = re.findall(r"(?m)^export (.*)$", lines)
-    (words,) = re.findall(r"(?m)^make (.*)$", lines)
-    steps = subprocess.run(
-        ["make", "-n", *shlex.split(words)], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    pushed = re.sub(r"(?ms).*(registry=\S+;).*docker push (\S+).*", r"\1 echo \2", steps)
-    env = {"PATH": os.environ["PATH"], **dict(pair.split("=") for pair in given.split())}
-    told = subprocess.run(["bash", "-euc", pushed], env=env, capture_output=True, text=True, check=True, timeout=60)
-    assert told.stdout.strip() == task["containerDefinitions"][0]["image"]
-    assert f"--platform linux/{architecture(task)}" in steps
-
-
-def architecture(task):
-    return {"X86_64": "amd64", "ARM64": "arm64"}[task["runtimePlatform"]["cpuArchitecture"]]
-
-
 def test_the_docker_line_of_the_dockerfile_runs_what_make_build_makes():
     (image,) = re.findall(r"(?m)^#     -e .* (\S+)$", section("Dockerfile"))
     steps = subprocess.run(
@@ -504,17 +456,6 @@ def test_the_athena_table_has_the_keys_of_a_line_and_finds_the_hours_where_they_
     (location,) = re.findall(r"LOCATION '(.*)'", table)
     assert f"'{location}dt=${{dt}}/hr=${{hr}}/'" in table
     assert f"'projection.hr.digits' = '{len('07')}'" in table
-
-
-def test_the_policy_allows_what_the_task_definition_puts():
-    (policy,) = [block for block in json_blocks("docs/deploy.md") if "Statement" in block]
-    (task,) = [block for block in json_blocks("docs/deploy.md") if "containerDefinitions" in block]
-    settings = load({entry["name"]: entry["value"] for entry in task["containerDefinitions"][0]["environment"]})
-    (statement,) = policy["Statement"]
-    assert statement["Action"] == "s3:PutObject"
-    assert statement["Resource"] == [
-        f"arn:aws:s3:::{settings.raw_bucket}/{prefix}/*" for prefix in (settings.raw_prefix, settings.dlq_prefix)
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------- prose
