@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ingest
 from ingest import server
@@ -145,27 +146,71 @@ def in_a_scrape():
     return names, values
 
 
+def assert_in_a_scrape(text, names, values):
+    for name, selector in re.findall(r"\b(estat_[a-z0-9_]+)(?:\{([^}]*)\})?", text):
+        assert name in names, text
+        for label, wanted in re.findall(r'(\w+)=~?"([^"]*)"', selector):
+            assert set(wanted.split("|")) <= values[name, label], text
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_query_on_a_page_names_metrics_and_labels_that_a_scrape_has(page):
     names, values = in_a_scrape()
     families = {metric.name for metric in METRICS}
     for text in code(section(page)):
-        for name, selector in re.findall(r"\b(estat_[a-z0-9_]+)(?:\{([^}]*)\})?", text):
-            assert name in names | families, text
-            for label, wanted in re.findall(r'(\w+)=~?"([^"]*)"', selector):
-                assert set(wanted.split("|")) <= values[name, label], text
+        assert_in_a_scrape(text, names | families, values)
+
+
+def alerts():
+    """The rules of deploy/prometheus/alerts.yaml."""
+    groups = yaml.safe_load((REPOSITORY / "deploy/prometheus/alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_the_alerts_of_the_operations_page_are_those_of_prometheus():
+    listed = rows(section("docs/ops.md"), "Alert")
+    assert listed == [
+        [
+            f"`{rule['alert']}`",
+            f"`{rule['expr']}`" + (f" for {rule['for']}" if "for" in rule else ""),
+            rule["annotations"]["summary"],
+            rule["annotations"]["action"],
+        ]
+        for rule in alerts()
+    ]
+    assert len({rule["alert"] for rule in alerts()}) == len(listed) > 10
+
+
+def queries():
+    """Every query that deploy/ has, with where it stands."""
+    for rule in alerts():
+        yield pytest.param(rule["expr"], id=rule["alert"])
+
+
+@pytest.mark.parametrize("query", list(queries()))
+def test_a_query_of_deploy_names_metrics_and_labels_that_a_scrape_has(query):
+    assert_in_a_scrape(query, *in_a_scrape())
+
+
+def test_each_alert_is_tested_firing_and_not_firing():
+    tests = yaml.safe_load((REPOSITORY / "deploy/prometheus/alerts_test.yaml").read_text())["tests"]
+    told = {
+        test["name"]: {bool(asked["exp_samples"]) for asked in test["promql_expr_test"]}
+        for test in tests
+        if all(f'alertname="{test["name"]}"' in asked["expr"] for asked in test["promql_expr_test"])
+    }
+    assert told == {rule["alert"]: {False, True} for rule in alerts()}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_the_alerts_of_the_operations_page_are_rules_that_prometheus_takes(tmp_path):
-    cells = [row[0] for row in rows(section("docs/ops.md"), "Alert")]
-    queries = [query for cell in cells for query in re.findall(r"`([^`]+)`", cell)]
-    assert len(queries) >= len(cells) >= 10
-    rules = [{"alert": f"Alert{number}", "expr": query} for number, query in enumerate(queries)]
-    file = tmp_path / "alerts.yml"
-    file.write_text(json.dumps({"groups": [{"name": "estat", "rules": rules}]}))
-    check = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
-    assert check.returncode == 0, check.stdout + check.stderr
+@pytest.mark.parametrize(
+    "words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")], ids=" ".join
+)
+def test_prometheus_takes_the_alerts_and_fires_each_when_it_is_meant_to(words):
+    outcome = subprocess.run(
+        ["promtool", *words], cwd=REPOSITORY / "deploy/prometheus", capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
 def test_the_names_of_the_first_version_are_mapped_to_names_that_exist():

@@ -34,7 +34,7 @@ font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.25rem;margin:0 0 1.25rem;padding:1rem;border-left:.4rem solid;background:var(--card);
 overflow-wrap:anywhere}
 .good{border-color:var(--good)}.busy{border-color:var(--busy)}.bad{border-color:var(--bad)}
-main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
+main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
 section{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:1rem}
 .wide{grid-column:1/-1}
 h2{font-size:.85rem;margin:0 0 .5rem;color:var(--dim);font-weight:600}
