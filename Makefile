@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks bench micro instructions build push lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks bench micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -146,6 +146,9 @@ push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 	aws ecr get-login-password --region "$$AWS_REGION" | docker login --username AWS --password-stdin "$$registry"; \
 	docker tag $(IMAGE):$(TAG) "$$registry/$(ECR_REPOSITORY):$(TAG)"; \
 	docker push "$$registry/$(ECR_REPOSITORY):$(TAG)"
+
+dist: install ## the wheel and the source, into dist/
+	@$(BIN)/python -m hatchling build --clean
 
 # The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
