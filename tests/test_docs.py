@@ -146,11 +146,17 @@ def in_a_scrape():
     return names, values
 
 
+OF_A_TARGET = {"job", "instance"}
+"""The labels that Prometheus adds to whatever it scrapes."""
+
+
 def assert_in_a_scrape(text, names, values):
     for name, selector in re.findall(r"\b(estat_[a-z0-9_]+)(?:\{([^}]*)\})?", text):
         assert name in names, text
         for label, wanted in re.findall(r'(\w+)=~?"([^"]*)"', selector):
-            assert set(wanted.split("|")) <= values[name, label], text
+            assert label in OF_A_TARGET or set(wanted.split("|")) <= values[name, label], text
+    for label in re.findall(r"\w+", " ".join(re.findall(r"\b(?:by|without) \(([^)]*)\)", text))):
+        assert label in OF_A_TARGET | {"le"} | {label for _, label in values}, text
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -181,15 +187,45 @@ def test_the_alerts_of_the_operations_page_are_those_of_prometheus():
     assert len({rule["alert"] for rule in alerts()}) == len(listed) > 10
 
 
+def dashboard():
+    """Each query of the dashboard, as Prometheus is sent it, by where it stands; of a list, its metric."""
+    board = json.loads((REPOSITORY / "deploy/grafana/dashboard.json").read_text())
+    shown = [
+        (f"{panel['title']} {target['refId']}", target["expr"])
+        for panel in board["panels"]
+        for target in panel.get("targets", ())
+    ]
+    shown += [(annotation["name"], annotation["expr"]) for annotation in board["annotations"]["list"]]
+    lists = [variable["query"]["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    shown += [(query, re.fullmatch(r"label_values\((.*), \w+\)", query)[1]) for query in lists]
+    return {where: re.sub(r"\$__(rate_interval|range)\b", "5m", query) for where, query in shown}
+
+
 def queries():
-    """Every query that deploy/ has, with where it stands."""
-    for rule in alerts():
-        yield pytest.param(rule["expr"], id=rule["alert"])
+    """Every query that deploy/ has, by where it stands."""
+    return {rule["alert"]: rule["expr"] for rule in alerts()} | dashboard()
 
 
-@pytest.mark.parametrize("query", list(queries()))
-def test_a_query_of_deploy_names_metrics_and_labels_that_a_scrape_has(query):
+@pytest.mark.parametrize(("where", "query"), queries().items(), ids=queries())
+def test_a_query_of_deploy_names_metrics_and_labels_that_a_scrape_has(where, query):
     assert_in_a_scrape(query, *in_a_scrape())
+    assert "estat_" in query or where == "EstatGone"
+
+
+def test_the_dashboard_is_whole():
+    """Grafana asks no other source than the one that is chosen, and draws nothing over anything else."""
+    board = json.loads((REPOSITORY / "deploy/grafana/dashboard.json").read_text())
+    taken = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(right for right, _ in cells) < 24, panel["title"]
+        taken |= cells
+        for asks in (panel, *panel.get("targets", ())):
+            assert asks.get("datasource", {"uid": "${source}"})["uid"] == "${source}", panel["title"]
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids) > 20
 
 
 def test_each_alert_is_tested_firing_and_not_firing():
@@ -200,6 +236,15 @@ def test_each_alert_is_tested_firing_and_not_firing():
         if all(f'alertname="{test["name"]}"' in asked["expr"] for asked in test["promql_expr_test"])
     }
     assert told == {rule["alert"]: {False, True} for rule in alerts()}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_understands_every_query_of_the_dashboard(tmp_path):
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(dashboard().values())]
+    file = tmp_path / "queries.yaml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    check = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout + check.stderr
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
