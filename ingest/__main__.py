@@ -66,14 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return status.run(os.environ, as_json=arguments.json)
     if arguments.command == "check":
-        from ingest.commands import check, env_file
+        from ingest.commands import check
 
-        if arguments.env_file is None:
-            return check.run(os.environ, store=arguments.store, strict=arguments.strict)
-        environ, warnings_ = env_file.read(arguments.env_file)
-        if arguments.store:
-            os.environ.update(environ)  # the SDK looks for credentials there
-        return check.run(environ, store=arguments.store, strict=arguments.strict, questionable=warnings_)
+        return check.run(os.environ, store=arguments.store, strict=arguments.strict, env_file=arguments.env_file)
     from ingest.config import load, warnings
     from ingest.telemetry import log
 

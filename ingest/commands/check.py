@@ -12,42 +12,46 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from ingest.certificates import load_pair
+from ingest.commands.env_file import read as read_env_file
 from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
 
 
-def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, questionable: Sequence[str] = ()) -> int:
+def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, env_file: Path | None = None) -> int:
     """Print what `environ` comes to, with `store` try the object store too, and return the exit code.
 
-    With `strict` a warning is a problem; `questionable` are those of whoever read `environ`.
+    With `strict` a warning is a problem. An `env_file` counts in place of `environ`; it is for another machine,
+    so nothing of this one is held against it: no directory, disk or certificate.
     """
+    questionable: list[str] = []
     try:
+        if env_file is not None:
+            environ, questionable = read_env_file(env_file)
         settings = load(environ)
     except ConfigErrors as found:
         return _verdict([str(problem) for problem in found.problems])
     for line in _effective(settings):
         _print(line)
-    questionable = [*questionable, *warnings(settings, environ)]
-    for warning in questionable:
-        _warn(warning)
-    problems = [str(problem) for problem in _unusable_directories(settings)]
-    if settings.tls_cert is not None and settings.tls_key is not None:
+    questionable += warnings(settings, environ, here=env_file is None)
+    problems: list[str] = []
+    if env_file is None:
+        problems += map(str, _unusable_directories(settings))
         try:
-            pair = load_pair(settings.tls_cert, settings.tls_key)
+            questionable += _expired_certificate(settings)
         except ConfigError as problem:
             problems.append(str(problem))
-        else:
-            if pair.is_expired:
-                questionable.append(f"TLS_CERT: it has expired at {pair.until()}, and clients refuse it; renew it")
-                _warn(questionable[-1])
+    elif store:
+        os.environ.update(environ)  # the SDK looks for credentials there
+    for warning in questionable:
+        _warn(warning)
     if store:
         problems += asyncio.run(_try_store(settings))
     code = _verdict(problems)
@@ -97,6 +101,14 @@ def _first_existing(fs: Filesystem, folder: Path) -> Path | None:
             return None
         return path
     return None
+
+
+def _expired_certificate(settings: Settings) -> Iterator[str]:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    pair = load_pair(settings.tls_cert, settings.tls_key)
+    if pair.is_expired:
+        yield f"TLS_CERT: it has expired at {pair.until()}, and clients refuse it; renew it"
 
 
 async def _try_store(settings: Settings) -> list[str]:

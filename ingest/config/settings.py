@@ -177,9 +177,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def warnings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """Return what will run but is probably not what was meant, one line each."""
-    return [*_unread(environ), *_warnings(settings)]
+def warnings(settings: Settings, environ: Mapping[str, str], *, here: bool = True) -> list[str]:
+    """Return what will run but is probably not what was meant, one line each; without `here` on any machine."""
+    return [*_unread(environ), *_warnings(settings), *(_disk_warnings(settings) if here else ())]
 
 
 def shown(variable: Variable, settings: Settings) -> str:
@@ -324,7 +324,6 @@ def _warnings(settings: Settings) -> Iterator[str]:
     if settings.rate_burst is not None and settings.rate_limit is None:
         yield "RATE_BURST: without RATE_LIMIT it has no effect"
     yield from _store_warnings(settings)
-    yield from _disk_warnings(settings)
 
 
 def _store_warnings(settings: Settings) -> Iterator[str]:

@@ -125,6 +125,21 @@ def test_every_line_of_an_env_file_that_is_none_is_a_problem_without_its_value(t
     assert "hidden" not in out + err
 
 
+def test_an_env_file_for_another_machine_is_sound_here(tmp_path, capsys):
+    """CI has neither its disk, nor the rights to its directories, nor its certificate."""
+    file = tmp_path / "estat.env"
+    lines = (
+        "DLQ_DIR=/proc/dlq",
+        "DLQ_MAX_SIZE_BYTES=1000TiB",
+        "TLS_CERT=/no/cert",
+        "TLS_KEY=/no/key",
+        "ADMIN_ADDR=:9090",
+    )
+    file.write_text("\n".join(lines))
+    assert main(["check", "--env-file", str(file), "--strict"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("content", [None, b"LOG_LEVEL=\xff"])
 def test_an_env_file_that_cannot_be_read_is_one_line(tmp_path, capsys, content):
     file = tmp_path / "estat.env"
