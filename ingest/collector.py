@@ -170,9 +170,9 @@ class Collector:
             has_room=self._has_room,
             journal=self.journal,
         )
-        self._slots = {
-            "DLQ_DIR": str(self.dlq_slot.path.absolute()),
-            "JOURNAL_DIR": str(self.journal_slot.path.absolute()),
+        self.slots = {
+            "dlq": str(self.dlq_slot.path.absolute()),
+            "journal": str(self.journal_slot.path.absolute()),
         }
         self.story = Story(
             metrics,
@@ -299,7 +299,7 @@ class Collector:
             started=self.metrics.started,
             durability=settings.durability,
             store=settings.store_shown,
-            slots=self._slots,
+            slots=self.slots,
             adopted=self.dlq.adopted + self.backlog.adopted,
             settings=differing(settings),
         )

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import structlog
 import uvloop
 
-from ingest import signals
+from ingest import __version__, signals
 from ingest.certificates import Certificates
 from ingest.collector import Collector, World
 from ingest.config import ConfigError, shown_value
@@ -226,8 +226,10 @@ class Server:
                 "listening",
                 host=host,
                 port=port,
+                version=__version__,
                 durability=settings.durability,
                 store=settings.store_shown,
+                **self._collector.slots,
             )
 
     def _connection(self) -> Callable[..., asyncio.Protocol]:

@@ -126,8 +126,8 @@ def _process(status: Status) -> Iterator[Row]:
     yield "version", about.version
     yield "running since", clock_time(about.started)
     yield "durability", about.durability
-    for variable, path in about.slots.items():
-        yield f"slot in {variable}", path
+    for place, path in about.slots.items():
+        yield f"slot of the {place}", path
     yield "slots adopted", f"{about.adopted:,}"
     yield "time of this page", clock_time(time.time())
 

@@ -186,11 +186,14 @@ class Spool:
         """A batch like the one refused last would be refused now, or the disk hangs. Costs nothing."""
         if self.hangs:
             return True
-        if self._room.stale and not self._tasks:
-            self._spawn(self._measure())
+        self._measure_if_due()
         if self._room.evicts and self.files and not self._room.never_takes(self._backlog_bytes(), self._refused):
             return False
         return self._room.lacks(self.size + self._backlog_bytes(), self._refused)
+
+    def _measure_if_due(self) -> None:
+        if self._room.stale and not self._tasks:
+            self._spawn(self._measure())
 
     async def _measure(self) -> None:
         await self._calls.make(self._letters.measure, bounded=False)
@@ -277,7 +280,11 @@ class Spool:
     # ------------------------------------------------------------------------------------------------- counting
 
     async def scan(self) -> None:
-        """Count what earlier runs left, and see to their temporaries; returns when all was counted or tried."""
+        """Count what earlier runs left, and see to their temporaries; returns when all was counted or tried.
+
+        How much of the disk is free is looked at, too, because the figure is shown also where nothing is ever saved.
+        """
+        self._measure_if_due()
         await self._scan.run()
 
     async def adopt(self, slots: Iterable[Slot]) -> None:

@@ -68,7 +68,7 @@ class About:
     durability: str = ""
     store: str = ""
     slots: Mapping[str, str] = field(default_factory=dict)
-    """Its own, by the variable of the directory they lie in."""
+    """The folders of its own, by what they hold."""
     adopted: int = 0
     """How many slots of dead processes it holds beside them."""
     settings: Mapping[str, str] = field(default_factory=dict)
