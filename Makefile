@@ -110,11 +110,11 @@ guards: install ## take out each guard of the durability in turn and see that it
 api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running server by schemathesis
 	@.venv-api/bin/python -m tests.check_api
 
-sdks: .venv-sdks/.installed tests/sdks/node_modules/.installed ## every SDK there is a route for, from its registry, against a real server (needs Node)
+sdks: .venv-sdks/.installed tests/sdks/node_modules/.installed ## every SDK there is a route for, from its registry, against a real server (needs Node, Chromium)
 	@.venv-sdks/bin/python -m tests.sdks
 
 tests/sdks/node_modules/.installed: tests/sdks/package-lock.json
-	@command -v npm >/dev/null || { echo "Half of the SDKs are Node's: npm is not there (Debian: apt-get install nodejs npm)." >&2; exit 1; }
+	@command -v npm >/dev/null && [[ -x "$${CHROMIUM:-/usr/bin/chromium}" ]] || { echo "Most SDKs are Node's and browsers': npm or Chromium is not there (Debian: apt-get install chromium nodejs npm)." >&2; exit 1; }
 	@echo "Installing $<"
 	@npm --prefix tests/sdks ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@

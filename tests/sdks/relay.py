@@ -7,6 +7,7 @@ to change no byte; an exchange is noted when its answer was passed on. While the
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import threading
 import urllib.parse
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PIECE = 65536
+FORM = b"data="
+"""So begins a body that PostHog's script sends from a page that is left."""
 
 
 @dataclass
@@ -34,13 +37,19 @@ class Exchange:
     status: int | None = None
 
     @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks what it may send."""
+        return self.method == b"OPTIONS"
+
+    @property
     def text(self) -> str:
         """What it says, in plain: its query and its body."""
         body = bytes(self.body)
-        return (
-            urllib.parse.unquote_plus(self.target.decode())
-            + (gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body).decode()
-        )
+        if body.startswith(FORM):
+            body = base64.b64decode(urllib.parse.unquote_to_bytes(body.removeprefix(FORM)))
+        if body.startswith(b"\x1f\x8b"):
+            body = gzip.decompress(body)
+        return urllib.parse.unquote_plus(self.target.decode()) + body.decode()
 
 
 class _Requests:
@@ -90,7 +99,7 @@ class Relay:
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()), daemon=True)
 
     def start(self) -> Relay:
         self._thread.start()
