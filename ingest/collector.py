@@ -217,6 +217,8 @@ class Collector:
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
         adoption = Adoption(self._world.fs, base, lane, place)
         await place.scan()
+        if place.files:
+            log.info("found_on_disk", place=place.place.value, files=place.files, events=place.events)
         again = ADOPT_MORE_SECONDS
         while True:
             more = await adoption.look()
