@@ -1,16 +1,10 @@
 """Many events in one request: from a body to the values of their lines, and to the reason for each that is none.
 
-Owns what an item is, and where it begins and ends. A body of one of `LINES_TYPES` is lines; any other has to be one
-JSON array. Promises that an item is stored byte for byte as it stood in the body; that an array is read to its end, and
-is refused as a whole if it is no JSON; that one bad item fails itself only; and that the work can be left after any
-step, of which none looks at much more than 64 KiB, 256 items, or one element of 256 KiB. Never knows who sent it, nor
+Owns what an item is, and where a line begins and ends. A body of one of `LINES_TYPES` is lines; any other has to be one
+JSON array, whose `elements` are the items. Promises that an item is stored byte for byte as it stood in the body; that
+an array is refused as a whole if it is no JSON; that one bad item fails itself only; and that the work can be left
+after any step, of which none looks at much more than 64 KiB or makes more than 256 values. Never knows who sent it, nor
 makes a line.
-
-Where an element of an array ends. No proper beginning of a JSON object is a JSON object. So if what stands before some
-`},` is one, the element ends there; counting braces tells which `},` is worth a try. That needs a few calls an element,
-none of which builds more than the element does. Where it fails (other elements than objects, braces in strings, nesting
-that is deep or wide) each string and each bracket is looked at. An element that is larger than an item may be is none,
-but may be the fault of the whole array: `large` looks into it.
 """
 
 from __future__ import annotations
@@ -20,13 +14,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from orjson import dumps
 
-from ingest.event.bodies import FORMS, JSON_DEPTH, sound_json
-from ingest.event.large import STEP_BYTES, STEP_TOKENS, WHOLE_BYTES, is_sound
+from ingest.event.bodies import FORMS
+from ingest.event.elements import elements
 from ingest.event.pages import Page
 from ingest.event.refusals import (
-    BAD_JSON,
     BODY_TOO_LARGE,
-    JSON_TOO_DEEP,
     NOT_A_BATCH,
     TOO_MANY_ITEMS,
     ClientError,
@@ -51,6 +43,7 @@ LINES_TYPES: Final = frozenset(
 """The media types of lines, parameters left out."""
 
 STEP_ITEMS: Final = 256
+STEP_BYTES: Final = 64 * 1024
 
 _WHITE: Final = b" \t\r\n\f\v"
 _RETURN: Final = 0x0D
@@ -58,23 +51,9 @@ _BLANK: Final = re.compile(rb"[ \t\r\n\f\v]*+")
 _SPACE: Final = rb"[ \t\r\n]*+"
 _BEGIN: Final = re.compile(_SPACE + rb"\[" + _SPACE)
 _EMPTY: Final = re.compile(_SPACE + rb"\[" + _SPACE + rb"\]" + _SPACE)
-_NEXT: Final = re.compile(_SPACE + rb"(?:,|(\]))" + _SPACE)
-_TOKEN: Final = re.compile(rb'"[^"]*"|[][{}]')
-_SCALAR: Final = re.compile(rb"[^]\[{},\" \t\r\n]++")
-_ESCAPED: Final = (b"\\\\", b'\\"')
-_MASK: Final = b"\0\0"
-"""Stands for an escaped backslash or quote, so that each quote left begins or ends a string."""
-_QUOTE, _OBJECT = b'"{'
-_OPENING: Final = b"[{"
-_END: Final = b"},"
-_NEXT_OBJECT: Final = b",{"
-_TRIES: Final = 8
-"""So many `},` of one element are looked at before its tokens are."""
-_FAILURES: Final = 16
-"""After so many elements for which that was in vain, the tokens of all others are looked at."""
 
 Place: TypeAlias = "tuple[int, int]"
-Found: TypeAlias = "Place | list[bytes] | ClientError | None"
+Found: TypeAlias = "Place | list[bytes] | list[bytes | ClientError] | ClientError | None"
 """Where an item begins and ends; the values of some items; why there is no array; or nothing yet, after a step."""
 
 
@@ -126,17 +105,18 @@ class Unpacker:
         elif _EMPTY.fullmatch(body):
             return Items()
         elif begin := _BEGIN.match(body):
-            found, value_of = _elements(bytes(body), begin.end(), self._item_limit), self._element_value
+            value_of = self._element_value
+            found = _elements(bytes(body), begin.end(), self._item_limit, value_of)
         else:
             return NOT_A_BATCH
         return (yield from self._collect(body, found, value_of))
 
     def _collect(self, body: Raw, found: Iterator[Found], value_of: Callable[[Raw], bytes | ClientError]) -> Unpacking:
         items = Items()
-        groups: list[bytes] = []
+        joined = bytearray()  # a value alone may take up many times its size
         values: list[bytes] = []
         limit = self._item_limit
-        index = held = 0
+        index = 0
         step = STEP_BYTES
         for one in found:
             if isinstance(one, ClientError):
@@ -153,20 +133,28 @@ class Unpacker:
                     continue
                 step = end + STEP_BYTES
             elif one is not None:
-                values += one
+                for number, value in enumerate(one, index):
+                    if isinstance(value, ClientError):
+                        items.rejected.append((number, value))
+                    else:
+                        values.append(value)
                 index += len(one)
             if index > MOST_ITEMS:
                 return TOO_MANY_ITEMS
-            if values:
-                items.count += len(values)
-                groups.append(b"\n".join(values))
-                held += len(groups[-1])
-                values.clear()
-            yield len(body) + held
-        items.count += len(values)
-        groups += values
-        items.values = b"\n".join(groups)
+            self._join(items, joined, values)
+            yield len(body) + len(joined)
+        self._join(items, joined, values)
+        items.values = bytes(joined)
         return items
+
+    @staticmethod
+    def _join(items: Items, joined: bytearray, values: list[bytes]) -> None:
+        if values:
+            if items.count:
+                joined += b"\n"
+            joined += b"\n".join(values)
+            items.count += len(values)
+            values.clear()
 
 
 def _text_lines(body: Raw, item_limit: int) -> Iterator[Found]:
@@ -209,84 +197,12 @@ def _lines(body: Raw, at: int, size: int) -> Iterator[Found]:
         yield start, end - (body[end - 1] == _RETURN)
 
 
-def _elements(body: bytes, at: int, item_limit: int) -> Iterator[Found]:
+def _elements(body: bytes, at: int, item_limit: int, value_of: Callable[[Raw], bytes | ClientError]) -> Iterator[Found]:
     """Find the elements of an array whose first one stands at `at`."""
-    masked = body
-    if b"\\" in body:
-        for escaped in _ESCAPED:
-            masked = masked.replace(escaped, _MASK)
-    size = len(body)
-    whole = max(item_limit, WHOLE_BYTES)
-    guesses = _FAILURES
-    while at < size:
-        end = _object_end(body, masked, at) if guesses and body[at] == _OBJECT else 0
-        if not end:
-            guesses = max(guesses - 1, 0)
-            found = yield from _token_end(masked, at)
-            if isinstance(found, ClientError):
-                yield found
-                return
-            end = found
-            if not (yield from _is_element(body, masked, at, end, whole)):
-                break
-        yield at, end
-        if masked.startswith(_NEXT_OBJECT, end):
-            at = end + 1
-            continue
-        behind = _NEXT.match(masked, end)
-        if behind is None:
-            break
-        at = behind.end()
-        if behind.lastindex:
-            if at == size:
-                return
-            break
-    yield BAD_JSON
-
-
-def _is_element(body: bytes, masked: bytes, start: int, end: int, whole: int) -> Generator[None, None, bool]:
-    """Tell whether these bytes are a JSON value; up to `whole` of them are looked at in one step."""
-    if end - start <= whole:
-        return sound_json(body[start:end]) is not None
-    return (yield from is_sound(body, masked, start, end))
-
-
-def _object_end(body: bytes, masked: bytes, start: int) -> int:
-    """Return where the object ends that begins at `start`, if that is easily found; else 0."""
-    end, limit = start, start + STEP_BYTES
-    open_now = opened = 0
-    for _ in range(_TRIES):
-        at = end
-        end = masked.find(_END, at, limit) + 1
-        if not end:
-            return 0
-        braces = masked.count(b"{", at, end)
-        opened += braces
-        open_now += braces - masked.count(b"}", at, end)
-        if not open_now:
-            deep = opened + masked.count(b"[", start, end) >= JSON_DEPTH
-            return 0 if deep or sound_json(body[start:end]) is None else end
-    return 0
-
-
-def _token_end(masked: bytes, start: int) -> Generator[None, None, int | ClientError]:
-    """Return where the value ends that begins at `start`, by each string and bracket; or why the array is refused."""
-    scalar = _SCALAR.match(masked, start)
-    if scalar is not None:
-        return scalar.end()
-    depth = 1  # the array's own
-    for number, token in enumerate(_TOKEN.finditer(masked, start), 1):
-        first = masked[token.start()]
-        if first == _QUOTE:
-            pass
-        elif first in _OPENING:
-            depth += 1
-            if depth > JSON_DEPTH:
-                return JSON_TOO_DEEP
+    for found in elements(body, at):
+        if isinstance(found, list):
+            for first in range(0, len(found), STEP_ITEMS):
+                group = found[first : first + STEP_ITEMS]
+                yield [value_of(one) if len(one) <= item_limit else BODY_TOO_LARGE for one in group]
         else:
-            depth -= 1
-        if depth <= 1:
-            return token.end() if depth else BAD_JSON
-        if not number % STEP_TOKENS:
-            yield None
-    return BAD_JSON
+            yield found

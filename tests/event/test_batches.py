@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import random
+import sys
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from ingest.config.settings import load
-from ingest.event import large
+from ingest.event import elements as arrays
 from ingest.event.batches import LINES_TYPES, MOST_ITEMS, Items
 from ingest.event.bodies import sound_json
-from ingest.event.large import is_sound
 from ingest.event.line import EventEncoder
 from ingest.event.refusals import (
     BAD_JSON,
@@ -30,6 +31,7 @@ NOW = 1_764_721_594
 NDJSON = b"application/x-ndjson"
 JSON = b"application/json"
 TEXT = EventEncoder(load({"MAX_BODY_SIZE": str(8 << 20), "BATCH_BYTES": str(1 << 30)}))
+USUAL = EventEncoder(load({}))
 AS_JSON = EventEncoder(load({"BODY_FORMAT": "json", "MAX_BODY_SIZE": str(8 << 20), "BATCH_BYTES": str(1 << 30)}))
 
 
@@ -175,25 +177,18 @@ def test_an_array_has_the_elements_that_a_plain_reader_finds_and_each_is_stored_
     differ(1, 2500)
 
 
-def looked_into(body: bytes) -> bool:
-    masked = body.replace(rb"\\", b"\0\0").replace(rb"\"", b"\0\0")
-    steps = is_sound(body, masked, 0, len(body))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-@pytest.mark.parametrize(("step_bytes", "step_tokens"), [(10, 3), (16, 4096)])
-def test_a_large_value_is_judged_as_if_it_were_built_wherever_its_steps_cut_it(monkeypatch, step_bytes, step_tokens):
-    monkeypatch.setattr(large, "STEP_BYTES", step_bytes)
-    monkeypatch.setattr(large, "STEP_TOKENS", step_tokens)
-    draw = random.Random(step_bytes)
+@pytest.mark.parametrize("step", [10, 16, 64])
+def test_an_array_is_judged_as_if_it_were_built_wherever_its_steps_cut_it(monkeypatch, step):
+    monkeypatch.setattr(arrays, "WINDOW_BYTES", step)
+    monkeypatch.setattr(arrays, "PIECE_BYTES", step)
+    monkeypatch.setattr(arrays, "GROUP_BYTES", 4 * step)
+    differ(step, 500)
+    draw = random.Random(step)
     strings = ["".join(draw.choices((*TRICKY, "a", "\\ud83d\\ude00"), k=draw.randrange(30))) for _ in range(400)]
     texts = [b'["%b"]' % text.encode("utf-8", "surrogatepass") for text in strings]
     for body in [drawn_array(draw).strip(b" \t\r\n") for _ in range(400)] + texts:
-        assert looked_into(body) == (sound_json(body) is not None), body
+        found = unpacked(b"[%b]" % body)
+        assert (found is BAD_JSON) == (sound_json(b"[%b]" % body) is None), body
 
 
 @pytest.mark.parametrize("size", [1_000, 300_000])
@@ -420,3 +415,48 @@ def test_no_step_looks_at_much_more_than_its_share():
         ((b"x" * 60_000 + b"\n") * 16, NDJSON, 15),
     ):
         assert sum(1 for _ in TEXT.unpack(body, kind)) >= least, body[:20]
+
+
+def joined(unit: bytes, size: int) -> bytes:
+    return b",".join([unit] * (size // (len(unit) + 1)))
+
+
+WIDE = b"[%b]" % joined(b"[]", 60_000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[[%b]]" % joined(b"[]", 500_000),
+        b"[[%b,]]" % joined(b"[]", 500_000),
+        b"[%b]" % joined(WIDE, 500_000),
+        b'[%b,{"a":%b}]' % (joined(b"[%b]" % joined(b"[]", 4_200), 500_000), WIDE),
+        b"[[%b]]" % joined(b"[" * 60 + b"]" * 60, 500_000),
+        b"[[%b]]" % joined(b'{"":[]}', 500_000),
+        b"[[%b]]" % joined(rb'"\"[{}],\ud83d"', 500_000),
+        b'["%b"]' % (rb"\\" * 250_000),
+        b"[0%b]" % (b" " * 500_000),
+        b"[%b]" % joined(b"0", 500_000),
+    ],
+    ids=lambda body: body[:12].decode(),
+)
+def test_no_byte_of_an_array_costs_a_call_or_is_built_beyond_a_step(body):
+    """A kilobyte of gzip asks for a megabyte of these; they cost little more than the events that a client means."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        unpacked(body, JSON, USUAL)
+    finally:
+        sys.setprofile(None)
+    assert calls < MOST_ITEMS * 8
+    tracemalloc.start()
+    try:
+        unpacked(body, JSON, USUAL)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
+    finally:
+        tracemalloc.stop()
