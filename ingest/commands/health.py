@@ -27,6 +27,8 @@ PATIENCE: Final = 4.0
 """Seconds for an answer, all in all."""
 EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to listen: to ask
 _QUESTION: Final = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_LEAST_WAIT: Final = 0.01
+"""Seconds; a socket takes none for no waiting at all."""
 _ANSWER_BYTES: Final = 1 << 20
 """More than that is read of nobody."""
 _UNIX: Final = "unix:"
@@ -121,7 +123,7 @@ def exchange(question: Question, path: bytes, *, until: bytes = b"") -> bytes:
     end = time.monotonic() + PATIENCE
     asked = _QUESTION % path
     answer = b""
-    with _connect(question) as connection:
+    with _connect(question, end) as connection:
         connection.sendall(_PROXY_HEADER + asked if _is_in(connection, question.networks) else asked)
         while not (until and until in answer) and len(answer) < _ANSWER_BYTES and (left := end - time.monotonic()) > 0:
             connection.settimeout(left)
@@ -142,11 +144,12 @@ def _is_in(connection: socket.socket, networks: Networks | None) -> bool:
     return any(ours in network for network in networks)
 
 
-def _connect(question: Question) -> socket.socket:
+def _connect(question: Question, end: float) -> socket.socket:
     where = question.where
     if not where.startswith(_UNIX):
         host, _, port = where.rpartition(":")
         connection = socket.create_connection((host, int(port)), PATIENCE)
+        connection.settimeout(max(end - time.monotonic(), _LEAST_WAIT))
         return _secure(connection) if question.tls else connection
     connection = socket.socket(socket.AF_UNIX)
     try:

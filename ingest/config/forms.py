@@ -4,7 +4,7 @@ Owns the notation of durations (`250ms`, `3s`, `1m30s`, `24h`) and sizes (`16384
 addresses, URLs, prefixes, zones, tags and lists.
 Promises that what a form shows it reads again as the same value, and that a text it does not take is a ValueError,
 whatever the text is.
-Never knows a variable's name or its default: that is `config`.
+Never knows a variable's name or its default: that is `variables`.
 """
 
 import re

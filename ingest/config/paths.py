@@ -34,9 +34,7 @@ SDK_PATHS: Final[Mapping[str, SdkPaths]] = {
         get=("/pixel/v1/track", "/pixel/v1/page"),
     ),
     "snowplow": SdkPaths(post=("/com.snowplowanalytics.snowplow/tp2",), get=("/i",)),
-    "posthog": SdkPaths(
-        post=tuple(f"/{path}{end}" for path in ("e", "i/v0/e", "batch", "capture") for end in ("", "/"))
-    ),
+    "posthog": SdkPaths(post=tuple(f"/{path}{end}" for path in _POSTHOG for end in ("", "/"))),
 }
 """By the words of `SDK_ROUTES`."""
 

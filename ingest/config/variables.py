@@ -3,7 +3,7 @@
 Owns what `load`, `check` and the documentation say of a variable; docs/configuration.md is this table, and a test holds
 both equal.
 Promises one row a variable, in groups, in the order in which they are shown.
-Never reads an environment: that is `config`.
+Never reads an environment: that is `settings`.
 """
 
 from dataclasses import dataclass

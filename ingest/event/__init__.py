@@ -1,6 +1,6 @@
 """From a request to a line, or to a refusal. Pure: nothing here does I/O."""
 
-from ingest.event.access import Access, Admitted, Origins, key_headers
+from ingest.event.access import Access, Origins, key_headers
 from ingest.event.batches import Items
 from ingest.event.client import Peer
 from ingest.event.codings import Coding, coding_of, inflate, is_gzip, is_plain, unwrapped
@@ -12,8 +12,6 @@ from ingest.event.refusals import (
     BAD_HOST,
     BAD_PROXY_HEADER,
     BAD_VERSION,
-    BATCH_TOO_LARGE,
-    BATCH_TOO_LARGE_DECODED,
     BODY_TOO_LARGE,
     BODY_TOO_LARGE_DECODED,
     HEAD_TOO_LARGE,
@@ -46,8 +44,6 @@ __all__ = [
     "BAD_HOST",
     "BAD_PROXY_HEADER",
     "BAD_VERSION",
-    "BATCH_TOO_LARGE",
-    "BATCH_TOO_LARGE_DECODED",
     "BODY_TOO_LARGE",
     "BODY_TOO_LARGE_DECODED",
     "COLLECT",
@@ -67,7 +63,6 @@ __all__ = [
     "UNKNOWN_CODING",
     "UNKNOWN_TRANSFER_CODING",
     "Access",
-    "Admitted",
     "ClientError",
     "Coding",
     "Event",

@@ -1,8 +1,7 @@
 """The reads that the kernel has handed over and no turn has taken yet.
 
-Owns their order, and those that the last turn has left. Promises that all of them are counted
-into `MAX_BUFFER_BYTES` before they can exceed it, and that who sends little is served before who sends a lot. Never
-looks at a byte.
+Owns their order, and those that the last turn has left. Promises that all of them are counted into `MAX_BUFFER_BYTES`
+before they can exceed it, and that who sends little is served before who sends a lot. Never looks at a byte.
 """
 
 from __future__ import annotations

@@ -70,10 +70,13 @@ class Pace:
         self._due.append(one)
 
     def _run(self) -> None:
-        for _ in range(min(STEPS, len(self._due))):
-            self._due.popleft().step()
-        if self._due:
-            self._loop.call_soon(self._run)
+        try:
+            for _ in range(min(STEPS, len(self._due))):
+                self._due.popleft().step()
+        finally:
+            # Also after a step that failed: nobody else has those that are left take theirs.
+            if self._due:
+                self._loop.call_soon(self._run)
 
 
 class Phase(Enum):

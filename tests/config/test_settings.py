@@ -15,7 +15,7 @@ from ingest.config.paths import SDK_PATHS
 from ingest.config.settings import ConfigErrors, Settings, load, shown, warnings
 from ingest.config.variables import VARIABLES
 
-# The contract's table, literally: a default that changes must change here too.
+# The table, literally: a default that changes must change here too.
 DEFAULTS = {
     "HTTP_ADDR": ":8080",
     "ADMIN_ADDR": "unset",
@@ -122,7 +122,7 @@ def problems_of(environ):
     return {problem.variable: str(problem) for problem in caught.value.problems}
 
 
-def test_the_table_has_the_contracts_names_and_defaults():
+def test_the_table_has_these_names_and_defaults():
     assert {variable.name: variable.default for variable in VARIABLES} == DEFAULTS
 
 

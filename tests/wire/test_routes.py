@@ -1,4 +1,4 @@
-"""What each request of the contract's table is answered, however its bytes arrive."""
+"""What each request is answered, however its bytes arrive."""
 
 import base64
 import json

@@ -207,6 +207,25 @@ def test_clients_that_come_back_at_once_hold_up_nobody(secure):
     assert all(client.shake_hands().send(post(b"1")).statuses == [200] for client in crowd)
 
 
+class FailingStep:
+    def step(self):
+        raise ConnectionResetError
+
+
+def test_a_step_that_fails_keeps_no_other_handshake_from_its_own(secure):
+    wire = secure()
+    client = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    wire.pace.wait(FailingStep())
+    client.plain.transport.receive(client._outgoing.read())
+    with pytest.raises(ConnectionResetError):
+        wire.loop.turn()
+    wire.loop.settle()
+    assert client.plain.transport.sent, "its step came"
+    assert client.shake_hands().send(post(b"1")).statuses == [200]
+
+
 def test_the_end_of_the_handshake_a_request_and_the_end_may_come_together(secure):
     wire = secure()
     client = TlsClient(wire)
