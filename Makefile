@@ -1,6 +1,6 @@
 # Estat Ingest: `make` lists what there is. Needs GNU make, bash and a Python >= 3.11 with venv; everything else
 # comes from the lock files into .venv (to run and to test), .venv-bench (to measure), .venv-api (to check the API) and
-# .venv-sdks (to check the SDKs, whose Node halves go into tests/sdks/node_modules).
+# .venv-sdks (to check the SDKs; their Node halves, and what drives a browser, go into node_modules beside their tests).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -162,4 +162,4 @@ lock: ## write the lock files anew from pyproject.toml and tests/sdks/package.js
 	@npm --prefix tests/sdks update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel error
 
 clean: ## remove what the other targets made, never ./data
-	@rm -rf .venv .venv-bench .venv-api .venv-sdks tests/sdks/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-api .venv-sdks tests/sdks/node_modules tests/browser/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis

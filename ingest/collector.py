@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingest.config import Settings
-    from ingest.delivery import Drained
     from ingest.intake import Batch
     from ingest.store import ObjectStore
 
@@ -235,9 +234,9 @@ class Collector:
         while self.journal.sealing and self._world.clock() < until:  # noqa: ASYNC110 - a last sync
             await asyncio.sleep(0.01)
 
-    async def drain(self, deadline: float, skip: asyncio.Event) -> Drained:
+    async def drain(self, deadline: float, skip: asyncio.Event) -> None:
         """Bring to safety what is here, after `seal`; `skip` jumps to the disk."""
-        return await Drain(self.uploader, self.dlq, self.backlog, clock=self._world.clock).run(deadline, skip)
+        await Drain(self.uploader, clock=self._world.clock).run(deadline, skip)
 
     async def close(self, within: float) -> None:
         """Wait for what is still being removed, and close the store; the slots are free when the process is gone."""

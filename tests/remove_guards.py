@@ -77,8 +77,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "another's socket is not removed",
         "disk/socket_file.py",
-        "            if (found.st_dev, found.st_ino) == self._identity:\n                self._fs.unlink",
-        "            if found:\n                self._fs.unlink",
+        "            if Identity.of(self._fs.lstat(self.path)) == self._identity:\n                self._fs.unlink",
+        "            if self._fs.lstat(self.path):\n                self._fs.unlink",
         SOCKET + "test_what_another_put_in_its_place_is_not_removed",
     ),
     # Append, and its roll-back.

@@ -14,8 +14,7 @@ Promises to return by the deadline, whatever hangs. Never puts, saves or reads a
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -35,40 +34,14 @@ LAST_SHARE: Final = 0.2
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """The events that stay behind when the process ends: safe on its disk, or (`lost`) only in its memory."""
-
-    dlq_files: int
-    dlq_events: int
-    backlog_files: int
-    backlog_events: int
-    lost_batches: int
-    lost_events: int
-
-
-class OnDisk(Protocol):
-    """A place on disk, as the drain sees it."""
-
-    @property
-    def events(self) -> int:
-        """Events that wait there."""
-
-    @property
-    def files(self) -> int:
-        """Files that wait there."""
-
-
 class Drain:
     """See the module's text; `clock` is what the deadline is on."""
 
-    def __init__(self, uploader: Uploader, dlq: OnDisk, backlog: OnDisk, *, clock: Callable[[], float]) -> None:
+    def __init__(self, uploader: Uploader, *, clock: Callable[[], float]) -> None:
         self._uploader = uploader
-        self._dlq = dlq
-        self._backlog = backlog
         self._clock = clock
 
-    async def run(self, deadline: float, skip: asyncio.Event) -> Drained:
+    async def run(self, deadline: float, skip: asyncio.Event) -> None:
         """Bring to safety what is here, after the last `submit`; `skip` jumps to the disk."""
         uploader, recovery, course = self._uploader, self._uploader.recovery, self._uploader.course
         left = deadline - self._clock()
@@ -98,14 +71,6 @@ class Drain:
         await self._until(lambda: uploader.stopped or (uploader.queue.is_empty and recovery.ended), last_from)
         uploader.leave_to_segments()
         course.enter(Phase.OVER)
-        return Drained(
-            dlq_files=self._dlq.files,
-            dlq_events=self._dlq.events,
-            backlog_files=self._backlog.files,
-            backlog_events=self._backlog.events,
-            lost_batches=len(uploader.queue.batches),
-            lost_events=uploader.queue.events,
-        )
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         changed = self._uploader.changed

@@ -5,22 +5,19 @@
 
 from ingest.disk.append import create
 from ingest.disk.errors import StorageError, TornTail
-from ingest.disk.filesystem import FILE_MODE, Bytes, Entries, Filesystem
+from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune
 from ingest.disk.lane import Lane
-from ingest.disk.publish import TEMPORARY_SUFFIX, publish_new, published_path
+from ingest.disk.publish import TEMPORARY_SUFFIX, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.removals import Removals
-from ingest.disk.slots import ADOPT_AT_ONCE, Adopted, Slot, kept_free, slot_folders
+from ingest.disk.slots import ADOPT_AT_ONCE, Slot, kept_free, slot_folders
 from ingest.disk.socket_file import SocketFile
 from ingest.disk.tree import Tree
 
 __all__ = [
     "ADOPT_AT_ONCE",
-    "FILE_MODE",
     "TEMPORARY_SUFFIX",
-    "Adopted",
-    "Bytes",
     "Entries",
     "Filesystem",
     "Identity",
@@ -40,7 +37,6 @@ __all__ = [
     "kept_free",
     "make_dirs",
     "prune",
-    "publish_new",
     "published_path",
     "read_file",
     "slot_folders",

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from ingest.disk.filesystem import Bytes, Filesystem
 
 
-# ---------------------------------------------------------------------------------------------------- append
-
-
 def create(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set[Path] | None = None) -> int:
     """Open a new file for `append`, with the missing folders below `root`; `StorageError` if the name is taken.
 

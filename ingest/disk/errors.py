@@ -85,5 +85,5 @@ class StorageError(Exception):
         return f"{self.operation} {self.subject}{name}: {self.hint}{error}"
 
 
-class TornTail(StorageError):  # noqa: N818 - a state of the file, named as the contract names it
+class TornTail(StorageError):  # noqa: N818 - a state of the file, named as the documentation names it
     """An append failed and could not be undone: the file may end in bytes that were never acknowledged."""

@@ -61,9 +61,6 @@ def discard(fs: Filesystem, path: Path) -> None:
         fs.unlink(path)
 
 
-# --------------------------------------------------------------------------------------------------- folders
-
-
 def make_dirs(fs: Filesystem, path: Path, root: Path, *, sync: bool, synced: set[Path] | None = None) -> None:
     """Make the missing folders from `root` down to `path`, and `root` itself with what is above it.
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 TEMPORARY_SUFFIX = ".tmp"
 
 
-# --------------------------------------------------------------------------------------------------- publish
-
-
 def publish(
     fs: Filesystem,
     path: Path,

@@ -37,9 +37,6 @@ class Adopted(NamedTuple):
     unread: list[StorageError]
 
 
-# ----------------------------------------------------------------------------------------------------- slots
-
-
 class Slot:
     """`<base>/<number>`, held by `flock` on `<base>/<number>/lock` for as long as a process lives.
 

@@ -19,6 +19,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ingest.disk.reading import Identity
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -46,8 +48,7 @@ class SocketFile:
             _lock(fs, folder)
             self._bind()
             self.socket.listen(backlog)
-            found = fs.lstat(path)
-            self._identity = (found.st_dev, found.st_ino)
+            self._identity = Identity.of(fs.lstat(path))
         except BaseException:
             self.socket.close()
             raise
@@ -58,8 +59,7 @@ class SocketFile:
     def remove(self) -> None:
         """Take the name away, unless it is another's by now."""
         with suppress(OSError):
-            found = self._fs.lstat(self.path)
-            if (found.st_dev, found.st_ino) == self._identity:
+            if Identity.of(self._fs.lstat(self.path)) == self._identity:
                 self._fs.unlink(self.path)
 
     def _bind(self) -> None:

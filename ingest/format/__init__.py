@@ -1,4 +1,4 @@
-"""The contract with readers, all that is stored: names of objects and files, and the gzip of lines."""
+"""All that is stored, as readers rely on it: names of objects and files, and the gzip of lines."""
 
 from ingest.format.keys import (
     OBJECT_SUFFIX,

@@ -1,7 +1,7 @@
 """Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
 
 Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
-members (`inspect_gzip`) and of journal segments (`inspect_lines`). Both read a stream, wherever it comes from.
+members (`inspect_gzip`, which reads a stream) and of journal segments (`LinesInspection`, fed piece by piece).
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
 give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
@@ -138,19 +138,11 @@ def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
     return lines.result(sound=False, torn_tail=torn_tail)
 
 
-def inspect_lines(file: Stream) -> Inspection:
-    """Verify a journal segment; `body` holds its sound lines, encoded, and is None if there are none.
+class LinesInspection:
+    """Verifies a journal segment that comes in pieces; `body` holds its sound lines, encoded, None if there are none.
 
     A last line without its newline was never acknowledged: it is no bad line, and `torn_tail` tells of it.
     """
-    inspection = LinesInspection()
-    while chunk := file.read(_INFLATED):
-        inspection.feed(chunk)
-    return inspection.end()
-
-
-class LinesInspection:
-    """`inspect_lines` for a stream that comes in pieces."""
 
     __slots__ = ("_lines",)
 

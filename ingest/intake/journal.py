@@ -52,9 +52,9 @@ from ingest.disk import (
 from ingest.disk.append import append
 from ingest.format import segment_path
 from ingest.intake.commits import Fate, Group, GroupCommit
+from ingest.intake.latch import Latch
 from ingest.intake.mending import Mender
 from ingest.intake.names import Names
-from ingest.intake.repair import Latch
 from ingest.intake.segments import OPEN, Segment, SegmentState
 from ingest.telemetry import Reason
 
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from ingest.intake.mending import Rewritten
     from ingest.telemetry import Metrics
 
-PROBE_BYTES: Final = 65536
 WATCH_SECONDS: Final = 0.5
 NAME_LOST: Final = "its name is gone: let nothing but this process remove or move files there"
 LOOKS_BETWEEN_REWRITES: Final = 10

@@ -6,7 +6,7 @@ process may have taken: a lock that has lost its name is taken again first, in t
 Crash points of a rewrite: temporary written, synced, renamed, folder synced. Before the rename the old segment counts,
 and recovery deletes the temporary; after it the new one does. Both hold every acknowledged line.
 
-Never blocks the loop: all of it runs in the lane. Never decides when: the latch does.
+Never blocks the loop: all of it runs in the lane. Never decides when: the journal and its latch do.
 """
 
 from __future__ import annotations

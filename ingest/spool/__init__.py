@@ -4,17 +4,15 @@ from ingest.spool.adoption import Adoption
 from ingest.spool.backlog import Backlog, Segments
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DlqFull
-from ingest.spool.places import Copy, Places
+from ingest.spool.places import Places
 from ingest.spool.spool import Spool
-from ingest.spool.waiting import Contents, KeyedFile, Letter, Waiting, Whereabouts
+from ingest.spool.waiting import Contents, Letter, Waiting, Whereabouts
 
 __all__ = [
     "Adoption",
     "Backlog",
     "Contents",
-    "Copy",
     "DlqFull",
-    "KeyedFile",
     "Letter",
     "Places",
     "Segments",

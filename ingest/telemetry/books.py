@@ -2,9 +2,10 @@
 
 Owns the counts accepted, recovered, stored and dropped, and by place the events that still wait. Each move of events is
 a verb here, called once, in the same step of the loop in which the place itself changes.
-Promises accepted + recovered = stored + pending + dropped + handed on, in events, at every step of the loop's end:
-`unaccounted` compares these counts with what the places say that they hold. With `checked` (DEBUG_CHECKS) each verb
-also fails when more events leave a place than ever came to it, and `story` when a place holds other than the verbs say.
+Promises accepted + recovered = stored + pending + dropped + handed on, in events, at the end of every step of the
+loop: `unaccounted` compares these counts with what the places say that they hold. With `checked` (DEBUG_CHECKS) each
+verb also fails when more events leave a place than ever came to it, and `story` when a place holds other than the verbs
+say.
 Never locks: all verbs are the event loop's. Never counts a file or a byte.
 """
 

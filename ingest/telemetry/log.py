@@ -3,8 +3,8 @@
 Owns how a line looks (JSON, or for people with LOG_PRETTY), which lines are left out (LOG_LEVEL, LOG_SAMPLE_N), and
 that what libraries say through `logging` arrives in the same form.
 Promises that a call to a logger never raises and never stops an event: a value JSON cannot hold is written as its text,
-a line the descriptor does not take is lost; and that nobody waits for the reader
-of the log once `start` was called (`lines`). Warnings and errors are never sampled away.
+a line the descriptor does not take is lost; and that nobody waits for the reader of the log once `start` was called
+(`lines`). Warnings and errors are never sampled away.
 Never decides what is worth a line; never passes on what libraries log below a warning, for botocore's debug lines hold
 signed requests.
 """

@@ -7,6 +7,7 @@ import pytest
 
 from ingest.disk import Filesystem, Reader
 from ingest.format import codec
+from ingest.spool.reading import PIECE_BYTES
 
 EVENTS = 5_000
 
@@ -37,20 +38,28 @@ def bench_encode(benchmark, level):
     benchmark.extra_info["microseconds_an_event"] = round(benchmark.stats.stats.median / EVENTS * 1e6, 3)
 
 
-def inspect_file(inspect, path):
+def inspect_gzip(path):
     with Reader(Filesystem(), path) as file:
-        return inspect(file)
+        return codec.inspect_gzip(file)
+
+
+def inspect_lines(path):
+    inspection = codec.LinesInspection()
+    with Reader(Filesystem(), path) as file:
+        while piece := file.read(PIECE_BYTES):
+            inspection.feed(piece)
+    return inspection.end()
 
 
 def bench_inspect_gzip(benchmark, tmp_path):
     path = tmp_path / "batch.jsonl.gz"
     path.write_bytes(codec.encode(BATCH, EVENTS))
-    inspection = benchmark(inspect_file, codec.inspect_gzip, path)
+    inspection = benchmark(inspect_gzip, path)
     assert inspection.events == EVENTS
 
 
 def bench_inspect_lines(benchmark, tmp_path):
     path = tmp_path / "segment.jsonl"
     path.write_bytes(BATCH)
-    inspection = benchmark(inspect_file, codec.inspect_lines, path)
+    inspection = benchmark(inspect_lines, path)
     assert inspection.events == EVENTS

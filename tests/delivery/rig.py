@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.delivery.drain import Drain
 from ingest.delivery.phase import Phase
@@ -23,6 +23,17 @@ from tests.stand_ins.letters import OWN, Bench, Store, files, key, leave, lines
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class Left(NamedTuple):
+    """What a drain leaves behind: on disk, or (`lost`) in memory alone."""
+
+    dlq_files: int
+    dlq_events: int
+    backlog_files: int
+    backlog_events: int
+    lost_batches: int
+    lost_events: int
 
 
 class Batch:
@@ -169,9 +180,10 @@ class Rig(Bench):
                 await asyncio.gather(task, return_exceptions=True)
 
     async def drain(self, seconds):
-        """Drain as the collector does; `skip` is the second signal."""
-        ending = Drain(self.uploader, self.dlq, self.journal, clock=time.monotonic)
-        return await ending.run(time.monotonic() + seconds, self.skip or asyncio.Event())
+        """Drain as the collector does, and return what stays behind; `skip` is the second signal."""
+        await Drain(self.uploader, clock=time.monotonic).run(time.monotonic() + seconds, self.skip or asyncio.Event())
+        dlq, journal, queue = self.dlq, self.journal, self.uploader.queue
+        return Left(dlq.files, dlq.events, journal.files, journal.events, len(queue.batches), queue.events)
 
     async def _recover_nothing(self):
         self.uploader.recovery.ended = True

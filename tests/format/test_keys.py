@@ -100,7 +100,7 @@ def test_the_window_is_exactly_where_date_and_hour_stay_the_same(unix, zone):
     assert partition_of(partition.start, tz) == partition_of(partition.end - 1, tz) == partition
 
 
-def test_a_key_has_the_shape_of_the_contract():
+def test_a_key_has_the_shape_that_readers_rely_on():
     factory = KeyFactory("raw", UTC_ZONE, host="edge-1", token=TOKEN)
     unix = at("2025-12-02 14:00")
     assert factory.new_key(unix, factory.partition_of(unix)) == KEY

@@ -20,7 +20,7 @@ from ingest.collector import ADOPT_SECONDS
 from ingest.disk.removals import AGAIN_SECONDS, AGAIN_SECONDS_MAX
 from ingest.format import codec
 from ingest.format.keys import dlq_path
-from ingest.intake.repair import PROBE_SECONDS
+from ingest.intake.latch import PROBE_SECONDS
 from ingest.telemetry import DropReason, Reason
 from tests.model.ledger import line
 from tests.model.time import START
@@ -983,7 +983,7 @@ def test_a_segment_of_200_mb_is_recovered_in_bounded_memory(tmp_path):
             await backlog.scan()
             while backlog.files:
                 await asyncio.sleep(0.05)
-            drain = Drain(uploader, dlq, backlog, clock=time.monotonic)
+            drain = Drain(uploader, clock=time.monotonic)
             await drain.run(time.monotonic() + 5, asyncio.Event())
             await running
             (body,) = store.objects.values()

@@ -62,7 +62,7 @@ def families(metrics):
     return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in parsed}
 
 
-def test_the_table_has_the_contracts_names():
+def test_the_table_has_the_documented_names():
     assert {(metric.name, metric.label) for metric in METRICS} >= CONTRACT
 
 
