@@ -86,8 +86,10 @@ def test_of_two_that_start_at_once_over_a_dead_one_one_listens(path):
             super().unlink(name)
 
     rival = threading.Thread(target=take, args=(FS,))
+    os.umask(before := os.umask(0o022))
     take(Interrupted())
     rival.join()
+    os.umask(before)  # unlike two processes, two threads share one mask, and the later one gives back the earlier one's
     assert (len(held), refused) == (1, [errno.EADDRINUSE])
     held[0].socket.close()
 
