@@ -49,7 +49,7 @@ const makers = {
     const tracker = newTracker(
       { namespace: "t", appId: "shop", encodeBase64: false },
       {
-        endpoint: url, bufferSize: 5, eventMethod: option === "get" ? "get" : "post",
+        endpoint: url, bufferSize: 5, eventMethod: option === "get" ? "get" : "post", connectionTimeout: 30000,
         customHeaders: { "X-Write-Key": key }, onRequestFailure: (data) => failed(data),
       },
     );

@@ -76,7 +76,7 @@ const SDKS = {
       const { newTracker, trackSelfDescribingEvent, setUserId, flushBuffer } = window.snowplowBrowserTracking;
       newTracker("sp", url, {
         appId: "shop", encodeBase64: false, customHeaders: { "X-Write-Key": key }, bufferSize: 5,
-        eventMethod: option === "get" ? "get" : "post",
+        eventMethod: option === "get" ? "get" : "post", connectionTimeout: 30000,
         onRequestFailure: ({ status, message }) => window.failed(`${status} ${message}`),
       });
       setUserId("u1");
@@ -116,7 +116,8 @@ await page.exposeFunction("failed", (message) => errors.push(message));
 
 const open = async () => {
   await page.goto(home);
-  await page.evaluate(`(${make.toString().replace(/^async make/, "async function make")})(${JSON.stringify({ url, key, option, modules: `${home}modules/` })}).then((made) => { window.made = made; })`);
+  const settings = JSON.stringify({ url, key, option, modules: `${home}modules/` });
+  await page.evaluate(`(async () => { window.made = await { ${make} }.make(${settings}); })()`);
 };
 
 await open();
