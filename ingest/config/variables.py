@@ -212,7 +212,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "EXTRA_HEADERS",
             "none",
             forms.extra_headers(),
-            "Headers that are stored too, in `headers`; a `*` ends a name that only begins so, and costs CPU",
+            "Headers that are stored too, in `headers`; a `*` at the end of a name stands for any end, and costs CPU",
         ),
         Variable(
             "TS_MS",
