@@ -133,7 +133,7 @@ class Visitor(FastHttpUser):
     def too_large(self):
         event_id = ledger.new_id()
         self.send(
-            "POST", "hostile: 40 KB", "/collect", f'{{"id":"{event_id}","x":"{"y" * 40_000}"}}', (413, 0), event_id
+            "POST", "hostile: 80 KB", "/collect", f'{{"id":"{event_id}","x":"{"y" * 80_000}"}}', (413, 0), event_id
         )
 
     @task(1)

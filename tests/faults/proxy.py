@@ -66,9 +66,7 @@ class Exchange:
     method: str
     target: str
     began: float
-    request_bytes: int = 0
     status: int | None = None  # upstream's or the proxy's own
-    handed_back: bool = False
     outcome: str = "open"
 
 
@@ -190,7 +188,7 @@ class FaultProxy:
             return False
         if _field(head, b"expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request = await _read_request(exchange, fault, head, reader)
+        request = await _read_request(fault, head, reader)
         if self.on_request is not None and self.on_request(exchange) is False:
             raise _CutError("hook ended the request")
         if fault.latency:
@@ -212,7 +210,6 @@ class FaultProxy:
             raise _CutError("reset in the answer")
         writer.write(answer)
         await writer.drain()
-        exchange.handed_back = True
         exchange.outcome = "answered"
         return keep
 
@@ -233,12 +230,11 @@ def reserve_port() -> socket.socket:
     return guard
 
 
-async def _read_request(exchange: Exchange, fault: Fault, head: bytes, reader: asyncio.StreamReader) -> bytes:
+async def _read_request(fault: Fault, head: bytes, reader: asyncio.StreamReader) -> bytes:
     data = bytearray(head)
 
     async def take(chunk: bytes) -> None:
         data.extend(chunk)
-        exchange.request_bytes = len(data)
         limit = fault.reset_request_after
         if limit is not None and len(data) >= limit:
             raise _CutError("reset in the request")

@@ -67,7 +67,6 @@ class Process:
         self.unhandled: list[Any] = []
         self.answers: list[tuple[int, bool]] = []
         """Number of each event answered, and whether with success, in order."""
-        self.failed_start: BaseException | None = None
         self.owed = 0
         """Bytes of answers that wait for the disk."""
         self._turns = 0

@@ -108,7 +108,6 @@ class World:
         try:
             process.wire()
         except (StorageError, Died) as error:
-            process.failed_start = error
             if isinstance(error, StorageError):
                 self.bury(process)
             else:
