@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from ingest.config import DEBUG_CHECKS
-from ingest.intake.batch import Batch, BufferPool
+from ingest.intake.batch import Batch, BufferPool, nothing_to_do
 from ingest.telemetry import Reason, SealReason
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ class Intake:
         self._open.timer.cancel()
         self._open = None
         batch.reason = reason
+        batch.on_broken = nothing_to_do  # it holds the batch, whose bytes would wait for the collector of cycles
         self._journal.seal(batch)
 
     def close(self) -> None:

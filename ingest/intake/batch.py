@@ -108,7 +108,7 @@ class Batch:
         self.reason: SealReason | None = None
         """Why it was sealed; None while it is open."""
         self.segment: Segment | None = None
-        self.on_broken: Callable[[], None] = _nothing_to_do
+        self.on_broken: Callable[[], None] = nothing_to_do
         """Called when its segment can take no more lines; set by whoever appends to it."""
         self.packed = b""
         """The lines, compressed: from before the buffer is let go of until the batch is safe elsewhere."""
@@ -182,5 +182,5 @@ class Batch:
         self._window = memoryview(grown)
 
 
-def _nothing_to_do() -> None:
+def nothing_to_do() -> None:
     """Stand in for a callback that nobody set."""

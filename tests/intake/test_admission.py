@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -405,6 +406,20 @@ def test_room_made_when_nothing_is_due_seals_nothing():
     rig.commit(3)
     rig.intake.room_made()
     assert rig.sealed == []
+
+
+def test_a_sealed_batch_is_gone_with_who_holds_it_last():
+    rig = Rig()
+    rig.commit(3)
+    rig.intake.seal(SealReason.SIZE)
+    gc.collect()
+    gc.disable()
+    try:
+        rig.sealed.clear()
+        left = [one for one in gc.get_objects() if isinstance(one, Batch)]
+    finally:
+        gc.enable()
+    assert left == [], "its compressed lines would stay until the collector of cycles comes, which is seldom"
 
 
 # MAX_BUFFER_BYTES
