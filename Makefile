@@ -128,7 +128,7 @@ tests/browser/node_modules/.installed: tests/browser/package-lock.json
 	@npm --prefix tests/browser ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
-bench: ## the figures of docs/benchmarks.md (12-15 minutes; ./bench.sh --quick: 2)
+bench: ## the figures of docs/benchmarks.md (16 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
 
 micro: .venv-bench/.installed ## micro-benchmarks of a turn of the hot path, the encoding, the codec and the scan

@@ -3,7 +3,7 @@
 #
 # Needs Linux with two cores, a C compiler, Python >= 3.11 with venv, and the right to set a CPU limit (root, or a delegated
 # cgroup). Go, Node, Bun (from npm) and nginx are measured too if they are there. Everything listens on and sends to 127.0.0.1
-# only. 12-15 minutes; --quick 2. What it prints is also in bench-out/: bench.json, bench.md, cpu.png, held.png, latency.png.
+# only. 16 minutes; --quick 2. What it prints is also in bench-out/: bench.json, bench.md, cpu.png, held.png, latency.png.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
