@@ -18,7 +18,7 @@ from ingest.disk.errors import StorageError
 from ingest.disk.folders import prune
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, KeysView
     from pathlib import Path
 
     from ingest.disk.filesystem import Filesystem
@@ -35,6 +35,12 @@ log = structlog.get_logger()
 
 def _no_folder(_: Path) -> bool:
     return False
+
+
+def _tell_bug(task: asyncio.Task[None]) -> None:
+    """Have a bug of ours end the process: asyncio tells no exception of a task that is still held."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "the retrying of removals failed", "exception": error})
 
 
 class Removals:
@@ -59,7 +65,7 @@ class Removals:
         return len(self._left)
 
     @property
-    def left(self) -> Iterable[Path]:
+    def left(self) -> KeysView[Path]:
         """The files that the disk would not let go."""
         return self._left.keys()
 
@@ -101,6 +107,7 @@ class Removals:
             self._left[path] = root
         if self._retrying is None or self._retrying.done():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
+            self._retrying.add_done_callback(_tell_bug)
 
     async def _retry(self) -> None:
         pause = AGAIN_SECONDS

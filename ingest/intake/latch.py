@@ -1,8 +1,9 @@
 """The latch: the disk refused, so everything is refused until the disk takes a write again.
 
 Owns the state, its two edges, which are logged here and only here, and the loop that ends it. Promises that a tripped
-latch is released as soon as what is broken is mended and a probe goes through, with nobody doing anything. Never
-touches the disk by itself: the journal hands in what mends and what probes.
+latch is released as soon as what is broken is mended and a probe goes through, with nobody doing anything; that a bug
+in what mends or probes ends the process, because nothing would release the latch then. Never touches the disk by
+itself: the journal hands in what mends and what probes.
 
     tripped   `trip`: the first failure logs `journal_refused`; each one is counted
     released  `_repair`: what was broken is mended, a probe went through, and nothing broke meanwhile
@@ -11,7 +12,6 @@ touches the disk by itself: the journal hands in what mends and what probes.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -70,13 +70,13 @@ class Latch:
             )
         if self._repairing is None or self._repairing.done():
             self._repairing = asyncio.get_running_loop().create_task(self._repair())
+            self._repairing.add_done_callback(_tell_bug)
 
     async def close(self) -> None:
         """Stop probing."""
         if self._repairing is not None:
             self._repairing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._repairing
+            await asyncio.wait((self._repairing,))
 
     async def _repair(self) -> None:
         while True:
@@ -91,3 +91,9 @@ class Latch:
         self.on = False
         self._metrics.journal_failed = 0
         log.info("journal_resumed", path=str(self._slot.path))
+
+
+def _tell_bug(task: asyncio.Task[None]) -> None:
+    """Have a bug of ours end the process: asyncio tells no exception of a task that is still held."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "the repair of the journal failed", "exception": error})

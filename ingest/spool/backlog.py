@@ -10,7 +10,7 @@ and our own whose batch could not be saved to the dead-letter queue. Promises:
               lies beside it is listed
     copies    a segment whose key has a dead letter too counts for no event: the dead letter counts. While that cannot
               be told, the segment is unread
-    slots     an adopted slot is let go once nothing is left in it
+    slots     an adopted slot is let go once nothing is left in it; or with its segments, where others wait (`hand_on`)
 
 Never appends to a segment, never judges its lines (`reading` does, for recovery), never blocks the loop: `Segments` has
 what touches the disk, plain and blocking, and runs in the lane of the journal's disk.
@@ -419,7 +419,7 @@ class Backlog:
             if self._unread.is_news(path):
                 log.warning("not_a_segment", path=str(path))
             return
-        if path in self._known or path in self._lent:
+        if path in self._known or path in self._lent or path in self._removals.left:
             return
         try:
             size, events = await self._lane.run(self._segments.count, path)

@@ -1,4 +1,4 @@
-"""Two copies of a key, in backlog and DLQ (promise 7)."""
+"""Two copies of a key, in backlog and DLQ: what is sound is stored, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each write, sync, rename, lock, roll-back and create-only condition of `durable`: without it a test here fails."""
+"""Each write, sync, rename, lock, roll-back and create-only condition of the room: without it a test here fails."""
 
 from __future__ import annotations
 

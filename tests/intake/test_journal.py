@@ -494,7 +494,7 @@ def test_a_torn_tail_is_rewritten_before_anybody_is_refused(journal):
 
 
 def test_a_torn_tail_is_rewritten_beside_the_loop_and_what_is_refused_meanwhile_keeps_its_order(journal):
-    """Only an open and a write may hang with the disk: a rewrite syncs and renames (§4.13)."""
+    """Only an open and a write may hang with the disk: a rewrite syncs and renames."""
     world = journal()
     process = world.start()
     kept = process.commit(2)

@@ -1,4 +1,4 @@
-"""The promises of §4 under any order of events, faults and deaths: the pipeline in lockstep with a simple model.
+"""The promises of docs/durability.md under any order of events, faults and deaths, in lockstep with a simple model.
 
 `Collectors` is a state machine whose rules are what can happen to one or two processes on one disk: ticks of events,
 time, a store that fails, hangs or loses its answers, a disk that fails in each of its calls or is full, clock steps,

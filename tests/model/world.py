@@ -10,7 +10,7 @@ passes when told to. A process dies before any call to the file system that the 
 executor, and then nothing of it reaches the disk or the store any more, except puts that were under way: they may land
 whenever the test likes.
 
-Who may lose what, at the death of a process (the table of §4):
+Who may lose what, at the death of a process (the table of docs/shutdown.md):
 
     kill        memory: all that is neither stored nor in the DLQ. journal, fsync: nothing
     power cut   fsync: nothing. memory, journal: all that is neither stored nor in the DLQ

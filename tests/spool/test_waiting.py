@@ -228,6 +228,25 @@ def test_a_settled_file_that_cannot_be_removed_leaves_the_books_once_and_is_lent
     asyncio.run(main())
 
 
+def test_a_settled_file_that_cannot_be_removed_is_not_found_again_with_what_could_not_be_read_beside_it(bench):
+    bench.leave(key(1), 2)
+    bench.leave(key(2, prefix="other"), 3)
+    unread = bench.disk.on("open_read", when=lambda path: "other" in path.parts).fail(errno.EIO)
+
+    async def main():
+        async with bench.open() as waiting:
+            bench.disk.on("unlink").fail(errno.EROFS)
+            await bench.store(await waiting.next() or await waiting.next())
+            await waiting.adopt([])
+            assert (bench.metrics.books.events_recovered, waiting.events) == (2, 0)
+            unread.lift()
+            await waiting.adopt([])
+            assert (bench.metrics.books.events_recovered, waiting.events) == (5, 3)
+            assert await bench.one_pass() == [key(2, prefix="other")]
+
+    asyncio.run(main())
+
+
 # ------------------------------------------------------------------------------------------------------ contents
 
 
