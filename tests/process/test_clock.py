@@ -56,6 +56,14 @@ def unix(text):
     return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
 
 
+def await_more(sent, events=300, seconds=60):
+    """Return when so many events more were acknowledged: more than were under way before."""
+    enough, end = sent.acknowledged + events, time.monotonic() + seconds
+    while sent.acknowledged < enough:
+        assert time.monotonic() < end, f"{enough - sent.acknowledged} events too few after {seconds} s"
+        time.sleep(0.01)
+
+
 def hours_of(objects):
     return sorted({o.key.split("/", 1)[1].rsplit("/", 1)[0] for o in objects})
 
@@ -65,11 +73,10 @@ def test_an_event_stays_in_its_hour_when_the_clock_steps_forth_and_back(collecto
     clock.set(unix("2025-12-02T13:59:58"))
     collector = collectors({**clock.env, "FLUSH_INTERVAL": "1h", "BATCH_SIZE": "100000"}).start()
     load = Load(sent, collector.port, rate=1500, connections=6).start()
-    time.sleep(0.5)
+    await_more(sent)
     for step in ("2025-12-02T14:00:03", "2025-12-02T13:59:40", "2025-12-31T23:59:59", "2025-12-02T15:10:00"):
         clock.set(unix(step))
-        time.sleep(0.4)
-    time.sleep(1.0)
+        await_more(sent)
     load.stop()
     assert sent.refused == 0
     collector.stop(15)
