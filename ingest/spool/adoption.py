@@ -3,7 +3,8 @@
 Owns how many are held at once, because each costs a descriptor until it is emptied: `ADOPTED_MAX`; more if those that
 are held do not become empty, because files that the store refuses keep a slot for days and others may hold files that
 it takes; `ADOPTED_LIMIT`, and a sixteenth of the descriptors, at the very most. From there on slots take turns: those
-that are held longest are let go with their files, and come again when all others had their turn.
+that are held longest are let go with their files, and come again when all others had their turn. Room for who comes is
+kept below that limit, because who goes is let go only when somebody has come.
 Promises that no slot waits for ever. Never reads a file.
 """
 
@@ -55,7 +56,7 @@ class Adoption:
         self._base = base
         self._lane = lane
         self._holder = holder
-        self._at_most = ADOPTED_MAX
+        self._at_most = usual()
         self._stood = 0
         """Looks in a row that found no room."""
         self._last = -1
@@ -64,13 +65,13 @@ class Adoption:
     async def look(self) -> bool:
         """Adopt a few free slots; True if there may be more."""
         holder = self._holder
-        if holder.adopted < ADOPTED_MAX:
-            self._at_most = ADOPTED_MAX
+        if holder.adopted < usual():
+            self._at_most = usual()
         self._stood = self._stood + 1 if holder.adopted >= self._at_most else 0
         room = self._at_most - holder.adopted
         if self._stood >= STANDS_AFTER:
             self._stood = 0
-            self._at_most = min(self._at_most + ADOPT_AT_ONCE, limit())
+            self._at_most = min(self._at_most + ADOPT_AT_ONCE, limit() - ADOPT_AT_ONCE)
             room = self._at_most + ADOPT_AT_ONCE - holder.adopted
         room = min(room, ADOPT_AT_ONCE)
         if room <= 0:
@@ -85,6 +86,11 @@ class Adoption:
             await holder.hand_on(over)
         await holder.adopt(found.slots)
         return len(found.slots) == room
+
+
+def usual() -> int:
+    """Return how many slots are held at once where they become empty."""
+    return min(ADOPTED_MAX, limit() - ADOPT_AT_ONCE)
 
 
 def limit() -> int:

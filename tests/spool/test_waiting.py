@@ -422,7 +422,7 @@ def test_c1_an_adopted_slot_is_kept_while_something_in_it_is_unknown(bench):
 @pytest.fixture
 def few_slots(monkeypatch):
     """Of slots of dead processes two are held, one more is taken at a time, and after two looks room is made."""
-    for name, value in (("ADOPTED_MAX", 2), ("ADOPT_AT_ONCE", 1), ("STANDS_AFTER", 2), ("limit", lambda: 2)):
+    for name, value in (("ADOPTED_MAX", 2), ("ADOPT_AT_ONCE", 1), ("STANDS_AFTER", 2), ("limit", lambda: 3)):
         monkeypatch.setattr(adoption, name, value)
 
 
