@@ -872,7 +872,7 @@ def test_b2_a_start_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of_
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
         return False
 
 
