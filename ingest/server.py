@@ -195,6 +195,7 @@ class Server:
             max_connections=self._max_connections(),
             deferred=collector.deferred,
             access=Access(settings, encoder.address_of, loop.time),
+            hidden=[secret.encode() for _, secret in settings.write_keys or ()],
         )
         self._new = (self._tick, HeaderNames((*encoder.headers, *keys), encoder.also_reads))
         """Every connection's, beside its door."""

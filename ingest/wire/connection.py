@@ -356,6 +356,7 @@ class Connection(asyncio.Protocol):
         """Refuse before a request was read, and outside a turn."""
         tick = self._tick
         tick.count_rejected(error)
+        tick.refused.add(error, tick.clocks.loop_time())
         answer = tick.book.plain.refuse(error)
         tick.count_answer(answer)
         self.leave_with(answer)

@@ -24,6 +24,8 @@ CONTENT_LENGTH: Final = b"content-length"
 TRANSFER_ENCODING: Final = b"transfer-encoding"
 REQUESTED_HEADERS: Final = b"access-control-request-headers"
 IF_NONE_MATCH: Final = b"if-none-match"
+X_REQUEST_ID: Final = b"x-request-id"
+TRACE_ID: Final = b"x-amzn-trace-id"
 REQUESTED_NETWORK: Final = b"access-control-request-private-network"
 
 _READ_BY_THE_WIRE: Final = frozenset(
@@ -41,6 +43,8 @@ _READ_BY_THE_WIRE: Final = frozenset(
         REQUESTED_HEADERS,
         REQUESTED_NETWORK,
         IF_NONE_MATCH,
+        X_REQUEST_ID,
+        TRACE_ID,
     }
 )
 _WRITTEN_BY_PROXIES: Final = frozenset(

@@ -116,6 +116,8 @@ class Request:
     url = b""
     head = _NO_FIELDS
     """From its end on."""
+    method = b"POST"
+    """From the end of the head on."""
     handler: Handler = NOT_FOUND
     takes: Takes | None = None
     """Where its event stands; None when it is no event."""
@@ -254,8 +256,9 @@ class RequestReader:
         book = self._tick.book
         request.answers = book.of(head[ORIGIN]) if ORIGIN in head else book.plain
         method = parser.get_method()
-        if method == b"HEAD":
-            request.head_only = True
+        if method != b"POST":
+            request.method = method
+            request.head_only = method == b"HEAD"
         keep_alive = parser.should_keep_alive()
         if not keep_alive or CONNECTION in head:  # else it is HTTP/1.1; to ask the parser costs more than all of this
             version = parser.get_http_version()
@@ -356,15 +359,20 @@ class RequestReader:
         if self.over:
             return
         tick = self._tick
-        tick.count_rejected(error)
-        head_only = self.request.head_only
+        request = self.request
+        head_only = request.head_only
         if self.state is _BODY:
-            answers = self.request.answers
+            self._reject(error, request)
+            answers = request.answers
         elif error is MALFORMED:
+            self._reject(error)
             answers = tick.book.plain
         else:
+            if self.state is _HEADERS:
+                request.method, request.head = self.parser.get_method(), self._fields
+            self._reject(error, request)
             answers = tick.book.of(self._fields[ORIGIN]) if ORIGIN in self._fields else tick.book.plain
-            head_only = self.state is _HEADERS and self.parser.get_method() == b"HEAD"
+            head_only = request.method == b"HEAD"
         answer = answers.refuse(error, close=True, head_only=head_only)
         tick.count_answer(answer)
         tick.turn.reply(self._owner, answer)
@@ -465,7 +473,7 @@ class RequestReader:
         assert items is not None  # noqa: S101 - it is unpacked
         tick, owner = self._tick, self._owner
         for _, error in items.rejected:
-            tick.count_rejected(error)
+            self._reject(error, request)
         answers = request.answers
         close = not request.keep_alive
         answer = answers.show(items.told(), close=close)
@@ -517,7 +525,7 @@ class RequestReader:
             owner.end(linger=False)
 
     def _refuse_event(self, request: Request, refusal: ClientError) -> None:
-        self._tick.count_rejected(refusal)
+        self._reject(refusal, request)
         self._reply(request, request.answers.refuse(refusal, close=not request.keep_alive))
 
     def _unpack(self, request: Request) -> bool:
@@ -604,7 +612,7 @@ class RequestReader:
         close = not request.keep_alive
         tick = self._tick
         if isinstance(handler, ClientError):
-            tick.count_rejected(handler)
+            self._reject(handler, request)
             self._reply(request, answers.refuse(handler, close=close, head_only=request.head_only))
         elif isinstance(handler, Preflight):
             head = request.head
@@ -628,6 +636,14 @@ class RequestReader:
             if IF_NONE_MATCH in request.head:
                 page = unless_known(page, request.head[IF_NONE_MATCH])
             self._reply(request, answers.show(page, close=close, head_only=request.head_only))
+
+    def _reject(self, error: ClientError, request: Request = NO_REQUEST) -> None:
+        """Count a refusal, and take note of it for the log."""
+        tick = self._tick
+        tick.count_rejected(error)
+        tick.refused.add(
+            error, tick.clocks.now, request.method, request.url, request.head, trusted=self._owner.peer.trusted
+        )
 
     def _reply(self, request: Request, answer: bytes) -> None:
         if request.is_old and request.keep_alive:

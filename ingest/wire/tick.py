@@ -30,12 +30,13 @@ from ingest.wire.clocks import Clocks
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
 from ingest.wire.limits import FULL_TURN, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
+from ingest.wire.refused import Refused
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ingest.event import Access, ClientError, EventEncoder, Pages
     from ingest.telemetry import Budget, Metrics
@@ -55,7 +56,7 @@ class Tick:
     """Collects the reads of a turn and does their work in one go.
 
     `commit(turn)` must settle the turn, or each of its parts in order: at once, unless it calls `defer` first. When
-    `deferred`, that is done here.
+    `deferred`, that is done here. `hidden` is in no line of the log.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Tick:
         "metrics",
         "owed",
         "pages",
+        "refused",
         "short_way",
         "turn",
     )
@@ -103,6 +105,7 @@ class Tick:
         max_connections: int,
         deferred: bool = False,
         access: Access | None = None,
+        hidden: Sequence[bytes] = (),
         wall_clock: Callable[[], float] = time.time,
         stopwatch: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
@@ -122,6 +125,7 @@ class Tick:
         self._take = self.short_way.take if self.access is None else self.short_way.take_admitted
         self.pages = pages
         self.metrics = metrics
+        self.refused = Refused(hidden)
         self._refusing = refusing
         self.budget = budget
         self.deferred = deferred
@@ -281,6 +285,7 @@ class Tick:
         for connection in overdue:
             connection.expire()
         self._drop_slowest()
+        self.refused.sweep(now)
         if self.access is not None and self.access.rate is not None:
             self.access.rate.sweep()
 
@@ -299,9 +304,10 @@ class Tick:
                 connection.drain()
 
     def abort(self) -> None:
-        """Drop every connection."""
+        """Drop every connection, and tell what is untold of them."""
         for connection in list(self.crowd):
             connection.abort()
+        self.refused.finish()
 
 
 def _left_to_the_parser(reads: Iterator[Read], turn: Turn, answers: int, deadline: float) -> Read | None:  # noqa: ARG001 - `ShortWay.take`'s shape

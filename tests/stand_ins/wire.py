@@ -386,6 +386,7 @@ class Wire:
             max_connections=settings.max_connections,
             deferred=self.deferred,
             access=Access(settings, encoder.address_of, self.loop.time),
+            hidden=[secret.encode() for _, secret in settings.write_keys or ()],
             wall_clock=lambda: self.clock,
             stopwatch=lambda: self.stopwatch,
             sleep=self.rests.append,
