@@ -98,7 +98,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="estat-ingest",
         description="Collects events over HTTP and puts them on S3 as gzip JSONL.",
-        epilog="Settings come from the environment; `check` shows them. Without a command it serves.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Settings come from the environment; `check` shows them. Without a command it serves.\n\n"
+        "exit codes: 0 done; 1 it failed; 2 the words or settings are wrong; 130 interrupted\n\n"
+        "example: STORE_DIR=/data/objects DLQ_DIR=/data/dlq estat-ingest",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -144,7 +147,13 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "ADMIN_ADDR=:9090 estat-ingest status --json",
     )
     status.add_argument("--json", action="store_true", help="all that it tells, as one JSON document")
-    dlq = commands.add_parser("dlq", help="look at and work on what waits on disk for the store")
+    dlq = command(
+        "dlq",
+        "look at and work on what waits on disk for the store",
+        "0 done; 1 something is wrong or stays; 2 a directory is missing, or the words or settings\n"
+        "  are wrong; 130 interrupted",
+        "estat-ingest dlq ls",
+    )
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli
 

