@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import argparse
+    import socket
     from collections.abc import Sequence
+
+WORKER: Final = "worker"
+"""The word by which a supervisor starts one of several processes; it is nobody else's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ingest.commands import health
 
         return health.run(os.environ)
-    if not words or words[0] == "serve":
+    if words in ([], ["serve"]) and os.environ.get("WORKERS", "").strip() not in {"", "1"}:
+        from ingest import supervisor
+
+        supervisor.supervise(_open_for_workers)  # ends the process, unless it is to be the only one
+    if not words or words[0] in {"serve", WORKER}:
         from ingest import signals
 
         signals.hold()  # before the imports, which take a while
     from ingest.config import ConfigErrors
 
     try:
+        if words[:1] == [WORKER]:
+            return _work(words[1:])
         return _run(_parser(words).parse_args(words))
     except ConfigErrors as problems:
         sys.stderr.write(f"{problems}\n")
@@ -43,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _open_for_workers(to: socket.socket) -> None:
+    from ingest.opening import open_for_workers
+
+    open_for_workers(to)
 
 
 def _hold_standard_descriptors() -> None:
@@ -58,6 +74,31 @@ def _hold_standard_descriptors() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _work(words: Sequence[str]) -> int:
+    """Be one of several workers, as the supervisor's words say."""
+    from ingest.worker import Worker
+
+    try:
+        worker = Worker.of(words)
+    except (ValueError, OSError, IndexError):
+        sys.stderr.write("`worker` is what a supervisor says to start one; `serve` with WORKERS starts several\n")
+        return 2
+    from ingest.config import load, warnings
+    from ingest.telemetry import log
+
+    settings = load(os.environ)
+    log.configure(settings, worker.number)
+    from ingest.server import serve
+
+    log.start()
+    if worker.number == 0:
+        log.tell_warnings(warnings(settings, os.environ))
+    try:
+        return serve(settings, worker=worker)
+    finally:
+        log.finish()
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
-from ingest.telemetry import About, Budget, Metrics, Place, StoreHealth, Story
+from ingest.telemetry import About, Books, Budget, Metrics, Place, StoreHealth, Story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,6 +69,7 @@ class World:
     """Makes the thread of a directory."""
     store: ObjectStore | None = None
     """None: the one that the settings name."""
+    books: Books = field(default_factory=Books)
     clock: Callable[[], float] = time.monotonic
     """Measures. Deadlines are on it."""
     now: Callable[[], float] = time.time
@@ -105,7 +106,7 @@ class Collector:
         """Take the slots; a `StorageError` when the disk does not let us, with the variable as its note."""
         self._settings = settings
         self._world = world
-        self.metrics = metrics = Metrics(store=StoreHealth(world.now))
+        self.metrics = metrics = Metrics(world.books, store=StoreHealth(world.now))
         self.budget = Budget(settings.max_buffer_bytes)
         self.keys = keys = KeyFactory(settings.raw_prefix, settings.partition_tz, world.host, world.token)
         self.dlq_slot = _take_slot("DLQ_DIR", world.fs, settings.dlq_dir)

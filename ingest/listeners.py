@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import asyncio
 
+LISTEN_BACKLOG: Final = 4096
 ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 """A host name stands for an address that this machine does not have: `::1` without IPv6."""
 

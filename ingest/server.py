@@ -34,14 +34,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import structlog
 import uvloop
 
-from ingest import __version__, signals
+from ingest import __version__, shared_page, signals
 from ingest.certificates import Certificates
 from ingest.collector import Collector, World
 from ingest.config import ConfigError, shown_value
 from ingest.disk import Filesystem, SocketFile, StorageError
 from ingest.event import Access, EventEncoder, Pages, key_headers
-from ingest.listeners import bind
-from ingest.telemetry import Page
+from ingest.listeners import LISTEN_BACKLOG, bind
+from ingest.telemetry import Page, SharedBooks, Together
 from ingest.telemetry import log as logs
 from ingest.wire import (
     OFFICE,
@@ -60,10 +60,13 @@ from ingest.wire import (
 
 if TYPE_CHECKING:
     import signal
+    import socket
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
     from ingest.config import Settings
+    from ingest.telemetry import Metrics
+    from ingest.worker import Worker
 
 SWEEP_SECONDS: Final = 0.5
 DESCRIPTORS_RESERVED: Final = 128
@@ -71,7 +74,6 @@ DESCRIPTORS_RESERVED: Final = 128
 ACCEPTED_AT_ONCE: Final = 4
 """Descriptors of each socket for events. In a turn uvloop accepts one connection of each descriptor: with one alone, a
 turn would have one event where every connection brings one. More of them cost a connection that comes alone."""
-LISTEN_BACKLOG: Final = 4096
 SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
 CLOSE_SECONDS: Final = 0.5
@@ -80,16 +82,18 @@ CLOSE_SECONDS: Final = 0.5
 log = structlog.get_logger()
 
 
-def serve(settings: Settings, *, fs: Filesystem | None = None) -> NoReturn:
+def serve(settings: Settings, *, fs: Filesystem | None = None, worker: Worker | None = None) -> NoReturn:
     """Run until a signal; exit with 0, or 1 after a failure of our own or a loss, or 2 for what an operator can mend.
+
+    One of several `worker`s has its sockets from its supervisor, and tells it how far it is.
 
     The process ends here, by `os._exit`: no thread that hangs in a system call is waited for, and the kernel releases
     the slots when nothing of us can write any more.
     """
     signals.hold()  # before any thread begins: one that does not hold them would be handed them
-    logs.configure(settings)
+    logs.configure(settings, None if worker is None else worker.number)
     logs.start()
-    uvloop.run(Server(settings, fs or Filesystem()).run())
+    uvloop.run(Server(settings, fs or Filesystem(), worker).run())
     raise AssertionError("a server ends its process")
 
 
@@ -117,9 +121,11 @@ class DrainStep(Enum):
 class Server:
     """One process: built, run once, gone."""
 
-    def __init__(self, settings: Settings, fs: Filesystem) -> None:
+    def __init__(self, settings: Settings, fs: Filesystem, worker: Worker | None = None) -> None:
         self._settings = settings
         self._fs = fs
+        self._worker = worker
+        """None: the process is alone."""
         self._step = DrainStep.RUNNING
         self._stop = asyncio.Event()
         self._skip = asyncio.Event()
@@ -159,6 +165,8 @@ class Server:
                 where = shown_value(variable, self._settings)
                 self._leave_socket_file()
                 _refuse_to_start(f"{variable}: cannot listen on {where}: {error.strerror or error}")
+        if self._worker is not None:
+            self._worker.region.enter(shared_page.SERVING)
         self._start_background()
         # What lives now lives for good: the collector of cycles need not look at it again.
         gc.collect()
@@ -174,7 +182,15 @@ class Server:
 
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        self._pipeline = self._collector = collector = Collector(settings, World(loop, self._fs))
+        world = World(loop, self._fs) if self._worker is None else World(loop, self._fs, books=SharedBooks())
+        self._pipeline = self._collector = collector = Collector(settings, world)
+        shown: Metrics | Together = collector.metrics
+        status = collector.story.status
+        if self._worker is not None:
+            self._together = shown = Together(
+                collector.metrics, self._worker.page, self._worker.region, self._worker.number, status
+            )
+            status = shown.status
         encoder = EventEncoder(settings)
         keys = key_headers(settings)
         self._tick = Tick(
@@ -185,8 +201,8 @@ class Server:
             Layouts(encoder.headers, settings.collect_paths, learns=encoder.also_reads is None and not keys),
             Pages(
                 ready=lambda: self._step is DrainStep.RUNNING,
-                metrics=Page(collector.metrics),
-                status=collector.story.status,
+                metrics=Page(shown),
+                status=status,
             ),
             collector.metrics,
             collector.intake.commit,
@@ -219,7 +235,7 @@ class Server:
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         connect = partial(self._connection(), *self._new, (house if settings.admin_addr is None else street)(settings))
-        for bound in await bind(loop, settings.http_host or None, settings.http_port):
+        for bound in await self._bound(loop):
             for descriptor in (bound, *(bound.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
                 self._listeners.append(await loop.create_server(connect, sock=descriptor, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
@@ -233,6 +249,12 @@ class Server:
                 **self._collector.slots,
             )
 
+    async def _bound(self, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
+        """Return the sockets of HTTP_ADDR: a worker's are bound already."""
+        if self._worker is not None:
+            return self._worker.for_events
+        return await bind(loop, self._settings.http_host or None, self._settings.http_port)
+
     def _connection(self) -> Callable[..., asyncio.Protocol]:
         """Return what makes a connection on HTTP_ADDR."""
         if self._certificates is not None:
@@ -243,11 +265,18 @@ class Server:
         where = self._settings.admin_addr
         connect = partial(Connection, *self._new, OFFICE)
         if isinstance(where, Path):
-            self._socket_file = found = SocketFile(self._fs, where, LISTEN_BACKLOG)
-            self._listeners.append(await loop.create_unix_server(connect, sock=found.socket))
+            if self._worker is not None:
+                (listening,) = self._worker.for_operators
+            else:
+                self._socket_file = found = SocketFile(self._fs, where, LISTEN_BACKLOG)
+                listening = found.socket
+            self._listeners.append(await loop.create_unix_server(connect, sock=listening))
             log.info("listening_for_operators", path=str(where))
         elif where is not None:
-            for bound in await bind(loop, where[0] or None, where[1]):
+            bound_ones = (
+                await bind(loop, where[0] or None, where[1]) if self._worker is None else self._worker.for_operators
+            )
+            for bound in bound_ones:
                 self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
                 host, port = bound.getsockname()[:2]
                 log.info("listening_for_operators", host=host, port=port)
@@ -255,6 +284,8 @@ class Server:
     def _start_background(self) -> None:
         self._spawn(self._collector.run())
         self._spawn(self._sweep())
+        if self._worker is not None:
+            asyncio.get_running_loop().add_reader(self._worker.lifeline, self._orphaned, self._worker.lifeline)
         if self._certificates is not None:
             self._spawn(self._certificates.watch())
 
@@ -262,6 +293,9 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self._tick.sweep()
+            if self._worker is not None:
+                self._worker.region.beat()
+                self._together.write()
             self._collector.story.tick()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -277,6 +311,12 @@ class Server:
             self._signalled_at = when
         elif when - self._signalled_at >= SECOND_SIGNAL:
             self._skip.set()
+        self._begin_drain()
+
+    def _orphaned(self, lifeline: int) -> None:
+        """Drain: the supervisor is gone, and with it who would start another in our place."""
+        asyncio.get_running_loop().remove_reader(lifeline)
+        log.error("supervisor_gone")
         self._begin_drain()
 
     def _begin_drain(self) -> None:
@@ -316,6 +356,9 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._leave_socket_file()
+        self._collector.metrics.workers = 0
+        if self._worker is not None:
+            self._worker.region.enter(shared_page.LEAVING)
         self._tick.drain()
         loop = asyncio.get_running_loop()
         # A quarter of the time at most: the store and the disk need theirs.
@@ -339,6 +382,8 @@ class Server:
             task.cancel()
         left = max(self._deadline - time.monotonic(), 0.0)
         await self._collector.close(left + CLOSE_SECONDS / 2)
+        if self._worker is not None:
+            self._together.write()
         self._tell_stopped()
 
     def _cut_short(self) -> None:

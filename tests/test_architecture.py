@@ -98,6 +98,12 @@ NO_DISK = {
     "event/script.py": {"read_text"},
     # OpenSSL opens the same two files by their names, past any seam; it is done beside the loop, in a thread.
     "certificates.py": {"read_bytes", "stat"},
+    # What the kernel tells of our quota.
+    "processors.py": {"read_text"},
+    # A page of memory.
+    "shared_page.py": {"os.fstat", "os.truncate"},
+    # Standard error, sockets, and the name of one that was ours, in a process that loads no room.
+    "supervisor.py": {"os.write", "os.close", "os.lstat", "os.unlink"},
     # It imports no room, asks before anything runs, and takes no answer for no warning.
     "config/settings.py": {"exists", "os.statvfs", "os.path.realpath"},
 }

@@ -98,6 +98,19 @@ def count(minimum: int, maximum: int) -> Form:
     return Form(f"a whole number from {minimum} to {maximum}", parse, guesses=slips.counts)
 
 
+def count_or_auto(minimum: int, maximum: int) -> Form:
+    """Take what `count` takes, or `auto`, which is 0."""
+    plain = count(minimum, maximum)
+
+    def parse(text: str) -> int:
+        if text.lower() == "auto":
+            return 0
+        number: int = plain.parse(text)
+        return number
+
+    return Form(f"{plain.accepted}, or auto", parse, lambda number: str(number or "auto"), plain.guesses)
+
+
 def size(minimum: int, maximum: int) -> Form:
     """Take a size within bounds."""
 

@@ -65,6 +65,8 @@ class Settings:
     http_port: int
     admin_addr: tuple[str, int] | Path | None
     """Host and port, or the path of a Unix socket."""
+    workers: int
+    """Zero: as many as there are processors for."""
     tls_cert: Path | None
     tls_key: Path | None
     read_timeout: float

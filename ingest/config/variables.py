@@ -56,6 +56,12 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             optional=True,
         ),
         Variable(
+            "WORKERS",
+            "1",
+            forms.count_or_auto(1, 64),
+            "How many processes share `HTTP_ADDR`; `auto` is one a whole CPU of the quota. Each has limits of its own",
+        ),
+        Variable(
             "TLS_CERT",
             "unset",
             forms.directory(),

@@ -56,6 +56,11 @@ class SocketFile:
             os.umask(before)
             fs.close(folder)
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the name, by which it is known to be ours."""
+        return self._identity.device, self._identity.inode
+
     def remove(self) -> None:
         """Take the name away, unless it is another's by now."""
         with suppress(OSError):

@@ -11,6 +11,7 @@ from ingest.telemetry.metrics import Metrics
 from ingest.telemetry.page import Page
 from ingest.telemetry.status import About, Status
 from ingest.telemetry.story import Story
+from ingest.telemetry.together import SharedBooks, Together
 
 __all__ = [
     "About",
@@ -28,7 +29,9 @@ __all__ = [
     "PutError",
     "Reason",
     "SealReason",
+    "SharedBooks",
     "Status",
     "StoreHealth",
     "Story",
+    "Together",
 ]

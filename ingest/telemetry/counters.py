@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 EnumT = TypeVar("EnumT", bound=Enum)
 
@@ -46,6 +46,10 @@ class Counters(Generic[EnumT]):
 
     def __iter__(self) -> Iterator[tuple[EnumT, int]]:
         return iter(self._counts.items())
+
+    def values(self) -> Collection[int]:
+        """Return the figures in the order of the members."""
+        return self._counts.values()
 
     def total(self) -> int:
         """Return the sum of all members' figures."""

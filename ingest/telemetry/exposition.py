@@ -15,23 +15,22 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from ingest.telemetry.counters import Histogram
-from ingest.telemetry.metrics import METRICS, Metric, Metrics
+from ingest.telemetry.metrics import Metric, Source
 
 
-def exposition(metrics: Metrics) -> bytes:
+def exposition(source: Source) -> bytes:
     """Return the text of one scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(metrics))
+    registry.register(_Figures(source))
     return generate_latest(registry)
 
 
 class _Figures(Collector):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
-        for metric in METRICS:
-            figure = metric.read(self._metrics)
+        for metric, figure in self._source.figures():
             if isinstance(figure, Histogram):
                 yield _histogram(metric, figure)
                 continue

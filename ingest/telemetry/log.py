@@ -33,12 +33,15 @@ LAST_LINES_SECONDS: Final = 0.2
 """How long a process that ends waits for the reader of its log."""
 
 
-def configure(settings: Settings) -> None:
-    """Have every logger of this process, ours and those of libraries, write as `settings` say."""
+def configure(settings: Settings, worker: int | None = None) -> None:
+    """Have every logger of this process, ours and those of libraries, write as `settings` say.
+
+    The lines of one of several workers have its number.
+    """
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _Service(settings.service_name),
+        _Service(settings.service_name, worker),
     ]
     if settings.log_sample_n > 1:
         processors.insert(0, _Sampler(settings.log_sample_n))
@@ -106,12 +109,14 @@ class _Sampler:
 class _Service:
     """Puts what a reader looks for first at the front of the line."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, worker: int | None) -> None:
+        self._front: dict[str, object] = {"service": name}
+        if worker is not None:
+            self._front["worker"] = worker
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
         front = {name: event.pop(name) for name in ("timestamp", "level")}
-        return {**front, "service": self._name, "event": event.pop("event", None), **event}
+        return {**front, **self._front, "event": event.pop("event", None), **event}
 
 
 def _json(_: WrappedLogger, __: str, event: EventDict) -> bytes:

@@ -3,7 +3,8 @@
 Owns the counters as plain integers (`metrics.puts += 1` is all that counting takes), the figures that somebody else
 keeps (`Gauges`), the books, and the table `METRICS`, whose rows read them.
 Promises that a figure somebody keeps anyway is read from there at the scrape, so that no copy of it can be stale, and
-that no figure is found by its name: a slip is found by the type checker.
+that no figure is found by its name: a slip is found by the type checker. Each row says what stands for the figures of
+several workers.
 Never locks, allocates or calls anything to count; never imports prometheus_client before the first scrape, which costs
 40 ms that the start does not have.
 """
@@ -15,8 +16,9 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from ingest import __version__
 from ingest.telemetry.books import Books, Place
@@ -69,6 +71,7 @@ class Gauges:
     spool_limit: Callable[[], float] = _nothing
     disk_free: Callable[[], float] = _nothing
     log_lines_dropped: Callable[[], float] = _nothing
+    worker_restarts: Callable[[], float] = _nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +121,30 @@ class Metrics:
     files_expired: int = 0
     files_quarantined: int = 0
 
+    workers: int = 1
+    """Each process counts itself."""
     started: float = field(default_factory=time.time)
+
+    def figures(self) -> Iterator[tuple[Metric, Figure]]:
+        """Yield each row of the table with its figure."""
+        for metric in METRICS:
+            yield metric, metric.read(self)
+
+
+class Source(Protocol):
+    """The owner of a figure for each row of the table: one process, or all workers."""
+
+    def figures(self) -> Iterator[tuple[Metric, Figure]]:
+        """Yield each row with its figure."""
+
+
+class OfAll(Enum):
+    """The one figure that stands for those of several workers."""
+
+    SUM = "the sum"
+    MOST = "the most"
+    LEAST = "the least"
+    LEAST_SET = "the least above 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +155,9 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     meaning: str
     read: Callable[[Metrics], Figure]
-    label: str = ""
+    label: str
     """With a label, `read` gives a figure for each of its values."""
+    of_all: OfAll
 
 
 def _resident_bytes(_: Metrics) -> float:
@@ -142,14 +169,18 @@ def _resident_bytes(_: Metrics) -> float:
 
 
 def _rows() -> Iterator[Metric]:
-    def counter(name: str, meaning: str, read: Callable[[Metrics], Figure], label: str = "") -> Metric:
-        return Metric(f"estat_{name}_total", "counter", meaning, read, label)
+    def counter(
+        name: str, meaning: str, read: Callable[[Metrics], Figure], label: str = "", of_all: OfAll = OfAll.SUM
+    ) -> Metric:
+        return Metric(f"estat_{name}_total", "counter", meaning, read, label, of_all)
 
-    def gauge(name: str, meaning: str, read: Callable[[Metrics], Figure], label: str = "") -> Metric:
-        return Metric(f"estat_{name}", "gauge", meaning, read, label)
+    def gauge(name: str, of_all: OfAll, meaning: str, read: Callable[[Metrics], Figure], label: str = "") -> Metric:
+        return Metric(f"estat_{name}", "gauge", meaning, read, label, of_all)
 
     def histogram(name: str, meaning: str, read: Callable[[Metrics], Figure]) -> Metric:
-        return Metric(f"estat_{name}", "histogram", meaning, read)
+        return Metric(f"estat_{name}", "histogram", meaning, read, "", OfAll.SUM)
+
+    total, most, least, least_set = OfAll.SUM, OfAll.MOST, OfAll.LEAST, OfAll.LEAST_SET
 
     yield counter(
         "requests", "Requests answered, by the class of the status", lambda m: m.requests.by_label(), "answer"
@@ -160,7 +191,7 @@ def _rows() -> Iterator[Metric]:
         lambda m: m.request_seconds,
     )
     yield counter("requests_rejected", "Requests and events refused, by why", lambda m: m.rejected.by_label(), "reason")
-    yield gauge("connections", "Open connections", lambda m: m.connections)
+    yield gauge("connections", total, "Open connections", lambda m: m.connections)
     yield counter(
         "connections_refused", "Connections closed at once: MAX_CONNECTIONS were open", lambda m: m.connections_refused
     )
@@ -179,11 +210,13 @@ def _rows() -> Iterator[Metric]:
     )
     yield gauge(
         "tls_not_after_timestamp_seconds",
+        least_set,
         "When the certificate in use expires, unix time; 0 without TLS",
         lambda m: m.tls_not_after,
     )
     yield gauge(
         "tls_reload_failed",
+        most,
         "1 from a changed TLS_CERT or TLS_KEY that cannot be used until a pair can",
         lambda m: m.tls_reload_failed,
     )
@@ -199,6 +232,7 @@ def _rows() -> Iterator[Metric]:
     yield counter("events_stored", "Events whose object the store has confirmed", lambda m: m.books.events_stored)
     yield gauge(
         "events_pending",
+        total,
         "Events accepted or recovered, and neither stored nor dropped",
         lambda m: {place.value: m.books.pending(place) for place in Place},
         "place",
@@ -208,26 +242,33 @@ def _rows() -> Iterator[Metric]:
     )
     yield counter(
         "events_handed_on",
-        "Events left on disk in a slot that was let go, for others waited; recovered again later",
+        "Events left on disk in a slot that was let go, by a worker that has ended or because others waited; recovered "
+        "again later",
         lambda m: m.books.events_handed_on,
     )
     yield gauge(
         "events_unaccounted",
+        total,
         "Events the books cannot place; anything but 0 is a bug of ours",
         lambda m: m.books.unaccounted(),
     )
     yield gauge(
         "oldest_pending_timestamp_seconds",
+        least_set,
         "When the oldest event came that still waits, unix time; 0 if none does",
         lambda m: m.gauges.oldest_pending(),
     )
     yield gauge(
         "last_stored_timestamp_seconds",
+        most,
         "When an object was last stored, unix time; 0 before the first",
         lambda m: m.store.last_stored,
     )
     yield gauge(
-        "buffered_bytes", "Bytes held in memory, which MAX_BUFFER_BYTES bounds", lambda m: m.gauges.buffered_bytes()
+        "buffered_bytes",
+        total,
+        "Bytes held in memory, which MAX_BUFFER_BYTES bounds",
+        lambda m: m.gauges.buffered_bytes(),
     )
 
     yield counter("batches_sealed", "Batches sealed, by what sealed them", lambda m: m.sealed.by_label(), "reason")
@@ -239,14 +280,18 @@ def _rows() -> Iterator[Metric]:
     yield counter(
         "journal_write_errors", "Writes or syncs that failed; their events were refused", lambda m: m.journal_errors
     )
-    yield gauge("journal_failed", "1 while the disk takes no events and all are refused", lambda m: m.journal_failed)
+    yield gauge(
+        "journal_failed", most, "1 while the disk takes no events and all are refused", lambda m: m.journal_failed
+    )
     yield histogram(
         "journal_sync_duration_seconds",
         "How long an fdatasync took (DURABILITY=fsync)",
         lambda m: m.journal_sync_seconds,
     )
 
-    yield gauge("queued_batches", "Sealed batches in memory, up to UPLOAD_QUEUE", lambda m: m.gauges.queued_batches())
+    yield gauge(
+        "queued_batches", total, "Sealed batches in memory, up to UPLOAD_QUEUE", lambda m: m.gauges.queued_batches()
+    )
     yield counter(
         "batches_spilled",
         "Batches sent to the dead-letter queue to make room in a full upload queue",
@@ -260,9 +305,10 @@ def _rows() -> Iterator[Metric]:
         lambda m: m.puts_already_stored,
     )
     yield histogram("put_duration_seconds", "How long one try took", lambda m: m.put_seconds)
-    yield gauge("store_up", "0 from a try that failed until one succeeds, probes or not", lambda m: m.store.up)
+    yield gauge("store_up", least, "0 from a try that failed until one succeeds, probes or not", lambda m: m.store.up)
     yield gauge(
         "breaker_state",
+        most,
         "1 for the state the breaker is in: closed, half-open (probing), open (the store is down)",
         lambda m: {state.value: int(state is m.breaker) for state in BreakerState},
         "state",
@@ -281,45 +327,63 @@ def _rows() -> Iterator[Metric]:
     )
     yield gauge(
         "spool_files",
+        total,
         "Files that wait for the store: dead letters, and the journal's segments of earlier processes (backlog)",
         lambda m: {Place.DLQ.value: m.gauges.dlq_files(), Place.BACKLOG.value: m.gauges.backlog_files()},
         "place",
     )
     yield gauge(
         "spool_bytes",
+        total,
         "Their bytes, which DLQ_MAX_SIZE_BYTES bounds",
         lambda m: m.gauges.dlq_bytes() + m.gauges.backlog_bytes(),
     )
-    yield gauge("spool_limit_bytes", "DLQ_MAX_SIZE_BYTES", lambda m: m.gauges.spool_limit())
+    yield gauge("spool_limit_bytes", total, "DLQ_MAX_SIZE_BYTES", lambda m: m.gauges.spool_limit())
     yield gauge(
-        "spool_full", "1 from a save that was refused until one succeeds: the disk has no room", lambda m: m.spool_full
+        "spool_full",
+        most,
+        "1 from a save that was refused until one succeeds: the disk has no room",
+        lambda m: m.spool_full,
     )
     yield gauge(
-        "disk_free_bytes", "Bytes free on the disk of DLQ_DIR, as last measured", lambda m: m.gauges.disk_free()
+        "disk_free_bytes",
+        least_set,
+        "Bytes free on the disk of DLQ_DIR, as last measured",
+        lambda m: m.gauges.disk_free(),
     )
     yield gauge(
         "refused_files",
+        total,
         "Files that the store refuses for good while it takes others; each is tried at most once an hour",
         lambda m: m.gauges.refused_files(),
     )
     yield gauge(
         "unknown_files",
+        total,
         "Files and folders that cannot be read and are not in the books",
         lambda m: {Place.DLQ.value: m.gauges.unknown_in_dlq(), Place.BACKLOG.value: m.gauges.unknown_in_journal()},
         "place",
     )
     yield gauge(
         "unremoved_files",
+        total,
         "Files whose events are in the store or in another place, and that the disk does not let go",
         lambda m: {Place.DLQ.value: m.gauges.unremoved_in_dlq(), Place.BACKLOG.value: m.gauges.unremoved_in_journal()},
         "place",
     )
 
+    yield gauge("workers", total, "Processes that there are to take events", lambda m: m.workers)
+    yield counter(
+        "worker_restarts",
+        "Workers started because one had ended that nobody had told to",
+        lambda m: m.gauges.worker_restarts(),
+        of_all=most,
+    )
     yield counter("log_lines_dropped", "Log lines that nobody read in time", lambda m: m.gauges.log_lines_dropped())
     yield counter("process_cpu_seconds", "CPU time, user and system, of all threads", lambda _: time.process_time())
-    yield gauge("process_resident_memory_bytes", "Resident memory", _resident_bytes)
-    yield gauge("process_start_time_seconds", "When the process started, unix time", lambda m: m.started)
-    yield gauge("build_info", "Always 1; the labels say what runs", lambda _: {__version__: 1}, "version")
+    yield gauge("process_resident_memory_bytes", total, "Resident memory", _resident_bytes)
+    yield gauge("process_start_time_seconds", least, "When the process started, unix time", lambda m: m.started)
+    yield gauge("build_info", most, "Always 1; the labels say what runs", lambda _: {__version__: 1}, "version")
 
 
 METRICS: Final = tuple(_rows())

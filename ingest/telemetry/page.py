@@ -14,23 +14,23 @@ from ingest.telemetry.metrics import CONTENT_TYPE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ingest.telemetry.metrics import Metrics
+    from ingest.telemetry.metrics import Source
 
 
-def render(metrics: Metrics) -> bytes:
+def render(source: Source) -> bytes:
     """Return the text exposition of everything in `METRICS`."""
     from ingest.telemetry.exposition import exposition
 
-    return exposition(metrics)
+    return exposition(source)
 
 
 class Page:
     """The answer to `/metrics`: content type and text, rendered at most once a second however often it is asked for."""
 
-    __slots__ = ("_clock", "_metrics", "_stale_at", "_text")
+    __slots__ = ("_clock", "_source", "_stale_at", "_text")
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._metrics = metrics
+    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
         self._clock = clock
         self._stale_at = float("-inf")
         self._text = b""
@@ -39,6 +39,6 @@ class Page:
         """Return content type and text."""
         now = self._clock()
         if now >= self._stale_at:
-            self._text = render(self._metrics)
+            self._text = render(self._source)
             self._stale_at = now + 1.0
         return CONTENT_TYPE, self._text

@@ -6,15 +6,15 @@ sentence says first what an operator would ask first. Never looks anything up: `
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from ingest import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Phase(Enum):
@@ -73,6 +73,8 @@ class About:
     """How many slots of dead processes it holds beside them."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Those that differ from their defaults; a secret is not shown."""
+    workers: int = 1
+    """How many processes it is told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,21 @@ class Status:
     refused_files: int = 0
     last_error: LastError | None = None
     about: About = About()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Status:
+        """Take it from what `asdict` made of it, and JSON of that."""
+        error = values["last_error"]
+        return cls(
+            **{
+                **values,
+                "phase": Phase(values["phase"]),
+                "last_minute": LastMinute(**values["last_minute"]),
+                "disk": Disk(**values["disk"]),
+                "last_error": None if error is None else LastError(**error),
+                "about": About(**values["about"]),
+            }
+        )
 
     @property
     def seconds_to_full(self) -> float | None:
@@ -147,6 +164,66 @@ class Status:
             case Phase.RECOVERING:
                 return f"The store is back since {since}; {waiting} are still to go up."
         return f"All is well since {since}: {self.stored:,} events stored, {self.waiting_events:,} on their way."
+
+
+_PRESSING: Final = (Phase.REFUSING, Phase.STORE_AWAY, Phase.RECOVERING, Phase.SERVING)
+_BREAKERS: Final = ("open", "half-open", "closed")
+
+
+def merged(statuses: Sequence[Status]) -> Status:
+    """Return how several workers are together: what is most pressing of any, and the sums of what can be added."""
+    phase = next(phase for phase in _PRESSING if any(one.phase is phase for one in statuses))
+    concerned = [one for one in statuses if one.phase is phase]
+    # All is well since it is with the last of them; anything else is so since the first of them.
+    first = (max if phase is Phase.SERVING else min)(concerned, key=lambda one: one.since)
+    disk = Disk(
+        used=sum(one.disk.used for one in statuses),
+        limit=sum(one.disk.limit for one in statuses),
+        free=min((one.disk.free for one in statuses if one.disk.free), default=0),
+    )
+    left = disk.limit - disk.used
+    about = statuses[0].about
+    errors = [one.last_error for one in statuses if one.last_error is not None]
+    return Status(
+        phase=phase,
+        since=first.since,
+        accepted=sum(one.accepted for one in statuses),
+        stored=sum(one.stored for one in statuses),
+        dropped=sum(one.dropped for one in statuses),
+        refused=sum(one.refused for one in statuses),
+        waiting_events=sum(one.waiting_events for one in statuses),
+        waiting_files=sum(one.waiting_files for one in statuses),
+        room_left=max(min(left, disk.free) if disk.free else left, 0),
+        next_try=min((one.next_try for one in statuses if one.next_try is not None), default=None),
+        reason=first.reason,
+        error=first.error,
+        code=first.code,
+        last_minute=_pace([one.last_minute for one in statuses]),
+        pending={place: sum(one.pending[place] for one in statuses) for place in statuses[0].pending},
+        oldest_pending=min((one.oldest_pending for one in statuses if one.oldest_pending), default=0.0),
+        breaker=min((one.breaker for one in statuses), key=_BREAKERS.index),
+        disk=disk,
+        refused_files=sum(one.refused_files for one in statuses),
+        last_error=max(errors, key=lambda error: error.at, default=None),
+        about=replace(
+            about,
+            started=min(one.about.started for one in statuses),
+            slots={name: path for one in statuses for name, path in one.about.slots.items()},
+            adopted=sum(one.about.adopted for one in statuses),
+            workers=len(statuses),
+        ),
+    )
+
+
+def _pace(paces: Sequence[LastMinute]) -> LastMinute:
+    """Add up how fast things have gone; events were answered within what the slowest took."""
+    return LastMinute(
+        accepted_per_second=sum(pace.accepted_per_second for pace in paces),
+        stored_per_second=sum(pace.stored_per_second for pace in paces),
+        p50=max((pace.p50 for pace in paces if pace.p50 is not None), default=None),
+        p99=max((pace.p99 for pace in paces if pace.p99 is not None), default=None),
+        disk_per_second=sum(pace.disk_per_second for pace in paces),
+    )
 
 
 def clock_time(unix: float) -> str:

@@ -61,6 +61,7 @@ DEFAULTS = {
     "DLQ_ON_FULL": "reject",
     "DISK_RESERVE": "64MiB",
     "DURABILITY": "journal",
+    "WORKERS": "1",
     "JOURNAL_DIR": "<DLQ_DIR>/journal",
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ingest import collector
+from ingest import collector, supervisor
 from ingest.__main__ import main
 from ingest.delivery import aside, breaker, recovery, upload
 
@@ -29,8 +29,9 @@ def hurry() -> None:
     recovery.LONGEST_IDLE_PAUSE = 1.0
     recovery.LONGEST_AWAY_PAUSE = 1.0
     upload.KEEP_PAUSE = 0.2
+    supervisor.COMMAND = (*HASTY, "worker")
 
 
 if __name__ == "__main__":
     hurry()
-    sys.exit(main(["serve"]))
+    sys.exit(main(sys.argv[1:] or ["serve"]))

@@ -45,6 +45,8 @@ CONTRACT = {
     ("estat_refused_files", ""),
     ("estat_unknown_files", "place"),
     ("estat_log_lines_dropped_total", ""),
+    ("estat_workers", ""),
+    ("estat_worker_restarts_total", ""),
     ("estat_buffered_bytes", ""),
     ("estat_queued_batches", ""),
     ("estat_build_info", "version"),
