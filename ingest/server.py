@@ -332,10 +332,15 @@ class Server:
             self._fail(error)
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Say what the loop caught. Errors of the network are survived; a bug of ours meets one client, or ends us."""
+        """Say what the loop caught. Errors of the network are survived; a bug of ours meets one client, or ends us.
+
+        An `OSError` is the network's unless a callback of the loop raised it (`handle`): ours are given no socket, so
+        that it is of a disk, and what the callback had to do was not done.
+        """
         error = context.get("exception")
         log.error("unhandled", message=context.get("message"), exc_info=error)
-        if error is not None and not isinstance(error, OSError) and "connection" not in context:
+        survived = "connection" in context or (isinstance(error, OSError) and "handle" not in context)
+        if error is not None and not survived:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

@@ -11,11 +11,11 @@ expires here. Never looks at the directories that the settings name.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from ingest.commands import interrupt
 from ingest.commands.replay import rehearse, replay
 from ingest.commands.report import Report
 from ingest.disk import StorageError, is_folder, kept_free, slot_folders
@@ -70,7 +70,7 @@ def adopt(
         journal_dir=volume.journal or folder / _BELOW,
         dlq_max_age=0,
     )
-    return asyncio.run((rehearse if dry_run else replay)(fs, theirs, report, hour, _WORD))
+    return interrupt.run((rehearse if dry_run else replay)(fs, theirs, report, hour, _WORD))
 
 
 def _find(fs: Filesystem, folder: Path, journal: Path | None, report: Report) -> _Volume | None:

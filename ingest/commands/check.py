@@ -8,7 +8,6 @@ of hours sees.
 Never listens, takes a slot, or touches the dead-letter queue; without `--store` it changes nothing at all.
 """
 
-import asyncio
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.certificates import load_pair
+from ingest.commands import interrupt
 from ingest.commands.env_file import read as read_env_file
 from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
@@ -53,7 +53,7 @@ def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, env_fi
     for warning in questionable:
         _warn(warning)
     if store:
-        problems += asyncio.run(_try_store(settings))
+        problems += interrupt.run(_try_store(settings))
     code = _verdict(problems)
     return 2 if strict and questionable else code
 

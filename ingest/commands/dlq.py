@@ -15,7 +15,6 @@ Never: writes to a slot, judges a file by other rules than recovery's.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ingest.commands import interrupt
 from ingest.commands.adopt import adopt
 from ingest.commands.discard import discard
 from ingest.commands.replay import rehearse, replay
@@ -144,13 +144,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             case "ls":
                 return _list(Shelf(fs, settings, hour), report)
             case "verify":
-                return asyncio.run(_verify(Shelf(fs, settings, hour), report))
+                return interrupt.run(_verify(Shelf(fs, settings, hour), report))
             case "export":
                 return _start_export(fs, Shelf(fs, settings, hour), report, arguments.target)
             case "discard":
                 return discard(fs, settings, report, arguments.key, dry_run=arguments.dry_run)
             case _:
-                return asyncio.run((rehearse if arguments.dry_run else replay)(fs, settings, report, hour))
+                return interrupt.run((rehearse if arguments.dry_run else replay)(fs, settings, report, hour))
     except StorageError as error:
         report.say(str(error))
         return 2
@@ -284,7 +284,7 @@ def _start_export(fs: Filesystem, shelf: Shelf, report: Report, target: str) -> 
         busy = "has the document of --json" if report.as_json else "is a terminal: redirect it"
         report.say(f"export: standard output {busy}, or name a directory")
         return 2
-    return asyncio.run(_export(fs, shelf, report, None if target == STDOUT else Path(target).absolute()))
+    return interrupt.run(_export(fs, shelf, report, None if target == STDOUT else Path(target).absolute()))
 
 
 async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | None) -> int:

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from ipaddress import IPv4Network, IPv6Network
     from typing import TypeAlias
 
@@ -148,8 +148,8 @@ def _connect(question: Question, end: float) -> socket.socket:
     where = question.where
     if not where.startswith(_UNIX):
         host, _, port = where.rpartition(":")
-        connection = socket.create_connection((host, int(port)), PATIENCE)
-        connection.settimeout(max(end - time.monotonic(), _LEAST_WAIT))
+        connection = _connect_to_one(_addresses(host, end), int(port), end)
+        connection.settimeout(_left(end))
         return _secure(connection) if question.tls else connection
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -159,6 +159,47 @@ def _connect(question: Question, end: float) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _connect_to_one(addresses: Sequence[str], port: int, end: float) -> socket.socket:
+    """Connect to the first address that takes it; raise what the last one said."""
+    refused = OSError("the name has no address")
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), _left(end))
+        except OSError as error:
+            refused = error
+    raise refused
+
+
+def _addresses(host: str, end: float) -> Sequence[str]:
+    """Return the addresses of a name; an `OSError` if nobody can tell them in time, which no call of its own bounds."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return (host,)
+    from concurrent.futures import Future
+    from threading import Thread
+
+    found: Future[list[str]] = Future()
+
+    def resolve() -> None:
+        try:
+            found.set_result([str(row[4][0]) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)])
+        except (OSError, UnicodeError) as error:
+            found.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+
+    Thread(target=resolve, daemon=True).start()
+    try:
+        return found.result(_left(end))
+    except TimeoutError:
+        raise OSError(f"the name {host} was not resolved in time") from None
+
+
+def _left(end: float) -> float:
+    return max(end - time.monotonic(), _LEAST_WAIT)
 
 
 def _secure(connection: socket.socket) -> socket.socket:

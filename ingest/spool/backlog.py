@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 1 << 20
 WAIT: Final = 10.0
+MOST_TOLD: Final = 1_000
 
 log = structlog.get_logger()
 
@@ -162,6 +163,8 @@ class Unread:
         """Tell whether nothing was said of a path yet, and take it as said."""
         if path in self._told:
             return False
+        if len(self._told) >= MOST_TOLD:
+            self._told.clear()  # a line twice is better than a set without end
         self._told.add(path)
         return True
 

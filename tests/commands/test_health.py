@@ -69,6 +69,30 @@ def test_a_server_that_hangs_is_not_waited_for(answering, capsys, monkeypatch):
     assert "timed out" in capsys.readouterr().err
 
 
+def test_a_name_that_nobody_resolves_is_not_waited_for(capsys, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if ended.wait(30) else None)
+    monkeypatch.setenv("ADMIN_ADDR", "collector.example:9090")
+    try:
+        assert main(["health"]) == 1
+    finally:
+        ended.set()
+    assert "the name collector.example was not resolved in time" in capsys.readouterr().err
+
+
+def test_each_address_of_a_name_is_asked(answering, monkeypatch):
+    asked = answering(b"HTTP/1.1 200 OK\r\n\r\n")
+    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.2", "127.0.0.1")]
+    found = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **b: addresses if host == "collector" else found(host, *a, **b)
+    )
+    monkeypatch.setenv("HTTP_ADDR", os.environ["HTTP_ADDR"].replace(":", "collector:"))
+    assert main(["health"]) == 0
+    assert asked
+
+
 def test_nobody_who_listens_is_told(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

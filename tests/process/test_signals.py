@@ -237,3 +237,35 @@ def test_a_name_with_an_address_that_this_machine_lacks_is_listened_on_where_it_
     assert [line["host"] for line in collector.said("listening")] == ["127.0.0.1"]
     assert collector.get("/health")
     collector.stop()
+
+
+BROKEN_TIMER = """
+import errno
+from ingest.config import load
+from ingest.intake import admission
+from ingest.server import serve
+import os
+
+def broken(self, reason):
+    raise OSError(errno.EIO, "Input/output error")
+
+admission.Intake._seal_if_room = broken
+serve(load(os.environ))
+"""
+
+
+def test_a_callback_of_ours_that_failed_ends_the_process_also_when_it_raised_an_error_of_the_system(collectors):
+    """Else the batch whose timer it was would never be sealed, and nobody would know."""
+    sent = Sent()
+    broken = collectors(
+        {"FLUSH_INTERVAL": "100ms"}, command=(sys.executable, "-c", BROKEN_TIMER), name="broken"
+    ).start()
+    send(sent, broken.port, 20)
+    assert broken.wait(20) == 1
+    assert [line["exception"].splitlines()[-1] for line in broken.said("failed")] == [
+        "OSError: [Errno 5] Input/output error"
+    ]
+    last = collectors({}, name="last").start()
+    last.wait_delivered(30)
+    last.stop()
+    assert audit(sent, read_directory(last.folder / "data/objects")).assert_kept().stored == 20
