@@ -23,6 +23,7 @@ import asyncio
 import gc
 import os
 import resource
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -59,7 +60,6 @@ from ingest.wire import (
 )
 
 if TYPE_CHECKING:
-    import signal
     import socket
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
@@ -74,8 +74,12 @@ DESCRIPTORS_RESERVED: Final = 128
 ACCEPTED_AT_ONCE: Final = 4
 """Descriptors of each socket for events. In a turn uvloop accepts one connection of each descriptor: with one alone, a
 turn would have one event where every connection brings one. More of them cost a connection that comes alone."""
+LEAST_PARTING: Final = 5.0
+"""Seconds that a worker which is replaced leaves silent clients alone, unless DRAIN_DELAY is longer: who sends within
+them is told to come again, and meets the successor."""
 SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
+PARTING_LOOK_SECONDS: Final = 0.05
 CLOSE_SECONDS: Final = 0.5
 """The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
 
@@ -129,6 +133,10 @@ class Server:
         self._step = DrainStep.RUNNING
         self._stop = asyncio.Event()
         self._skip = asyncio.Event()
+        self._retires = False
+        """From a SIGHUP to a worker, whose successor serves already, until the time for silent clients is over."""
+        self._hurries = asyncio.Event()
+        """Set by a signal to stop meanwhile."""
         self._signalled_at: float | None = None
         self._deadline = 0.0
         self._failure: BaseException | None = None
@@ -149,6 +157,7 @@ class Server:
             self._settings.drain_delay + self._settings.drain_timeout + CLOSE_SECONDS,
             lambda number, when: loop.call_soon_threadsafe(self._signalled, number, when),
             self._cut_short,
+            {} if self._worker is None else {signal.SIGHUP: self._parting_seconds - self._settings.drain_delay},
         )
         self._watch.start()
         try:
@@ -200,7 +209,7 @@ class Server:
             AnswerBook(settings.cors_origins),
             Layouts(encoder.headers, settings.collect_paths, learns=encoder.also_reads is None and not keys),
             Pages(
-                ready=lambda: self._step is DrainStep.RUNNING,
+                ready=lambda: self._step is DrainStep.RUNNING or self._retires,
                 metrics=Page(shown),
                 status=status,
             ),
@@ -307,6 +316,13 @@ class Server:
 
     def _signalled(self, number: signal.Signals, when: float) -> None:
         log.info("signal", signal=number.name)
+        if self._worker is not None and number is signal.SIGHUP:
+            self._retires = not self._stop.is_set()
+            self._begin_drain(self._parting_seconds)
+            return
+        if self._retires:
+            self._hurries.set()
+            self._deadline = min(self._deadline, time.monotonic() + self._settings.drain_timeout)
         if self._signalled_at is None:
             self._signalled_at = when
         elif when - self._signalled_at >= SECOND_SIGNAL:
@@ -319,10 +335,15 @@ class Server:
         log.error("supervisor_gone")
         self._begin_drain()
 
-    def _begin_drain(self) -> None:
+    @property
+    def _parting_seconds(self) -> float:
+        return max(self._settings.drain_delay, LEAST_PARTING)
+
+    def _begin_drain(self, delay: float | None = None) -> None:
         if not self._stop.is_set():
             settings = self._settings
-            self._deadline = time.monotonic() + settings.drain_delay + settings.drain_timeout
+            delay = settings.drain_delay if delay is None else delay
+            self._deadline = time.monotonic() + delay + settings.drain_timeout
             self._watch.arm()
             self._stop.set()
 
@@ -352,18 +373,34 @@ class Server:
 
     async def delay(self) -> None:
         """Say on `/ready` that we go, and go on serving for DRAIN_DELAY."""
+        if self._retires:
+            await self._part()
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_delay):
                 await self._skip.wait()
 
-    async def answer(self) -> None:
-        """Stop listening and answer what is under way."""
-        for listener in self._listeners:
-            listener.close()
+    async def _part(self) -> None:
+        """Leave the accept queue to the successor, and each client with the answer to its next request."""
+        self._stop_listening()
+        self._tick.part()
+        until = time.monotonic() + self._parting_seconds
+        crowd = self._tick.crowd
+        while crowd.admitted and time.monotonic() < until and not self._hurries.is_set():  # noqa: ASYNC110 - of many
+            await asyncio.sleep(PARTING_LOOK_SECONDS)
+        self._retires = False
+
+    def _stop_listening(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()
         self._leave_socket_file()
         self._collector.metrics.workers = 0
         if self._worker is not None:
             self._worker.region.enter(shared_page.LEAVING)
+
+    async def answer(self) -> None:
+        """Stop listening and answer what is under way."""
+        self._stop_listening()
         self._tick.drain()
         loop = asyncio.get_running_loop()
         # A quarter of the time at most: the store and the disk need theirs.

@@ -9,7 +9,8 @@ Promises:
                            delivers nothing that it neither handles nor holds
     drain                  SIGTERM, SIGINT and SIGHUP are told; a SIGHUP that our parent ignores (`nohup`) stays ignored
     ignored                SIGUSR1 and SIGUSR2 change nothing
-    in time                `limit` seconds after the first signal, or after `arm`, `end` is called, whatever hangs
+    in time                `limit` seconds after the first signal, or after `arm`, `end` is called, whatever hangs; a
+                           signal in `longer` gives so many seconds more, and one that is not takes them back
 
 Never drains anything itself.
 """
@@ -22,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _WAKE: Final = signal.SIGUSR1
 """We send it to our own thread, which takes it, like SIGUSR2, for nothing."""
@@ -40,10 +41,17 @@ def hold() -> None:
 class Watch:
     """Hears signals in a thread of its own: `tell(signal, when)` for each, in that thread; `end()` when time is up."""
 
-    __slots__ = ("_end", "_ends_at", "_limit", "_tell", "_thread")
+    __slots__ = ("_end", "_ends_at", "_limit", "_longer", "_tell", "_thread")
 
-    def __init__(self, limit: float, tell: Callable[[signal.Signals, float], object], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limit: float,
+        tell: Callable[[signal.Signals, float], object],
+        end: Callable[[], None],
+        longer: Mapping[int, float] | None = None,
+    ) -> None:
         self._limit = limit
+        self._longer = longer or {}
         self._tell = tell
         self._end = end
         self._ends_at: float | None = None
@@ -70,8 +78,8 @@ class Watch:
                 return
             if number not in _IGNORED:
                 now = time.monotonic()
-                if self._ends_at is None:
-                    self._ends_at = now + self._limit
+                ends_at = now + self._limit + self._longer.get(number, 0.0)
+                self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
                 self._tell(signal.Signals(number), now)
 
     def _next(self, awaited: frozenset[signal.Signals]) -> int | None:

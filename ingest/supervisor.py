@@ -45,10 +45,14 @@ STANDS_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
+LEAST_PARTING: Final = 5.0
+"""Seconds that a worker which is replaced takes for silent clients, unless DRAIN_DELAY is longer."""
 LONGEST_STEP: Final = 2.0
 """No more than this counts from one look to the next: what stopped us has stopped the workers, too."""
 ENDS_AFTER: Final = 0.7
 """Seconds after DRAIN_DELAY and DRAIN_TIMEOUT; a worker ends by itself 0.5 s after them."""
+ENDS_BESIDE: Final = 0.2
+"""Seconds after that in which one that was killed may still be in the hands of a disk; nobody waits for it longer."""
 SOON: Final = 0.02
 SELDOM: Final = 1.0
 """Seconds between two looks, while something is under way and else; a signal or an end is heard at once."""
@@ -214,7 +218,7 @@ def send(to: socket.socket, plan: Plan, sockets: Sequence[int]) -> None:
 class Process:
     """One worker, from its start to its end."""
 
-    __slots__ = ("beats", "ends_at", "number", "pid", "region", "served_at", "started_at", "stood")
+    __slots__ = ("beats", "ends_at", "is_killed", "number", "pid", "region", "served_at", "started_at", "stood")
 
     def __init__(self, number: int, pid: int, region: shared_page.Region, now: float) -> None:
         self.number = number
@@ -228,6 +232,8 @@ class Process:
         """Seconds for which its loop has not come by."""
         self.ends_at: float | None = None
         """From when it is to go: when it is killed for being there."""
+        self.is_killed = False
+        """A disk that hangs may hold it yet."""
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} of {self.number}: {self.region!r}>"
@@ -245,7 +251,17 @@ class Process:
 class Place:
     """One of the workers that there should be: the process that is it, and those that come and go."""
 
-    __slots__ = ("again_at", "current", "leaving", "number", "pause", "sockets", "successor", "was_served")
+    __slots__ = (
+        "again_at",
+        "current",
+        "leaving",
+        "number",
+        "pause",
+        "sockets",
+        "successor",
+        "was_handed_over",
+        "was_served",
+    )
 
     def __init__(self, number: int, sockets: Sequence[int]) -> None:
         self.number = number
@@ -258,6 +274,8 @@ class Place:
         """Those that accept here no more, until they have gone."""
         self.was_served = False
         """A process has served here."""
+        self.was_handed_over = False
+        """From when a successor is `current` until the one before has gone."""
         self.pause = 0.0
         self.again_at = 0.0
         """When the next process is started, if there is no current one."""
@@ -289,6 +307,10 @@ class Supervisor:
         self._code = 0
         self._last_code = 1
         """The code of the process that ended last by itself."""
+        self._to_roll: list[Place] = []
+        """The places that are still to be handed over, the first of them being so now."""
+        self._rolls_again = False
+        """From a SIGHUP while places are handed over until all have been: then once more."""
         self._unserved = 0.0
         """Seconds for which nobody has served."""
         self._looked_at = time.monotonic()
@@ -304,8 +326,9 @@ class Supervisor:
             self._reap(now)
             for place in self._places:
                 self._look_at(place, now, step)
+            self._hand_over(now)
             self._look_at_all(step)
-            if self._stops_at is not None and not any(place.processes for place in self._places):
+            if self._stops_at is not None and (now >= self._stops_at + ENDS_BESIDE or not self._processes()):
                 self._close()
                 log.info("supervised", code=self._code)
                 return self._code
@@ -319,6 +342,12 @@ class Supervisor:
         if number in _STOPS:
             log.info("signal", signal=number.name)
             self._stop(0)
+        elif number is signal.SIGHUP and self._stops_at is None:
+            log.info("signal", signal=number.name)
+            if self._to_roll:
+                self._rolls_again = True
+            else:
+                self._begin_roll()
 
     def _stop(self, code: int) -> None:
         """Have all workers drain at once. A second signal is passed on, and they decide what it means."""
@@ -355,6 +384,9 @@ class Supervisor:
             self._code = self._code or (code if code >= 0 else 1)
         if process in place.leaving:
             place.leaving.remove(process)
+        elif process is place.successor:
+            place.successor = None
+            self._give_up_roll(place, "its successor ended before it served")
         else:
             place.current = None
             self._has_lost(place, code, served_for, now)
@@ -370,13 +402,16 @@ class Supervisor:
         self._page.restarted()
         self._put_off(place, now, served_for)
 
-    def _let_go(self, place: Place, process: Process, now: float) -> None:
-        """Have somebody else accept where a worker has begun to drain by itself: its clients wait in the queue."""
-        log.warning("worker_leaves", worker=place.number, pid=process.pid)
-        process.ends_at = now + self._plan.drain_timeout + ENDS_AFTER
+    def _let_go(self, place: Place, process: Process, ends_at: float, now: float) -> None:
+        """Have somebody else accept where one drains by itself, or was killed: its clients wait in the queue."""
+        process.ends_at = ends_at
         place.leaving.append(process)
-        place.current = None
-        self._has_lost(place, 1, now - (process.served_at or now), now)
+        if process is place.successor:
+            place.successor = None
+            self._give_up_roll(place, "its successor did not serve")
+        else:
+            place.current = None
+            self._has_lost(place, 1, now - (process.served_at or now), now)
 
     def _put_off(self, place: Place, now: float, served_for: float) -> None:
         """Have another process started in this place, after a pause unless the last one has served for long."""
@@ -384,7 +419,8 @@ class Supervisor:
         place.again_at = now + place.pause
 
     def _look_at(self, place: Place, now: float, step: float) -> None:
-        if place.current is None and self._stops_at is None and now >= place.again_at:
+        waits = place.current is None and place.successor is None
+        if waits and self._stops_at is None and now >= place.again_at:
             place.current = self._start(place, now)
             if place.current is None:
                 self._put_off(place, now, 0.0)
@@ -400,14 +436,64 @@ class Supervisor:
             place.was_served = True
             log.info("worker_serves", worker=place.number, pid=process.pid, after=round(now - process.started_at, 2))
         if process.ends_at is not None:
-            if now >= process.ends_at:
+            if now >= process.ends_at and not process.is_killed:
                 self._kill(process, "it has not ended in time")
-                process.ends_at = now + LONGEST_STEP
         elif process.region.phase == shared_page.LEAVING:
-            self._let_go(place, process, now)
+            log.warning("worker_leaves", worker=place.number, pid=process.pid)
+            self._let_go(place, process, now + self._plan.drain_timeout + ENDS_AFTER, now)
         elif process.stood >= (STANDS_SECONDS if process.served_at is not None else START_SECONDS):
             self._kill(process, "its loop stands" if process.served_at is not None else "it does not serve")
-            process.stood = 0.0
+            self._let_go(place, process, now, now)
+
+    # Handing over.
+
+    def _begin_roll(self) -> None:
+        self._to_roll = list(self._places)
+        self._rolls_again = False
+        log.info("rolling", workers=len(self._places))
+
+    def _hand_over(self, now: float) -> None:
+        """Take the next step of a roll: one place after the other, so that there is one process more at the most.
+
+        The successor accepts beside the one it follows, and only when it does that one is told to go.
+        """
+        if not self._to_roll or self._stops_at is not None:
+            return
+        place = self._to_roll[0]
+        successor = place.successor
+        if successor is not None and successor.served_at is None:
+            return
+        if successor is not None:
+            before, place.current, place.successor = place.current, successor, None
+            if before is not None:
+                place.leaving.append(before)
+                before.ends_at = now + self._parting_seconds + self._plan.drain_timeout + ENDS_AFTER
+                before.tell(signal.SIGHUP)
+            place.was_handed_over = True
+        elif not place.was_handed_over:
+            place.successor = self._start(place, now)
+            if place.successor is None:
+                self._give_up_roll(place, "its successor could not be started")
+        elif all(process.is_killed for process in place.leaving):
+            place.was_handed_over = False
+            del self._to_roll[0]
+            if not self._to_roll:
+                log.info("rolled", workers=len(self._places))
+                if self._rolls_again:
+                    self._begin_roll()
+
+    def _give_up_roll(self, place: Place, why: str) -> None:
+        """Leave what serves where it is: who could not follow here could not follow elsewhere."""
+        if self._stops_at is not None:
+            return
+        log.error("roll_given_up", worker=place.number, why=why)
+        again, self._to_roll = self._rolls_again, []
+        if again:
+            self._begin_roll()
+
+    @property
+    def _parting_seconds(self) -> float:
+        return max(self._plan.drain_delay, LEAST_PARTING)
 
     def _look_at_all(self, step: float) -> None:
         processes = self._processes()
@@ -452,6 +538,7 @@ class Supervisor:
 
     def _kill(self, process: Process, why: str) -> None:
         log.error("worker_killed", worker=process.number, pid=process.pid, why=why)
+        process.is_killed = True
         process.tell(signal.SIGKILL)
 
     def _processes(self) -> list[Process]:
@@ -476,7 +563,7 @@ class Supervisor:
     def _patience(self, now: float) -> float:
         """Return how long nothing but a signal or an end needs to be looked at."""
         processes = self._processes()
-        if self._stops_at is not None or any(process.served_at is None for process in processes):
+        if self._to_roll or self._stops_at is not None or any(process.served_at is None for process in processes):
             return SOON
         due = [place.again_at - now for place in self._places if place.current is None]
         return max(min([SELDOM, *due]), 0.0)

@@ -271,7 +271,7 @@ class RequestReader:
         if request.two_hosts or not (is_host(head[HOST]) if HOST in head else request.is_old):
             self.refuse(BAD_HOST)
             return
-        request.keep_alive = keep_alive and not self._tick.draining
+        request.keep_alive = keep_alive and not self._tick.parting
         if request.url == self._events and method == b"POST":
             request.takes = _IN_BODY
         else:

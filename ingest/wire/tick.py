@@ -84,6 +84,7 @@ class Tick:
         "metrics",
         "owed",
         "pages",
+        "parting",
         "refused",
         "short_way",
         "turn",
@@ -129,7 +130,10 @@ class Tick:
         self._refusing = refusing
         self.budget = budget
         self.deferred = deferred
+        self.parting = False
+        """From `part` on: every answer ends its connection."""
         self.draining = False
+        """From `drain` on: an idle connection ends at once."""
         self.arrived = 0.0
         self.crowd = Crowd(metrics, max_connections, limits.connections_of_a_peer)
         self._gathering = Gathering()
@@ -289,10 +293,15 @@ class Tick:
         if self.access is not None and self.access.rate is not None:
             self.access.rate.sweep()
 
+    def part(self) -> None:
+        """From now on every answer ends its connection; one whose client says nothing is left alone."""
+        self.parting = True
+        self._take = _left_to_the_parser
+
     def drain(self) -> None:
         """From now on every answer ends its connection; idle connections end at once."""
+        self.part()
         self.draining = True
-        self._take = _left_to_the_parser
         arrivals = self.arrivals
         until = self._stopwatch() + DRAIN_SECONDS
         while (arrivals.reads or arrivals.late) and self._stopwatch() < until:

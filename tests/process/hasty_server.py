@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ingest import collector, supervisor
+from ingest import collector, server, supervisor
 from ingest.__main__ import main
 from ingest.delivery import aside, breaker, recovery, upload
 
@@ -29,6 +29,7 @@ def hurry() -> None:
     recovery.LONGEST_IDLE_PAUSE = 1.0
     recovery.LONGEST_AWAY_PAUSE = 1.0
     upload.KEEP_PAUSE = 0.2
+    server.LEAST_PARTING = supervisor.LEAST_PARTING = 1.0
     supervisor.COMMAND = (*HASTY, "worker")
 
 

@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.process.client import Sent, send
+from tests.process.client import Fate, Load, Sent, send
 from tests.process.collector import SERVE, bare_environment
 from tests.process.ledger import audit, read_directory
 from tests.process.test_doors import ask
@@ -181,3 +183,124 @@ def test_one_worker_is_the_process_itself(collectors):
     assert not collector.said("supervising")
     assert "worker" not in collector.said("listening")[0]
     collector.stop()
+
+
+class Beacons:
+    """A client that sends each event on a connection of its own, in threads, and counts what was refused or reset."""
+
+    def __init__(self, sent, port, threads=4):
+        self.sent = sent
+        self.port = port
+        self.failed = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self):
+        while not self._stopping.is_set():
+            with self._lock:
+                number = self.sent.new()
+            request = self.sent.request(number).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+            try:
+                with connect(self.port) as connection:
+                    connection.sendall(request)
+                    answer = b""
+                    while data := connection.recv(4096):
+                        answer += data
+                status = int(answer.split(b" ", 2)[1])
+            except (OSError, IndexError, ValueError) as error:
+                self.failed.append(repr(error))
+                continue
+            with self._lock:
+                self.sent.settle(number, status)
+            time.sleep(0.002)
+
+    def stop(self):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def books(metrics):
+    """Both sides of the books: what was taken, and where it is."""
+    value = metrics.value
+    taken = value("estat_events_accepted_total") + value("estat_events_recovered_total")
+    gone = value("estat_events_stored_total") + value("estat_events_dropped_total")
+    return taken, gone + value("estat_events_handed_on_total") + value("estat_events_pending")
+
+
+def wait_balanced_and_stored(collector, at_least):
+    """The merged page, once all that was accepted is stored and nothing waits; it balances all the way."""
+    deadline = time.monotonic() + 60
+    while True:
+        metrics = collector.metrics()
+        taken, left = books(metrics)
+        assert taken == left, metrics.text
+        assert metrics.value("estat_events_unaccounted") == 0
+        accepted, stored_now = (metrics.value(f"estat_events_{name}_total") for name in ("accepted", "stored"))
+        extra = metrics.value("estat_events_recovered_total") - metrics.value("estat_events_handed_on_total")
+        if metrics.pending == 0 and not collector.left_on_disk() and stored_now >= at_least:
+            return int(accepted), int(stored_now), int(extra)
+        assert time.monotonic() < deadline, collector.tail()
+        time.sleep(0.1)
+
+
+def test_a_roll_under_load_refuses_and_resets_nobody(collectors, figure):
+    kept, single = Sent(), Sent()
+    collector = collectors({**TWO, "BATCH_SIZE": "500"}).start()
+    before = pids_of(collector)
+    load = Load(kept, collector.port, rate=1000, connections=8).start()
+    beacons = Beacons(single, collector.port)
+    silent = [connect(collector.port) for _ in range(8)]
+    began = time.monotonic()
+    os.kill(collector.pid, signal.SIGHUP)
+    collector.wait_said("rolled", timeout=60)
+    took = time.monotonic() - began
+    load.stop()
+    beacons.stop()
+    for connection in silent:
+        with connection:
+            assert connection.recv(1) == b"", "closed without a word"
+    assert set(before).isdisjoint(pids_of(collector))
+    collector.stop()
+    assert (kept.refused, kept.acknowledged) == (0, len(kept)), kept.statuses
+    assert (beacons.failed, single.refused, single.acknowledged) == ([], 0, len(single))
+    assert stored_ids(collector, kept) == stored_ids(collector, single) == (0, 0)
+    figure(f"a roll of two under load, {took:.1f} s", f"{len(kept)} kept and {len(single)} alone, all acknowledged")
+
+
+def stored_ids(collector, sent):
+    """How many acknowledged events of this client are lost, and how many are doubled."""
+    mark = f"&run={sent.run}&"
+    copies = Counter()
+    for found in stored(collector):
+        for line in found.lines():
+            body = json.loads(line)["body"]
+            if mark in body[:40]:
+                copies[int(body[3:12])] += 1
+    lost = sum(1 for number in sent.numbers(Fate.ACKNOWLEDGED) if not copies[number])
+    return lost, sum(1 for count in copies.values() if count > 1)
+
+
+def test_a_kill_under_load_takes_nothing_out_of_the_figures_of_all(collectors, figure):
+    sent = Sent()
+    collector = collectors({**TWO, "BATCH_SIZE": "400", "FLUSH_INTERVAL": "300ms"}).start()
+    load = Load(sent, collector.port, rate=3000, connections=16).start()
+    for _ in range(3):
+        ended = len(collector.said("worker_ended"))
+        victim = pids_of(collector)[0]
+        seen = sent.acknowledged
+        wait_for(lambda seen=seen: sent.acknowledged > seen + 500)
+        os.kill(victim, signal.SIGKILL)
+        collector.wait_said("worker_ended", ended + 1)
+    load.stop()
+    pids_of(collector)
+    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
+    assert sent.acknowledged <= accepted <= len(sent)
+    assert stored_now == accepted + recovered_more
+    collector.stop()
+    found = audit(sent, stored(collector)).assert_kept()
+    figure(f"three kills: accepted {accepted} on the page, {recovered_more} more recovered than were handed on", found)

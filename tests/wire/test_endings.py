@@ -112,6 +112,32 @@ def test_end_of_input_while_the_client_does_not_read_still_answers():
     assert client.closed
 
 
+# Parting: somebody else accepts already.
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_parting_ends_a_connection_with_its_next_answer_and_leaves_a_silent_one(deferred):
+    wire = Wire(deferred=deferred)
+    silent, used = wire.connect(), wire.connect()
+    used.transport.receive(post(b"before"))
+    wire.loop.settle()
+    wire.tick.part()
+    if deferred:
+        wire.sync_all()
+    assert [answer.headers.get("Connection") for answer in used.answers()] == [None]
+    assert not used.closed, "it was not told, so that it may have sent already"
+    used.send(post(b"after"))
+    if deferred:
+        wire.sync_all()
+    assert used.answers()[-1].headers["Connection"] == "close"
+    assert used.closed
+    assert not silent.closed
+    wire.tick.drain()
+    wire.loop.settle()
+    assert silent.closed
+    assert wire.events == ["before", "after"]
+
+
 # Draining.
 
 
