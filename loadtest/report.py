@@ -34,7 +34,7 @@ def tables(results):
 def _tables(results):
     machine = results["machine"]
     python = f"Python {machine['python']}" + (", profile-guided" if machine["profile_guided_python"] else "")
-    system = f"{machine['cores']} cores, Linux {machine['kernel']}"
+    system = f"{machine['cores']} cores, Linux {'.'.join(machine['kernel'].split('.')[:2])}"
     yield f"\n{machine['cpu']}, {system}, {python}; limit: {machine['limit']}."
     noise = results["noise"]
     yield (

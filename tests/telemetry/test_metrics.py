@@ -22,7 +22,7 @@ from ingest.telemetry.metrics import CONTENT_TYPE, METRICS, Gauges, Metrics
 from ingest.telemetry.page import Page, render
 
 # The names that dashboards and alerts rely on, with their labels.
-CONTRACT = {
+PROMISED = {
     ("estat_requests_total", "answer"),
     ("estat_request_duration_seconds", ""),
     ("estat_requests_rejected_total", "reason"),
@@ -65,7 +65,7 @@ def families(metrics):
 
 
 def test_the_table_has_the_documented_names():
-    assert {(metric.name, metric.label) for metric in METRICS} >= CONTRACT
+    assert {(metric.name, metric.label) for metric in METRICS} >= PROMISED
 
 
 def test_every_name_has_our_prefix_and_ends_with_its_base_unit():
