@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks bench micro instructions build push dist lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks pages-check image-check bench micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -127,6 +127,12 @@ tests/browser/node_modules/.installed: tests/browser/package-lock.json
 	@echo "Installing $<"
 	@npm --prefix tests/browser ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
+
+pages-check: install ## the commands of the pages, as they stand there, on a Debian with Python, make and curl (needs root, Debian)
+	@$(BIN)/python -m tests.check_pages
+
+image-check: install ## the Dockerfile without Docker: laid out, run read-only, killed and started again (needs root, Debian 12)
+	@$(BIN)/python -m tests.check_image
 
 bench: ## the figures of docs/benchmarks.md (16 minutes; ./bench.sh --quick: 2)
 	@./bench.sh

@@ -528,7 +528,7 @@ def test_the_docker_line_of_the_dockerfile_runs_what_make_build_makes():
 
 def test_the_image_has_every_module_compiled_once_and_by_unchecked_hash():
     """compileall leaves a fresh `.pyc` alone, so that pip must make none, and nothing may be added behind it."""
-    steps = re.findall(r"(?m)^(?:RUN|COPY) .*(?:\\\n.*)*", section("Dockerfile").partition("\nFROM gcr.io")[0])
+    steps = re.findall(r"(?m)^(?:RUN|COPY) (?:.*\\\n)*.*", section("Dockerfile").partition("\nFROM gcr.io")[0])
     (install,) = [step for step in steps if "pip install" in step]
     assert "--no-compile" in install
     assert "compileall" in steps[-1]
