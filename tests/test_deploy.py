@@ -130,7 +130,7 @@ def test_the_events_wait_on_the_volume():
 
 
 def test_the_page_names_every_file_and_the_image_is_the_same_everywhere():
-    for folder in ("ecs", "kubernetes", "systemd", "compose"):
+    for folder in ("ecs", "kubernetes", "systemd", "haproxy", "compose"):
         for path in (DEPLOY / folder).iterdir():
             assert f"deploy/{folder}/{path.name}" in PAGE
     (task,) = read_json("task-definition.json")["containerDefinitions"]

@@ -38,8 +38,9 @@ def free_port() -> int:
 class Front:
     """A process that listens on `port`, from `with` until its end."""
 
-    def __init__(self, folder: Path, port: int, command: list[str]) -> None:
+    def __init__(self, folder: Path, port: int, command: list[str], host: str = "127.0.0.1") -> None:
         self.port = port
+        self._host = host
         self._command = command
         self._output = folder / "output"
         self._folder = folder
@@ -50,7 +51,7 @@ class Front:
         until = time.monotonic() + 20
         while True:
             assert self._process.poll() is None, self._output.read_text()
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            with suppress(OSError), socket.create_connection((self._host, self.port), 1):
                 return self
             assert time.monotonic() < until, self._output.read_text()
             time.sleep(0.02)
