@@ -102,7 +102,7 @@ def blocks(page: str, text: str) -> Iterator[Block]:
         block = Block(page, text.count("\n", 0, found.start(2)) + 1, language, shown)
         if language not in {"sh", "console", "bash"}:
             if re.search(r"(?m)^\$ ", shown):
-                raise WrongPageError(f"{block.where}: commands in a block that is not `console`")
+                raise WrongPageError(f"{block.where}: a block with commands at a prompt begins with ```console")
             continue
         for comment in re.findall(r"<!-- (.*?) -->", comments):
             read_comment(block, comment)
