@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api browsers sdks pages-check image-check bench micro instructions build push dist lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks pages-check image-check bench micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -110,6 +110,9 @@ guards: install ## take out each guard of the durability in turn and see that it
 api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running server by schemathesis
 	@.venv-api/bin/python -m tests.check_api
 
+manifests: .venv-api/.installed ## deploy/kubernetes against the schemas of Kubernetes, old and new
+	@.venv-api/bin/python -m tests.check_manifests
+
 sdks: .venv-sdks/.installed tests/sdks/node_modules/.installed ## every SDK there is a route for, from its registry, against a real server (needs Node, Chromium)
 	@.venv-sdks/bin/python -m tests.sdks
 
@@ -153,8 +156,9 @@ push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 	docker tag $(IMAGE):$(TAG) "$$registry/$(ECR_REPOSITORY):$(TAG)"; \
 	docker push "$$registry/$(ECR_REPOSITORY):$(TAG)"
 
-dist: install ## the wheel and the source, into dist/
+dist: install ## the wheel, the source and the bill of materials (CycloneDX), into dist/
 	@$(BIN)/python -m hatchling build --clean
+	@$(BIN)/python release/sbom.py dist
 
 # The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

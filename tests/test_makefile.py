@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ingest
 from tests import quick
 
 REPOSITORY = Path(__file__).parent.parent
@@ -102,3 +103,10 @@ def test_quick_names_what_takes_long_and_does_not_start_it():
 def test_quick_takes_the_tests_that_import_a_module_without_tests_of_its_name():
     tests, _ = quick.nearest_tests(["ingest/store/__init__.py"])
     assert "tests/store/test_conformance.py" in tests
+
+
+def test_the_image_of_a_tagged_release_has_the_tag_that_is_its_version(checkout):
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.com"]
+    for words in (["init", "-q"], ["add", "Makefile"], ["commit", "-qm", "a"], ["tag", "-am", "b", ingest.__version__]):
+        subprocess.run(["git", *who, *words], cwd=checkout, check=True, timeout=60)
+    assert f"--tag estat-ingest:{ingest.__version__} --tag estat-ingest:latest" in steps(checkout, "push")
