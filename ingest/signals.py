@@ -1,7 +1,8 @@
 """The signals of a process, and the end of it in time.
 
-Owns the signals that begin a drain and the thread that hears them. It is a thread because a loop that hangs in a system
-call (a write to a dead disk) runs no handler, and the kernel hands a signal to a thread that waits for one.
+Owns the signals that begin a drain, the thread that hears them and the one that counts down. They are threads because
+a loop that hangs in a system call (a write to a dead disk) runs no handler, and the kernel hands a signal to a thread
+that waits for one.
 
 Promises:
 
@@ -25,8 +26,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_WAKE: Final = signal.SIGUSR1
-"""We send it to our own thread, which takes it, like SIGUSR2, for nothing."""
 _IGNORED: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 
 
@@ -39,9 +38,9 @@ def hold() -> None:
 
 
 class Watch:
-    """Hears signals in a thread of its own: `tell(signal, when)` for each, in that thread; `end()` when time is up."""
+    """Hears signals in threads of its own: `tell(signal, when)` for each, there; `end()` when time is up, there too."""
 
-    __slots__ = ("_end", "_ends_at", "_limit", "_longer", "_tell", "_thread")
+    __slots__ = ("_changed", "_end", "_ends_at", "_limit", "_longer", "_tell", "_threads")
 
     def __init__(
         self,
@@ -55,39 +54,44 @@ class Watch:
         self._tell = tell
         self._end = end
         self._ends_at: float | None = None
-        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._changed = threading.Condition()
+        # Two threads, because CPython's wait for signals with a limit (`sigtimedwait`) tells of some that never came,
+        # when a process that was stopped goes on only after the limit.
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in ((self._listen, "signals"), (self._count_down, "limit"))
+        ]
 
     def start(self) -> None:
         """Begin to hear, those signals first that came since `hold`."""
         hold()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def arm(self) -> None:
         """Let the time run, unless it does already: a drain began without a signal."""
         if self._ends_at is None:
-            self._ends_at = time.monotonic() + self._limit
-            if self._thread.ident is not None:
-                signal.pthread_kill(self._thread.ident, _WAKE)
+            self._end_at(time.monotonic() + self._limit)
+
+    def _end_at(self, ends_at: float) -> None:
+        with self._changed:
+            self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
+            self._changed.notify()
 
     def _listen(self) -> None:
         awaited = _heeded() | _IGNORED
         while True:
-            number = self._next(awaited)
-            if number is None:
-                self._end()
-                return
+            number = signal.sigwaitinfo(awaited).si_signo
             if number not in _IGNORED:
                 now = time.monotonic()
-                ends_at = now + self._limit + self._longer.get(number, 0.0)
-                self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
+                self._end_at(now + self._limit + self._longer.get(number, 0.0))
                 self._tell(signal.Signals(number), now)
 
-    def _next(self, awaited: frozenset[signal.Signals]) -> int | None:
-        """Return the next signal, or None when the time is up."""
-        if self._ends_at is None:
-            return signal.sigwaitinfo(awaited).si_signo
-        heard = signal.sigtimedwait(awaited, max(self._ends_at - time.monotonic(), 0.0))
-        return None if heard is None else heard.si_signo
+    def _count_down(self) -> None:
+        with self._changed:
+            while self._ends_at is None or (left := self._ends_at - time.monotonic()) > 0:
+                self._changed.wait(None if self._ends_at is None else left)
+        self._end()
 
 
 def _heeded() -> frozenset[signal.Signals]:

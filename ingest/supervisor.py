@@ -199,7 +199,7 @@ def _first(ours: socket.socket, child: int) -> tuple[bytes, list[int]]:
         with suppress(TimeoutError):
             message, sockets, _, _ = socket.recv_fds(ours, 1 << 16, _DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC)
             return message, sockets
-        if signal.sigtimedwait(_STOPS, 0) is not None:
+        if signal.sigpending() & _STOPS:
             os.kill(child, signal.SIGKILL)
             os._exit(0)
     sys.stderr.write(f"the addresses to listen on were not found within {START_SECONDS:.0f} s\n")
@@ -314,11 +314,12 @@ class Supervisor:
         self._unserved = 0.0
         """Seconds for which nobody has served."""
         self._looked_at = time.monotonic()
+        self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
 
     def run(self) -> int:
         """Supervise until all workers have gone; return the exit code."""
         log.info("supervising", workers=self._plan.workers)
-        awaited = _heeded() | _IGNORED | {signal.SIGCHLD}
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         while True:
             now = time.monotonic()
             step = min(now - self._looked_at, LONGEST_STEP)
@@ -332,11 +333,19 @@ class Supervisor:
                 self._close()
                 log.info("supervised", code=self._code)
                 return self._code
-            heard = signal.sigtimedwait(awaited, self._patience(now))
-            if heard is not None:
-                self._heard(signal.Signals(heard.si_signo))
+            with suppress(queue.Empty):
+                self._heard(self._signals.get(timeout=self._patience(now)))
 
     # What comes from outside.
+
+    def _listen(self) -> None:
+        """Hear signals, in a thread because CPython's wait with a limit (`sigtimedwait`) tells of some that never came.
+
+        It does so when a process that was stopped goes on only after the limit.
+        """
+        awaited = _heeded() | _IGNORED | {signal.SIGCHLD}
+        while True:
+            self._signals.put(signal.Signals(signal.sigwaitinfo(awaited).si_signo))
 
     def _heard(self, number: signal.Signals) -> None:
         if number in _STOPS:

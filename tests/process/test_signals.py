@@ -269,3 +269,21 @@ def test_a_callback_of_ours_that_failed_ends_the_process_also_when_it_raised_an_
     last.wait_delivered(30)
     last.stop()
     assert audit(sent, read_directory(last.folder / "data/objects")).assert_kept().stored == 20
+
+
+def test_a_drain_that_is_stopped_and_goes_on_after_its_time_is_gone_at_once(collectors):
+    """`sigtimedwait` of CPython tells then of a signal that never came."""
+    env = {"DRAIN_TIMEOUT": "1s", "DURABILITY": "fsync"}
+    collector = collectors(env, command=hanging("the journal's fdatasync"), name="hanging", measured=False).start()
+    send(Sent(), collector.port, 10)
+    (collector.folder / ARMED).touch()
+    load = Load(Sent(), collector.port, rate=100, connections=1).start()
+    collector.wait_said("hangs")
+    collector.terminate()
+    collector.wait_said("drain")
+    os.kill(collector.pid, signal.SIGSTOP)
+    time.sleep(2.0)  # the limit passes
+    os.kill(collector.pid, signal.SIGCONT)
+    assert collector.wait(1.0) == 0, collector.tail()
+    load.stop(grace=0)
+    assert collector.said("stopped")[0]["cut_short_at"]
