@@ -67,7 +67,7 @@ class Books:
     def accepted(self, n: int, place: Place = Place.OPEN) -> None:
         """Take in events that are acknowledged now."""
         self.events_accepted += n
-        self.waiting.add(place, n)
+        self.waiting.counts[place] += n
         if self.checked:
             self._check(n)
 

@@ -24,43 +24,46 @@ class Label(Enum):
 
 
 class Counters(Generic[EnumT]):
-    """A figure for each member of one enum; a member's value is what the label says."""
+    """A figure for each member of one enum; a member's value is what the label says.
 
-    __slots__ = ("_counts",)
+    Code that counts once a turn adds to `counts` itself, because there a call is most of what counting costs.
+    """
+
+    __slots__ = ("counts",)
 
     def __init__(self, members: type[EnumT]) -> None:
-        self._counts: dict[EnumT, int] = dict.fromkeys(members, 0)
+        self.counts: dict[EnumT, int] = dict.fromkeys(members, 0)
 
     def add(self, member: EnumT, n: int = 1) -> None:
         """Count `n` more under this member."""
-        self._counts[member] += n
+        self.counts[member] += n
 
     def set(self, member: EnumT, n: int) -> None:
         """Have this member's figure be `n`."""
-        if member not in self._counts:
+        if member not in self.counts:
             raise KeyError(member)
-        self._counts[member] = n
+        self.counts[member] = n
 
     def __getitem__(self, member: EnumT) -> int:
-        return self._counts[member]
+        return self.counts[member]
 
     def __iter__(self) -> Iterator[tuple[EnumT, int]]:
-        return iter(self._counts.items())
+        return iter(self.counts.items())
 
     def values(self) -> Collection[int]:
         """Return the figures in the order of the members."""
-        return self._counts.values()
+        return self.counts.values()
 
     def total(self) -> int:
         """Return the sum of all members' figures."""
-        return sum(self._counts.values())
+        return sum(self.counts.values())
 
     def by_label(self) -> dict[str, float]:
         """Return each figure under the text of its label."""
-        return {str(member.value): count for member, count in self._counts.items()}
+        return {str(member.value): count for member, count in self.counts.items()}
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{member.value}={count}" for member, count in self._counts.items() if count)
+        told = ", ".join(f"{member.value}={count}" for member, count in self.counts.items() if count)
         return f"<Counters {told or 'all 0'}>"
 
 

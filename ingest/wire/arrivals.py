@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Arrivals:
     """Reads, with their senders."""
 
-    __slots__ = ("_budget", "_bytes", "_counted", "_held_back", "_most_uncounted", "late", "reads", "uncounted")
+    __slots__ = ("_budget", "_bytes", "_counted", "_most_uncounted", "holds_back", "late", "reads", "uncounted")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -34,7 +34,7 @@ class Arrivals:
         self._bytes = 0
         """Bytes of what is late, and of the first reads: so many of them as are `_counted`."""
         self._counted = 0
-        self._held_back: set[Member] = set()
+        self.holds_back: set[Member] = set()
         """Those whose reads are late: they are not read meanwhile."""
 
     def __repr__(self) -> str:
@@ -55,26 +55,25 @@ class Arrivals:
         return unread <= self._budget.limit // 8 or not self._budget.lacks(unread)
 
     def take(self) -> list[tuple[Member, bytes]]:
-        """Give out all there is, for a turn; it says with `leave` what is left of it."""
+        """Give out all there is, for a turn; it says with `leave` what is left of it, or that nothing is any more."""
         reads = self.reads
         if self.late:
             reads = self._in_order()
             self.late = []
         self.reads = []
-        self._counted = 0
+        self._bytes = self._counted = 0
         return reads
 
     def leave(self, late: list[tuple[Member, bytes]]) -> None:
         """Take back what a turn had no time for."""
         self.late = late
-        self._bytes = _bytes_of(late) if late else 0
+        self._bytes = _bytes_of(late)
         self.uncounted = 0 if late else self._most_uncounted
-        if late or self._held_back:
-            self._hold_back({connection for connection, _ in late})
+        self._hold_back({connection for connection, _ in late})
 
     def _hold_back(self, waiting: set[Member]) -> None:
         """Read nothing more of who waits for a turn: else small pieces come faster than turns can feed them."""
-        before, self._held_back = self._held_back, waiting
+        before, self.holds_back = self.holds_back, waiting
         for connection in before - waiting:
             connection.go_on()
         for connection in waiting - before:

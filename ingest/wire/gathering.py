@@ -47,16 +47,16 @@ class Gathering:
         "_newcomers",
         "_pause",
         "_pause_if_empty",
-        "_small",
         "_turns_left",
         "_waited_with",
+        "may_pay",
     )
 
     def __init__(self) -> None:
         self._at = 0.0
         """When the last turn ran."""
-        self._small = False
-        """Whether it was small, and others are there who could send."""
+        self.may_pay = False
+        """Whether it was small, others are there who could send, and no pause is to be kept: `pays` is worth asking."""
         self._newcomers = 0
         """Turns for which a connection still counts as new."""
 
@@ -76,10 +76,11 @@ class Gathering:
     def joined(self) -> None:
         """Take note of a new connection."""
         self._newcomers = _TURNS_OF_A_NEWCOMER
+        self.may_pay = False
 
     def pays(self, now: float) -> bool:
         """Tell whether a turn that begins now should wait for more reads."""
-        return self._small and not self._turns_left and not self._newcomers and now - self._at < CLOSELY
+        return self.may_pay and now - self._at < CLOSELY
 
     def waits(self, reads: int) -> None:
         """Take note that a turn waits, with so many reads in hand."""
@@ -92,13 +93,14 @@ class Gathering:
             self._newcomers -= 1
         if self._turns_left:
             self._turns_left -= 1
-        self._small = small = len(reads) < SMALL_TURN and connections > 1
+        small = len(reads) < SMALL_TURN and connections > 1
         if self._waited_with or (small and self._turns_left <= LEAST_PAUSE):
             senders = {sender for sender, _ in reads}
             self._note(senders, now)
             if self._waited_with:
                 self._judge(len(reads) - self._waited_with, len(senders))
                 self._waited_with = 0
+        self.may_pay = small and not self._turns_left and not self._newcomers
 
     def _note(self, senders: set[object], now: float) -> None:
         if now - self._active_since > LATELY:

@@ -159,7 +159,8 @@ class Tick:
             return  # a turn is on its way already
         # The loop's own clock stands still from one poll to the next, and with it a slow disk would be a fast one.
         self.arrived = self._stopwatch()
-        gathers = waits and self._gathering.pays(self.clocks.loop_time())
+        gathering = self._gathering
+        gathers = waits and gathering.may_pay and gathering.pays(self.clocks.loop_time())
         self._loop.call_soon(self._gather if gathers else self.run)
 
     def joined(self) -> None:
@@ -177,7 +178,9 @@ class Tick:
         """Do one turn's work."""
         arrivals, clocks = self.arrivals, self.clocks
         reads = arrivals.take()
-        self.read_clocks()
+        if clocks.read():
+            self.book.turn(clocks.seconds)
+        self.encoder.wall = clocks.wall
         if reads:
             self._gathering.ran(reads, len(self.crowd.admitted), clocks.now)
         turn = self.turn = Turn(clocks.seconds, self.arrived, self._settled)
@@ -200,9 +203,10 @@ class Tick:
         self._finish(turn)
         self._newcomers = False
         late = list(left)
-        arrivals.leave(late)
-        if late and not arrivals.reads:
-            self._loop.call_soon(self.run)
+        if late or arrivals.holds_back:
+            arrivals.leave(late)
+            if late and not arrivals.reads:
+                self._loop.call_soon(self.run)
 
     def _met(self, error: Exception, connection: Member) -> None:
         connection.abort()
@@ -259,7 +263,7 @@ class Tick:
     def _settled(self, requests: int, arrived: float, committed: bool) -> None:
         """Count requests with events, once for a turn."""
         metrics = self.metrics
-        metrics.requests.add(Answer.OK if committed else Answer.UNAVAILABLE, requests)
+        metrics.requests.counts[Answer.OK if committed else Answer.UNAVAILABLE] += requests
         metrics.request_seconds.observe(self._stopwatch() - arrived, requests)
 
     def count_answer(self, answer: bytes) -> None:
