@@ -138,6 +138,7 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+            await asyncio.sleep(0.01)  # who was accepted in this instant becomes a task, and is cut off with the others
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
