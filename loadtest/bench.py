@@ -39,7 +39,7 @@ import subjects
 from isal import igzip
 from limits import NoLimitError, open_limit
 from load import LOADS, PLAIN
-from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, Running
+from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, TWO_WORKERS, Running
 
 P99_BUDGET_US = 110_000
 FRONTS = ["waits-1", "waits-4", "waits-8", "closes-1.0", "closes-1.1"]
@@ -196,6 +196,37 @@ class Bench:
         results["held"] = self.hold(JOURNAL, 0.25, LOADS["lines-100"])
         return results
 
+    # ---- several processes ----
+
+    def workers(self):
+        """Two workers with half a vCPU against one process with a quarter, at saturation; ratios are within a round."""
+        shares = {JOURNAL: 0.25, TWO_WORKERS: 0.5}
+        results = {}
+        with ExitStack() as stack:
+            running = {subject: stack.enter_context(self.start(subject, share=shares[subject])) for subject in shares}
+            readings = {subject: [] for subject in shares}
+            for subject in shares:
+                self.load(running[subject], 1, LOADS["workers"])
+            for number in range(self.plan.fronts_rounds):
+                say(f"workers: round {number + 1} of {self.plan.fronts_rounds}")
+                for subject in [*shares][:: 1 if number % 2 == 0 else -1]:
+                    readings[subject].append(
+                        self.load(running[subject], 2 * self.plan.fronts_seconds, LOADS["workers"])
+                    )
+            alone = readings[JOURNAL]
+            for subject, taken in readings.items():
+                of_cpu, of_rate = (
+                    [reading[figure] / other[figure] for reading, other in zip(taken, alone, strict=True)]
+                    for figure in ("cpu_us", "achieved_rate")
+                )
+                results[subject.name] = _summary(subject, taken, of_cpu) | {
+                    "share": shares[subject],
+                    "rate_ratio": statistics.median(of_rate),
+                    "rss_peak": running[subject].limit.resident()[1],
+                    "proof": self.stop_and_count(running[subject]),
+                }
+        return results
+
     # ---- the highest rate held ----
 
     def held(self):
@@ -343,7 +374,7 @@ def say(text):
 
 
 STARTED = time.monotonic()
-SECTIONS = ["cpu_per_event", "fronts", "variants", "batches", "held", "memory", "start_up", "recovery"]
+SECTIONS = ["cpu_per_event", "fronts", "variants", "batches", "workers", "held", "memory", "start_up", "recovery"]
 
 
 def main():

@@ -106,6 +106,16 @@ def batch(load):
     return figure
 
 
+def workers():
+    """Events/s of two workers over those of one process with half of their CPU."""
+
+    def figure(results):
+        two = found(results, "workers", "journal-2")
+        return two and Figure(two["rate_ratio"], f"{two['rate']:,.0f}/s")
+
+    return figure
+
+
 def held(share):
     def figure(results):
         both = found(results, "held", share)
@@ -173,6 +183,7 @@ BUDGETS = (
     Budget("10,000/s offered, CPU x floor", 0.8, cpu("10,000/s")),
     Budget("10,000/s offered, p50 ms", 1.5, p50("10,000/s")),
     Budget("a batch of 100, NDJSON, CPU x one event", 0.25, batch("lines-100")),
+    Budget("2 workers with 0.5 vCPU, events/s x 1 with 0.25", 1.85, workers(), at_least=True),
     Budget("journal, x memory", 1.10, cpu("saturation", over="memory")),
     Budget("RSS idle, MiB", 75, memory("journal", "idle"), form="{:.0f}"),
     Budget("RSS at full load, MiB", 128, memory("journal", "full"), form="{:.0f}"),

@@ -54,6 +54,7 @@ LOADS = {
     "waits-8": Load("8 connections that wait", connections=8),
     "closes-1.0": Load("one event a connection, HTTP/1.0", close="1.0"),
     "closes-1.1": Load("one event a connection, HTTP/1.1", close="1.1"),
+    "workers": Load("64 connections, saturated", connections=64),
     "2,000/s": PLAIN.at(2_000.0),
     "10,000/s": PLAIN.at(10_000.0),
     "lines-10": Load("batch of 10, NDJSON", form="lines", events=10),

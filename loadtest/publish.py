@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
 QUIET = 0.1
 """Cores that others may spend, in the median."""
-SECTIONS = {"cpu_per_event", "fronts", "variants", "batches", "held", "memory", "start_up", "recovery"}
+SECTIONS = {"cpu_per_event", "fronts", "variants", "batches", "workers", "held", "memory", "start_up", "recovery"}
 SENTENCES = (
     ("README.md", "it held {held_quarter} events/s for 30 s, p99 {p99_quarter} ms, no error"),
     ("README.ko.md", "30초 동안 초당 {held_quarter}건, p99 {p99_quarter} ms, 오류 없음"),

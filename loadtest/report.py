@@ -108,6 +108,7 @@ def _tables(results):
             ],
         )
     yield from _batches(results.get("batches"))
+    yield from _workers(results.get("workers"))
     for share, subjects in results.get("held", {}).items():
         yield from _table(
             f"Highest rate held, {share} vCPU",
@@ -168,6 +169,29 @@ def _batches(taken):
     )
     held = f"{held['rate']:,} events/s, p99 {held['p99'] / 1000:.0f} ms" if held else "no rate"
     yield f"\nHeld at 0.25 vCPU in batches of 100, NDJSON: {held}."
+
+
+def _workers(taken):
+    if taken is None:
+        return
+    yield from _table(
+        "Workers, saturation, 64 connections",
+        ["", "vCPU", "events/s", "x one", "CPU µs", "x one", "p99 ms", "peak MiB", "stored / acknowledged"],
+        [
+            [
+                one["title"],
+                f"{one['share']}",
+                f"{one['rate']:,.0f}",
+                f"{one['rate_ratio']:.2f}",
+                f"{one['cpu_us']:.1f}",
+                f"{one['ratio']:.2f}",
+                f"{one['p99_us'] / 1000:.1f}",
+                f"{one['rss_peak'] / MIB:.0f}",
+                f"{one['proof']['stored']:,} / {one['proof']['acknowledged']:,}",
+            ]
+            for one in taken.values()
+        ],
+    )
 
 
 def _table(title, heads, rows):

@@ -63,6 +63,7 @@ MEMORY = _collector("memory", "collector, memory", "memory")
 JOURNAL = _collector("journal", "collector, journal", "journal")
 FSYNC = _collector("fsync", "collector, fsync", "fsync")
 JOURNAL_S3 = _collector("journal-s3", "collector, journal, S3", "journal", **S3)
+TWO_WORKERS = _collector("journal-2", "collector, journal, 2 workers", "journal", WORKERS="2")
 STARLETTE = _peer("starlette", "Starlette on uvicorn", "starlette_uvicorn.py")
 PEERS = [
     STARLETTE,

@@ -170,6 +170,7 @@ def a_run():
         "noise": {"foreign_cpu_median": 0.01},
         "variants": {},
         "batches": {"lines-100": {"ratio": 0.2, "cpu_us": 2.1}},
+        "workers": {"journal-2": {"rate_ratio": 1.9, "rate": 20_000}},
         "cpu_per_event": {
             "saturation": {
                 "floor": subject(7.0),
@@ -218,6 +219,7 @@ def test_each_budget_finds_its_own_figure_in_a_whole_run():
         "10,000/s offered, CPU x floor": 0.76,
         "10,000/s offered, p50 ms": 0.9,
         "a batch of 100, NDJSON, CPU x one event": 0.2,
+        "2 workers with 0.5 vCPU, events/s x 1 with 0.25": 1.9,
         "journal, x memory": 1.05,
         "RSS idle, MiB": 32,
         "RSS at full load, MiB": 48,
