@@ -138,14 +138,20 @@ class SharedPage:
 class Region:
     """The part of the page that is one process's; only that process writes it, and the supervisor once it is gone."""
 
-    __slots__ = ("_at", "_memory", "_quick", "_slow", "_words")
+    __slots__ = ("_at", "_memory", "_pack_quick", "_quick_at", "_quick_count", "_quick_counted", "_slow", "_words")
 
     def __init__(self, memory: mmap.mmap, words: memoryview[float], at: int) -> None:
         self._memory = memory
         self._words = words
         self._at = at
-        self._quick = struct.Struct("0d")
         self._slow = struct.Struct("0d")
+
+        # What is written for every turn, at hand.
+        self._pack_quick = struct.Struct("0d").pack_into
+        self._quick_at = ((at + _QUICK) * WORD, (at + _QUICK + QUICK) * WORD)
+        self._quick_count = 0
+        """The count of writings of this process, which the page has too."""
+        self._quick_counted = at + _QUICK_COUNT
 
     def __repr__(self) -> str:
         return f"<Region state {self.state}, phase {self.phase}, {self.beats} beats>"
@@ -180,6 +186,7 @@ class Region:
         at = self._at * WORD
         self._memory[at : at + _RULES * WORD] = bytes(_RULES * WORD)
         self._words[self._at + _STATE] = state
+        self._quick_count = 0
 
     # What it has counted.
 
@@ -197,7 +204,7 @@ class Region:
             words[at + _RULES + number] = rule
         words[at + _QUICK_SIZE] = len(quick)
         words[at + _SLOW_SIZE] = len(slow)
-        self._quick = struct.Struct(f"{len(quick)}d")
+        self._pack_quick = struct.Struct(f"{len(quick)}d").pack_into
         self._slow = struct.Struct(f"{len(slow)}d")
         self.write_quick(quick)
         self.write_slow(slow)
@@ -205,9 +212,9 @@ class Region:
 
     def write_quick(self, figures: Sequence[float]) -> None:
         """Have these be the quick figures."""
-        count = int(self._words[self._at + _QUICK_COUNT]) + 1
-        self._quick.pack_into(self._memory, (self._at + _QUICK + count % 2 * QUICK) * WORD, *figures)
-        self._words[self._at + _QUICK_COUNT] = count
+        count = self._quick_count = self._quick_count + 1
+        self._pack_quick(self._memory, self._quick_at[count & 1], *figures)
+        self._words[self._quick_counted] = count
 
     def write_slow(self, figures: Sequence[float]) -> None:
         """Have these be the others."""
@@ -253,7 +260,9 @@ class Region:
             for other, figure, rule in zip(before, ours, rules, strict=True)
         ]
         quick = int(self._words[self._at + _QUICK_SIZE])
-        heir._quick, heir._slow = struct.Struct(f"{quick}d"), struct.Struct(f"{len(ours) - quick}d")
+        heir._pack_quick = struct.Struct(f"{quick}d").pack_into
+        heir._slow = struct.Struct(f"{len(ours) - quick}d")
+        heir._quick_count = int(heir._words[heir._quick_counted])
         heir.write_quick(kept[:quick])
         heir.write_slow(kept[quick:])
         heir._words[heir._at + _STATE] = ENDED

@@ -83,12 +83,11 @@ def test_figures_of_another_layout_are_not_taken_for_ours_and_make_room(page):
 def test_a_writer_killed_in_the_middle_leaves_the_figures_before(page):
     region = worker(page, [1, 2, 3, 4, 5, 6])
 
-    class Killed(struct.Struct):
-        def pack_into(self, buffer, offset, *figures):
-            super().pack_into(buffer, offset, *(-1.0 for _ in figures))
-            raise KeyboardInterrupt
+    def pack_and_die(buffer, offset, *figures):
+        struct.pack_into("4d", buffer, offset, *(-1.0 for _ in figures))
+        raise KeyboardInterrupt
 
-    region._quick = Killed("4d")
+    region._pack_quick = pack_and_die
     with pytest.raises(KeyboardInterrupt):
         region.write_quick([7, 8, 9, 10])
     assert shown(page) == [(TAKEN, [1, 2, 3, 4, 5, 6])]

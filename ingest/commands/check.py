@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from ingest import processors
 from ingest.certificates import load_pair
 from ingest.commands import interrupt
 from ingest.commands.env_file import read as read_env_file
-from ingest.config import GROUPS, ConfigError, ConfigErrors, Settings, load, shown, warnings
+from ingest.config import GROUPS, VARIABLES, ConfigError, ConfigErrors, Settings, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
@@ -40,7 +42,15 @@ def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, env_fi
         return _verdict([str(problem) for problem in found.problems])
     for line in _effective(settings):
         _print(line)
-    questionable += warnings(settings, environ, here=env_file is None)
+    here = env_file is None
+    workers = settings.workers or (processors.count() if here else 0)
+    for line in _all_in_all(settings, workers):
+        _print(line)
+    questionable += warnings(settings, environ, here=here)
+    if here and workers > processors.count():
+        questionable.append(
+            f"WORKERS: {workers} are more than the {processors.count()} whole CPUs there are for us; write WORKERS=auto"
+        )
     problems: list[str] = []
     if env_file is None:
         problems += map(str, _unusable_directories(settings))
@@ -70,6 +80,19 @@ def _effective(settings: Settings) -> Iterator[str]:
         for variable in variables:
             value = shown(variable, settings)
             yield f"# {variable.name} {value}" if value.startswith("(") else f"{variable.name}={value}"
+
+
+def _all_in_all(settings: Settings, workers: int) -> Iterator[str]:
+    """Say what limits come to that each of several workers has for itself."""
+    if not workers:
+        yield "# WORKERS=auto: each worker has these limits for itself; how many there are depends on the machine"
+    elif workers > 1 or not settings.workers:
+        yield f"# {workers} workers, all in all:" if workers > 1 else "# WORKERS=auto is 1 here"
+    if workers > 1:
+        many = replace(settings, **{name.lower(): workers * getattr(settings, name.lower()) for name in _A_WORKERS_OWN})
+        for variable in VARIABLES:
+            if variable.name in _A_WORKERS_OWN:
+                yield f"#   {variable.name} {shown(variable, many)}"
 
 
 def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
@@ -196,6 +219,16 @@ def _warn(line: str) -> None:
 def _one_line(error: StorageError) -> str:
     return " ".join(str(error).split())
 
+
+_A_WORKERS_OWN: Final = (
+    "MAX_CONNECTIONS",
+    "UPLOAD_QUEUE",
+    "UPLOAD_CONCURRENCY",
+    "CHANNEL_SIZE",
+    "MAX_BUFFER_BYTES",
+    "DLQ_MAX_SIZE_BYTES",
+)
+"""Limits whose product says something. The others are of a request, a batch or a client."""
 
 # Two bodies that differ, each gzip of no lines, with the head by which the store knows a file of ours.
 _FIRST: Final = codec.encode(b"", 0)

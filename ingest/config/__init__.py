@@ -3,12 +3,13 @@
 from ingest.config.checks import DEBUG_CHECKS
 from ingest.config.forms import ALL, Rate, is_private
 from ingest.config.settings import ConfigError, ConfigErrors, Settings, differing, load, shown, shown_value, warnings
-from ingest.config.variables import GROUPS
+from ingest.config.variables import GROUPS, VARIABLES
 
 __all__ = [
     "ALL",
     "DEBUG_CHECKS",
     "GROUPS",
+    "VARIABLES",
     "ConfigError",
     "ConfigErrors",
     "Rate",

@@ -344,9 +344,11 @@ def _disk_warnings(settings: Settings) -> Iterator[str]:
     except OSError:
         return  # the start says what is wrong with the directory
     size = disk.f_blocks * disk.f_frsize
-    if settings.dlq_max_size_bytes > size:
+    wanted = settings.dlq_max_size_bytes * max(settings.workers, 1)
+    if wanted > size:
+        of_all = f" for all of WORKERS={settings.workers}" if settings.workers > 1 else ""
         yield (
-            f"DLQ_MAX_SIZE_BYTES: {format_size(settings.dlq_max_size_bytes)} is more than the disk of DLQ_DIR "
+            f"DLQ_MAX_SIZE_BYTES: {format_size(wanted)}{of_all} is more than the disk of DLQ_DIR "
             f"({size} bytes); DISK_RESERVE is what will stop it"
         )
     if settings.disk_reserve > size // 10:

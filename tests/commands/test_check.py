@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest import __version__
+from ingest import __version__, processors
 from ingest.__main__ import _parser, main
 from ingest.commands import check
 from ingest.config.settings import load
@@ -68,6 +68,26 @@ def test_check_prints_every_setting_in_force_as_an_env_file(environment, capsys)
 
 
 @pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("workers", "shown"),
+    [
+        ("1", []),
+        ("3", ["# 3 workers, all in all:", "#   MAX_CONNECTIONS 30000", "#   MAX_BUFFER_BYTES 192MiB"]),
+        ("auto", ["# 2 workers, all in all:", "#   MAX_CONNECTIONS 20000", "#   DLQ_MAX_SIZE_BYTES 2MiB"]),
+    ],
+)
+def test_check_says_what_the_limits_of_workers_come_to(environment, capsys, workers, shown):
+    environment.setenv("WORKERS", workers)
+    environment.setattr(processors, "count", lambda: 2)
+    assert main(["check"]) == 0
+    out, err = capsys.readouterr()
+    assert f"\nWORKERS={workers}\n" in out
+    lines = [line for line in out.splitlines() if "worker" in line or line.startswith("#   ")]
+    assert bool(lines) is bool(shown)
+    assert set(shown) <= set(lines)
+    assert ("WORKERS: 3 are more than the 2 whole CPUs" in err) is (workers == "3")
+
+
 def test_check_changes_nothing(tmp_path):
     assert main(["check"]) == 0
     assert list(tmp_path.iterdir()) == []
