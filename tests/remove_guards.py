@@ -189,6 +189,13 @@ GUARDS: tuple[Guard, ...] = (
         "            raise\n        return True",
         DURABLE + "test_a_create_whose_name_cannot_be_synced_is_taken_back_and_can_be_tried_again",
     ),
+    _guard(
+        "whoever compares a version holds the lock until it is replaced",
+        "store/directory.py",
+        "with locked(self._fs, self._root / LOCK):",
+        "if True:",
+        STORES + "test_of_many_who_replace_one_version_one_wins",
+    ),
     # Folders.
     _guard(
         "a new folder's name is synced",
@@ -631,8 +638,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a page is no put that was stored",
         "store/s3.py",
-        "if not _is_stored(answer):",
-        'if not answer.get("ETag"):',
+        "if _is_stored(answer):",
+        'if answer.get("ETag"):',
         S3 + "test_a10_a_200_that_is_no_stores_is_not_taken_for_stored",
     ),
     _guard(

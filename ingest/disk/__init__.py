@@ -11,7 +11,7 @@ from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.removals import Removals
-from ingest.disk.slots import ADOPT_AT_ONCE, Slot, kept_free, slot_folders
+from ingest.disk.slots import ADOPT_AT_ONCE, Slot, kept_free, locked, slot_folders
 from ingest.disk.socket_file import SocketFile
 from ingest.disk.tree import Tree
 
@@ -35,6 +35,7 @@ __all__ = [
     "has_name",
     "is_folder",
     "kept_free",
+    "locked",
     "make_dirs",
     "prune",
     "published_path",

@@ -152,6 +152,24 @@ def kept_free(fs: Filesystem, slot: Path) -> Iterator[bool]:
             fs.close(fd)
 
 
+@contextmanager
+def locked(fs: Filesystem, lock: Path) -> Iterator[None]:
+    """Hold the lock of this name, a file that is made if need be and never removed; wait while somebody else does."""
+    try:
+        fd = fs.open(lock, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    except OSError as error:
+        raise StorageError.of("open", lock, error) from error
+    try:
+        try:
+            fs.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError.of("flock", lock, error) from error
+        yield
+    finally:
+        with suppress(OSError):
+            fs.close(fd)
+
+
 def _share(fs: Filesystem, fd: int, lock: Path) -> bool:
     try:
         fs.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -7,6 +7,9 @@ Promises, the same for both, and tested by one suite:
     put       when it returns, the whole body is stored durably under the key, whatever was there before
     create    True as `put`; False: the key holds a whole object already, and it was not touched. Never a mixture,
               also when two writers race
+    replace   True: the whole body is stored, and until then the key had the version that was named. False: it had
+              another one, and was not touched. One wins where many replace one version
+    listing   every object whose put returned before the call, and that nobody removed
     failure   `StorageError`, whose `transient` says whether another try makes sense. Nothing is known then about
               whether the body was stored: the answer may have been lost
     cancel    `CancelledError` passes, and means what a failure means
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest.store.object_store import Head, ObjectMetadata, ObjectStore
+from ingest.store.object_store import Found, Head, Listed, ObjectMetadata, ObjectStore
 from ingest.store.outcome import ALREADY_THERE, STORED, UNTRIED, Outcome, Refusal, Verdict
 
 if TYPE_CHECKING:
@@ -33,7 +36,9 @@ __all__ = [
     "ALREADY_THERE",
     "STORED",
     "UNTRIED",
+    "Found",
     "Head",
+    "Listed",
     "ObjectMetadata",
     "ObjectStore",
     "Outcome",

@@ -1,25 +1,29 @@
 """Objects as files: the store that needs nothing but a disk.
 
 Owns `<STORE_DIR>/<key>` and the temporaries in `<STORE_DIR>/.tmp`, which lie apart so that whoever lists or copies the
-objects never meets half of one. Several processes may share one directory.
+objects never meets half of one. Several processes may share one directory. A name that begins with a dot is no key's:
+`.lock` is held by whoever compares a version and replaces it.
 
 Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
 and `create` is `link(2)`, which the kernel refuses for a name that exists.
 
 Never keeps metadata: a plain directory has nowhere to put it that every copy would carry along. The number of events
-is in the gzip header, first and last time are in the lines, the instance is in the name.
+is in the gzip header, first and last time are in the lines, the instance is in the name. A version is a digest of the
+bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from ingest.disk import StorageError, Tree, read_file
+from ingest.disk import Reader, StorageError, Tree, files_below, locked, read_file
+from ingest.store.object_store import Found, Listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 TEMPORARIES = ".tmp"
+LOCK = ".lock"
 # A put takes milliseconds. What is an hour old belongs to a process that died, not to one that runs beside us.
 TEMPORARY_MAX_AGE = 3600.0
 
@@ -74,6 +79,22 @@ class DirectoryStore:
         """Return the body."""
         return await self._run(partial(self._read, self._path("get", key)))
 
+    async def listing(self, prefix: str) -> list[Listed]:
+        """Return all objects whose keys begin with `prefix`, by key."""
+        return await self._run(partial(self._list, self._path("list", prefix)))
+
+    async def first_bytes(self, key: str, size: int) -> bytes:
+        """Return the first bytes of the body."""
+        return await self._run(partial(self._first, self._path("get", key), size))
+
+    async def find(self, key: str) -> Found | None:
+        """Return the body with its version; None if there is no such key."""
+        return await self._run(partial(self._find, self._path("get", key)))
+
+    async def replace(self, key: str, body: bytes, version: str | None, content_type: str) -> bool:  # noqa: ARG002 - a file has none
+        """Store the body if the key still has this version."""
+        return await self._run(partial(self._replace, self._path("replace", key), body, version))
+
     async def delete(self, key: str) -> None:
         """Remove the key, and see to it that it stays removed."""
         await self._run(partial(self._delete, self._path("delete", key)))
@@ -83,7 +104,7 @@ class DirectoryStore:
 
     def _path(self, operation: str, key: str) -> Path:
         parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or ".." in parts or parts[0] == TEMPORARIES or "\0" in key:
+        if not parts or key.startswith("/") or ".." in parts or parts[0] in (TEMPORARIES, LOCK) or "\0" in key:
             raise StorageError(operation, key, "this is no key of ours: it would leave STORE_DIR", transient=False)
         return self._root.joinpath(*parts)
 
@@ -107,6 +128,50 @@ class DirectoryStore:
             return read_file(self._fs, path)
         except OSError as error:
             raise StorageError.of("read", path, error) from error
+
+    def _list(self, folder: Path) -> list[Listed]:
+        unread: list[StorageError] = []
+        listed = []
+        for path in files_below(self._fs, folder, unread):
+            if path.name.startswith("."):
+                continue
+            try:
+                found = self._fs.stat(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StorageError.of("stat", path, error) from error
+            listed.append(Listed(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime))
+        if unread:
+            raise unread[0]
+        return sorted(listed, key=lambda listed: listed.key)
+
+    def _first(self, path: Path, size: int) -> bytes:
+        try:
+            with Reader(self._fs, path) as file:
+                return file.read(size)
+        except OSError as error:
+            raise StorageError.of("read", path, error) from error
+
+    def _find(self, path: Path) -> Found | None:
+        try:
+            body = read_file(self._fs, path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError.of("read", path, error) from error
+        return Found(body, hashlib.sha256(body).hexdigest())
+
+    def _replace(self, path: Path, body: bytes, version: str | None) -> bool:
+        if version is None:
+            return self._tree.publish_new(path, body)
+        # Between the look and the rename nobody else may publish, in this process or in another.
+        with locked(self._fs, self._root / LOCK):
+            found = self._find(path)
+            if found is None or found.version != version:
+                return False
+            self._tree.publish(path, body)
+            return True
 
     def _delete(self, path: Path) -> None:
         try:

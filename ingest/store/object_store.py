@@ -1,6 +1,6 @@
 """The promises of every store.
 
-Owns `ObjectStore`, `ObjectMetadata` and `Head`. Never imports a store.
+Owns `ObjectStore`, `ObjectMetadata`, `Head`, and what a store answers: `Listed` and `Found`. Never imports a store.
 """
 
 from __future__ import annotations
@@ -30,6 +30,23 @@ class Head:
     events: Callable[[bytes], int | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One object of a listing. `modified` is when it was stored, unix time, by the store's clock."""
+
+    key: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object, and the `version` by which the store knows these very bytes under this key."""
+
+    body: bytes
+    version: str
+
+
 class ObjectStore(Protocol):
     """A flat space of keys. Calls may overlap; `start` comes first, nothing follows `close`."""
 
@@ -51,6 +68,21 @@ class ObjectStore(Protocol):
 
     async def get(self, key: str) -> bytes:
         """Return the body. No such key is a `StorageError`."""
+
+    async def listing(self, prefix: str) -> list[Listed]:
+        """Return all objects whose keys begin with `prefix`, which ends in a slash, by key."""
+
+    async def first_bytes(self, key: str, size: int) -> bytes:
+        """Return the first `size` bytes of the body, or all there are. No such key is a `StorageError`."""
+
+    async def find(self, key: str) -> Found | None:
+        """Return the body with its version; None if there is no such key."""
+
+    async def replace(self, key: str, body: bytes, version: str | None, content_type: str) -> bool:
+        """Store the body if the key still has this version (None: nothing); False, and no change, if it has not.
+
+        After a `StorageError` nothing is known: `find` tells whether it was stored.
+        """
 
     async def delete(self, key: str) -> None:
         """Remove the key. No such key is no error."""

@@ -29,6 +29,9 @@ is answered with 501 if a look and a plain put then succeed. `conditional_puts_n
 a store that is busy or ill, a broken connection) says nothing of the condition: the next create sends its canary. The
 third canary without an answer is the last, and creates look first.
 
+`replace` sends `If-Match` with the ETag that `find` gave, or `If-None-Match: *` where nothing was found. There it needs
+no canary: its caller reads again what it wrote. `S3_CONDITIONAL_PUTS=false` looks first here too, with the same race.
+
 Never: retries (the SDK's own retries are off, `upload` decides), names a key, or lets an exception out that is no
 `StorageError`. The SDK and its chain of credentials raise whatever their sources made of themselves (an endpoint that
 errs, a document without keys, a helper that prints no JSON), so all of it is a failed try, and its cause goes with it.
@@ -50,6 +53,7 @@ from isal import isal_zlib
 from ingest.disk import StorageError
 from ingest.store import sdk
 from ingest.store.credentials import LONGEST_WAIT, Credentials
+from ingest.store.object_store import Found, Listed
 from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, is_answer, status_of, storage_error, verdict_of
 
 if TYPE_CHECKING:
@@ -174,6 +178,37 @@ class S3Store:
 
         return await self._call("get", key, get)
 
+    async def listing(self, prefix: str) -> list[Listed]:
+        """Return all objects whose keys begin with `prefix`, by key; each page has a try's time."""
+        listed: list[Listed] = []
+        after: str | None = ""
+        while after is not None:
+            page, after = await self._call("list", prefix, partial(self._page, prefix=prefix, after=after))
+            listed += page
+        return listed
+
+    async def first_bytes(self, key: str, size: int) -> bytes:
+        """Return the first bytes of the body."""
+
+        async def first(client: S3Client) -> bytes:
+            try:
+                head, _ = await self._look(client, key, size)
+            except client.exceptions.ClientError as error:
+                if verdict_of(error.response) == _NO_SUCH_RANGE:  # an object of no bytes has no first one
+                    return b""
+                raise
+            return head
+
+        return await self._call("get", key, first)
+
+    async def find(self, key: str) -> Found | None:
+        """Return the body with its ETag; None if there is no such key."""
+        return await self._call("get", key, lambda client: self._find(client, key))
+
+    async def replace(self, key: str, body: bytes, version: str | None, content_type: str) -> bool:
+        """Store the body if the key still has this ETag."""
+        return await self._call("replace", key, lambda client: self._replace(client, key, body, version, content_type))
+
     async def delete(self, key: str) -> None:
         """Remove the key."""
 
@@ -216,10 +251,7 @@ class S3Store:
         if only_new:
             arguments["IfNoneMatch"] = "*"
         answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
-        if not _is_stored(answer):
-            told = f"{answer['ContentLength']} bytes of content, ETag {answer.get('ETag')}"[:LONGEST_TEXT]
-            cause: dict[str, str | int] = {"error": told, "status": status_of(answer)}
-            raise StorageError("put", key, _NO_STORE, transient=True, cause=cause)
+        _check_stored(key, answer)
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
@@ -270,7 +302,7 @@ class S3Store:
     async def _is_there(self, client: S3Client, key: str, body: bytes) -> bool:
         """Tell whether the object holds all that the body does; False if it is to be put. See the module's text."""
         try:
-            head, size = await self._look(client, key)
+            head, size = await self._look(client, key, self._head.size)
         except client.exceptions.ClientError as error:
             verdict = verdict_of(error.response)
             if verdict == _NO_SUCH_KEY:
@@ -287,9 +319,8 @@ class S3Store:
         cause = {"error": f"{size} bytes of content, which begin with {head!r}"}
         raise StorageError("look", key, _NOT_OURS, transient=True, cause=cause)
 
-    async def _look(self, client: S3Client, key: str) -> tuple[bytes, int]:
+    async def _look(self, client: S3Client, key: str, wanted: int) -> tuple[bytes, int]:
         """Return the object's first bytes and its length. A store may ignore the range: no more is read than asked."""
-        wanted = self._head.size
         span = f"bytes=0-{wanted - 1}"
         answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key, Range=span)
         size = _SIZE.fullmatch(answer.get("ContentRange", ""))
@@ -298,6 +329,52 @@ class S3Store:
             while len(head) < wanted and (more := await stream.read(wanted - len(head))):
                 head += more
         return head, int(size[1]) if size else answer["ContentLength"]
+
+    async def _page(self, client: S3Client, *, prefix: str, after: str) -> tuple[list[Listed], str | None]:
+        """Return a page of a listing, and what the next one follows; None: it was the last."""
+        bucket = self._put_arguments["Bucket"]
+        if after:
+            answer = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=after)
+        else:
+            answer = await client.list_objects_v2(Bucket=bucket, Prefix=prefix)
+        page = [
+            Listed(listed["Key"], listed["Size"], listed["LastModified"].timestamp())
+            for listed in answer.get("Contents", ())
+        ]
+        if not answer.get("IsTruncated"):
+            return page, None
+        if token := answer.get("NextContinuationToken"):
+            return page, token
+        raise StorageError("list", prefix, _NOT_OURS, transient=True, cause={"error": "a page without its successor"})
+
+    async def _find(self, client: S3Client, key: str) -> Found | None:
+        try:
+            answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key)
+        except client.exceptions.ClientError as error:
+            if verdict_of(error.response) == _NO_SUCH_KEY:
+                return None
+            raise
+        async with answer["Body"] as stream:
+            return Found(await stream.read(), answer["ETag"])
+
+    async def _replace(self, client: S3Client, key: str, body: bytes, version: str | None, content_type: str) -> bool:
+        if self._settings.s3_conditional_puts:
+            condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        else:
+            found = await self._find(client, key)
+            if (None if found is None else found.version) != version:
+                return False
+            condition = {}
+        arguments = {**self._put_arguments, "Key": key, "Body": body, "ContentType": content_type, **condition}
+        arguments["ChecksumCRC32"] = base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode("ascii")
+        try:
+            answer = cast("Mapping[str, Any]", await client.put_object(**cast("PutObjectRequestTypeDef", arguments)))
+        except client.exceptions.ClientError as error:
+            if verdict_of(error.response) in (_PRECONDITION_FAILED, _NO_SUCH_KEY):
+                return False
+            raise
+        _check_stored(key, answer)
+        return True
 
     async def _call(self, operation: str, key: str, call: Callable[[S3Client], Awaitable[_Result]]) -> _Result:
         client = await self._ready(operation)
@@ -386,6 +463,15 @@ def _chosen(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------------- answers
+
+
+def _check_stored(key: str, answer: Mapping[str, Any]) -> None:
+    """Raise `StorageError` where an answer to a put is none of a store's."""
+    if _is_stored(answer):
+        return
+    told = f"{answer['ContentLength']} bytes of content, ETag {answer.get('ETag')}"[:LONGEST_TEXT]
+    cause: dict[str, str | int] = {"error": told, "status": status_of(answer)}
+    raise StorageError("put", key, _NO_STORE, transient=True, cause=cause)
 
 
 def _is_stored(answer: Mapping[str, Any]) -> bool:

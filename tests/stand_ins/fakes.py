@@ -7,12 +7,15 @@ on demand. None of them draws chance by itself: the same calls with the same cho
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import heapq
+import time
 from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeVar
 
 from ingest.disk.errors import StorageError
+from ingest.store import Found, Listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +96,7 @@ class MemoryStore:
         self.running = 0
         """How many calls are under way."""
         self.started = self.closed = False
+        self.clock = time.time
         self._fates: deque[StorageError | _Fate] = deque()
         self._resumed: asyncio.Event | None = None
 
@@ -142,6 +146,36 @@ class MemoryStore:
             return self.objects[key]
 
         return await self._call("get", key, get)
+
+    async def listing(self, prefix: str) -> list[Listed]:
+        def listing() -> list[Listed]:
+            return [
+                Listed(key, len(body), self.clock())
+                for key, body in sorted(self.objects.items())
+                if key.startswith(prefix)
+            ]
+
+        return await self._call("list", prefix, listing)
+
+    async def first_bytes(self, key: str, size: int) -> bytes:
+        return (await self.get(key))[:size]
+
+    async def find(self, key: str) -> Found | None:
+        return await self._call("get", key, lambda: self._found(key))
+
+    async def replace(self, key: str, body: bytes, version: str | None, content_type: str) -> bool:  # noqa: ARG002 - a dictionary has none
+        def replace() -> bool:
+            found = self._found(key)
+            if (found and found.version) != version:
+                return False
+            self.objects[key] = bytes(body)
+            return True
+
+        return await self._call("replace", key, replace)
+
+    def _found(self, key: str) -> Found | None:
+        body = self.objects.get(key)
+        return None if body is None else Found(body, hashlib.sha256(body).hexdigest())
 
     async def delete(self, key: str) -> None:
         await self._call("delete", key, lambda: self.objects.pop(key, None))

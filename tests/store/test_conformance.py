@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -195,5 +196,85 @@ def test_what_is_stored_is_there_for_the_next_process(opened):
         async with opened() as later:
             assert await later.get(KEY) == file_of(3)
             assert await later.create(KEY, file_of(1), METADATA) is False
+
+    run(opened, scenario)
+
+
+LATER = KEY.replace("_0000000001", "_0000000002")
+
+
+def test_a_listing_has_all_of_a_prefix_and_nothing_else(opened):
+    async def scenario(store):
+        hour = f"{KEY.rpartition('/')[0]}/"
+        assert await store.listing(hour) == []
+        before = time.time() - 2
+        await asyncio.gather(*(store.put(key, b"%d" % size * size, METADATA) for size, key in ((3, LATER), (2, KEY))))
+        await store.put(KEY.replace("hr=14", "hr=15"), b"another hour", METADATA)
+        await store.put(KEY.replace("hr=14", "hr=149"), b"not even an hour", METADATA)
+        listed = await store.listing(hour)
+        assert [(one.key, one.size) for one in listed] == [(KEY, 2), (LATER, 3)]
+        assert all(before < one.modified < time.time() + 2 for one in listed)
+        assert len(await store.listing("raw/")) == 4
+
+    run(opened, scenario)
+
+
+def test_a_listing_of_many_pages_is_whole(opened, kind):
+    if not kind.startswith("s3"):
+        pytest.skip("only S3 has pages")
+
+    async def scenario(store):
+        await asyncio.gather(*(store.put(f"raw/{number:04d}", b"", METADATA) for number in range(1003)))
+        assert [one.key for one in await store.listing("raw/")] == [f"raw/{number:04d}" for number in range(1003)]
+
+    run(opened, scenario)
+
+
+@pytest.mark.parametrize("body", [b"", b"short", b"longer than twenty bytes"])
+def test_the_first_bytes_are_as_many_as_there_are(opened, body):
+    async def scenario(store):
+        await store.put(KEY, body, METADATA)
+        assert await store.first_bytes(KEY, 20) == body[:20]
+        with pytest.raises(StorageError):
+            await store.first_bytes(LATER, 20)
+
+    run(opened, scenario)
+
+
+def test_only_the_version_that_was_found_is_replaced(opened):
+    async def scenario(store):
+        assert await store.find(KEY) is None
+        assert await store.replace(KEY, b"one", None, "text/plain") is True
+        assert await store.replace(KEY, b"other", None, "text/plain") is False
+        first = await store.find(KEY)
+        assert first.body == b"one"
+        assert await store.replace(KEY, b"two", first.version, "text/plain") is True
+        assert await store.replace(KEY, b"three", first.version, "text/plain") is False
+        second = await store.find(KEY)
+        assert (second.body, second.version != first.version) == (b"two", True)
+        await store.delete(KEY)
+        assert await store.replace(KEY, b"four", second.version, "text/plain") is False
+        assert await store.find(KEY) is None
+
+    run(opened, scenario)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "found"])
+def test_of_many_who_replace_one_version_one_wins(opened, kind, there):
+    if kind == "s3 without conditional puts":
+        pytest.skip("looking first is a race, as `store/s3.py` says")
+
+    async def scenario(store):
+        if there:
+            await store.put(KEY, b"old", METADATA)
+        found = await store.find(KEY)
+        version = found and found.version
+        async with opened() as other:
+            stores = [store, other] * 4
+            won = await asyncio.gather(
+                *(s.replace(KEY, b"%d" % n * 999, version, "text/plain") for n, s in enumerate(stores))
+            )
+        assert won.count(True) == 1
+        assert await store.get(KEY) == b"%d" % won.index(True) * 999
 
     run(opened, scenario)
