@@ -9,7 +9,7 @@ The parts, in the order in which they are made:
 
     keys, metrics, slots        what a process is
     store                       S3 or a directory
-    backlog, dlq                what waits on disk
+    ledgers, backlog, dlq       what waits on disk, and what is told of it when it goes
     journal                     what makes the open batch durable
     uploader                    every put there is
     intake                      the open batch
@@ -33,6 +33,7 @@ from ingest.delivery import Drain, Uploader
 from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
+from ingest.ledger import Ledger, Writing, is_of_ledger
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import About, Books, Budget, Metrics, Place, StoreHealth, Story
@@ -116,8 +117,19 @@ class Collector:
         self.dlq_lane = world.lane("dlq")
         self.journal_lane = world.lane("journal")
         places = Places(world.fs, (settings.journal_dir, self.journal_lane), (settings.dlq_dir, self.dlq_lane))
+        is_synced = settings.durability == "fsync"
+        self.journal_ledger = Ledger(world.fs, sync=is_synced, kept=settings.manifests)
+        self.dlq_ledger = Ledger(world.fs, sync=is_synced, kept=settings.manifests)
+        self._writing = Writing(self.journal_ledger, self.journal_lane)
         self.backlog = Backlog(
-            world.fs, self.journal_slot, metrics, self.journal_lane, world.gzip, places, token=keys.token
+            world.fs,
+            self.journal_slot,
+            metrics,
+            self.journal_lane,
+            world.gzip,
+            places,
+            token=keys.token,
+            note=self.journal_ledger.note,
         )
         self.dlq = Spool(
             settings,
@@ -129,12 +141,13 @@ class Collector:
             places,
             token=keys.token,
             backlog_bytes=self._backlog_bytes,
+            note=self.dlq_ledger.note,
             clock=world.clock,
             sleep=world.sleep,
         )
         self.journal: Journal | NoJournal
         if settings.durability == "memory":
-            self.journal = NoJournal(metrics, self._submit)
+            self.journal = NoJournal(metrics, self._submit, self._write_line)
         else:
             self.journal = Journal(
                 world.fs,
@@ -142,9 +155,10 @@ class Collector:
                 self.journal_lane,
                 world.sync,
                 metrics,
-                sync=settings.durability == "fsync",
+                sync=is_synced,
                 submit=self._submit,
                 keep=self.backlog.keep,
+                note=self.journal_ledger.note,
             )
         self.uploader = Uploader(
             settings,
@@ -215,7 +229,7 @@ class Collector:
             tasks.create_task(self._look_after(settings.dlq_dir, self.dlq_lane, self.dlq))
 
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
-        adoption = Adoption(self._world.fs, base, lane, place)
+        adoption = Adoption(self._world.fs, base, lane, place, passes_over=is_of_ledger)
         await place.scan()
         if place.files:
             log.info("found_on_disk", place=place.place.value, files=place.files, events=place.events)
@@ -244,6 +258,7 @@ class Collector:
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self.journal.close()
+                await self._writing.close()
                 with suppress(StorageError):
                     await self.store.close()
 
@@ -277,6 +292,9 @@ class Collector:
         metrics.batch_bytes.observe(batch.size)
         log.debug("batch_sealed", key=batch.key, events=batch.events, size=batch.size, reason=batch.reason.value)
         self.uploader.submit(batch)
+
+    def _write_line(self, line: bytes) -> None:
+        self._writing.write(self.journal_slot.path, line)
 
     def _room_made(self) -> None:
         self.intake.room_made()

@@ -55,6 +55,7 @@ REFUSED = "delivery/test_refused.py::"
 RIVALS = "delivery/test_rivals.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
+LEDGER = "ledger/test_files.py::"
 SOCKET = "disk/test_socket_file.py::"
 STORES = "store/test_conformance.py::"
 
@@ -237,7 +238,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a slot without files is let go",
         "disk/slots.py",
-        "if _holds_files(fs, slot.path, found.unread):",
+        "if _holds_files(fs, slot.path, found.unread, passes_over):",
         "if True:",
         DURABLE + "test_only_free_slots_with_files_are_adopted",
         DURABLE + "test_a_slot_emptied_between_the_look_and_the_lock_is_left_alone",
@@ -335,6 +336,42 @@ GUARDS: tuple[Guard, ...] = (
         "if batch.tail_events or batch in self._broken:",
         "if batch in self._broken:",
         JOURNAL + "test_a_batch_is_submitted_only_after_its_last_sync",
+    ),
+    # The ledger.
+    _guard(
+        "the ledger is told of a segment before it goes",
+        "disk/removals.py",
+        "        first()\n",
+        "",
+        LEDGER + "test_the_ledger_tells_of_a_segment_before_it_goes_whenever_the_process_is_killed",
+    ),
+    _guard(
+        "the ledger is told of a dead letter before it goes",
+        "spool/letters.py",
+        "        self._note(self.slots.root(path), lines)\n        self._remove(path, lent.size)\n",
+        "        self._remove(path, lent.size)\n        self._note(self.slots.root(path), lines)\n",
+        LEDGER + "test_the_ledger_of_the_slot_tells_of_a_dead_letter_before_it_goes",
+    ),
+    _guard(
+        "a ledger's line is synced",
+        "ledger/files.py",
+        "            self._fs.fdatasync(fd)\n",
+        "            pass\n",
+        LEDGER + "test_a_line_that_note_returned_for_survives_a_power_cut_with_its_name",
+    ),
+    _guard(
+        "a ledger's name is synced",
+        "ledger/files.py",
+        "            self._fs.fsync_dir(path.parent)\n",
+        "            pass\n",
+        LEDGER + "test_a_line_that_note_returned_for_survives_a_power_cut_with_its_name",
+    ),
+    _guard(
+        "a ledger's torn line is cut off",
+        "ledger/files.py",
+        "            self._fs.truncate(fd, end)\n",
+        "            pass\n",
+        LEDGER + "test_a_torn_line_is_cut_off_before_the_next_one_is_written",
     ),
     # When the disk fails.
     _guard(

@@ -55,7 +55,7 @@ def rows(text, first_column):
 
 def default(variable):
     """As it stands in a table: code, but where it only describes what holds when the variable is unset."""
-    described = variable.optional and "/" not in variable.default
+    described = variable.optional and not {"/", "<"}.intersection(variable.default)
     return variable.default if described else f"`{variable.default}`"
 
 

@@ -8,11 +8,12 @@ that a removed file stays removed when the power goes. Never takes less than the
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingest.commands.shelf import Shelf
 from ingest.disk import Slot, StorageError, exists, kept_free, prune, published_path, slot_folders
-from ingest.format import dlq_path, parse_key, segment_path
+from ingest.format import dlq_path, ledger, parse_key, segment_path
+from ingest.ledger import Ledger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from ingest.commands.report import Report
     from ingest.config import Settings
     from ingest.disk import Filesystem
+
+
+DISCARDED: Final = "discarded"
+"""Why the events were dropped, as the ledger has it."""
 
 
 class _Found(NamedTuple):
@@ -40,7 +45,7 @@ def discard(fs: Filesystem, settings: Settings, report: Report, key: str, *, dry
         if not found:
             report.say(f"{key}: no file below {settings.dlq_dir} or {settings.journal_dir} has this key")
             return 1
-        held = _held(fs, found) if dry_run else _remove(fs, found)
+        held = _held(fs, found) if dry_run else _remove(fs, settings, key, found)
     except StorageError as error:
         report.say(str(error))
         return 1
@@ -81,7 +86,7 @@ def _held(fs: Filesystem, found: list[_Found]) -> Path | None:
     return None
 
 
-def _remove(fs: Filesystem, found: list[_Found]) -> Path | None:
+def _remove(fs: Filesystem, settings: Settings, key: str, found: list[_Found]) -> Path | None:
     """Remove the files; the slot that a process holds, if there is one, and then none is removed."""
     with ExitStack() as locks:
         for root in {copy.root for copy in found}:
@@ -89,7 +94,10 @@ def _remove(fs: Filesystem, found: list[_Found]) -> Path | None:
             if slot is None:
                 return root
             locks.callback(slot.release)
+        told = Ledger(fs, sync=True, kept=settings.manifests)
+        events = max((copy.events for copy in found if copy.events is not None), default=0)
         for copy in found:
+            told.note(copy.root, ledger.dropped(key, DISCARDED, events))
             try:
                 _unlink(fs, copy.path)
             except OSError as error:

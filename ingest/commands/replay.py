@@ -23,6 +23,7 @@ from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery
 from ingest.delivery.choice import choose
 from ingest.disk import Lane, Slot
 from ingest.format import codec, parse_key
+from ingest.ledger import Ledger, is_of_ledger
 from ingest.spool import Backlog, Letter, Places, Spool, Whereabouts
 from ingest.store import Head, Refusal, create_store
 from ingest.telemetry import DropReason, Metrics
@@ -95,8 +96,8 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     """Put what waits, and tell what stays; 1 if something does. `what`: the word of the command."""
     # Each slot costs a descriptor until the end, and the store needs some as well.
     at_most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
-    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most)
-    dead_journals = Slot.adopt_free(fs, settings.journal_dir, at_most=at_most - len(slots))
+    slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most, passes_over=is_of_ledger)
+    dead_journals = Slot.adopt_free(fs, settings.journal_dir, at_most=at_most - len(slots), passes_over=is_of_ledger)
     unread += dead_journals.unread
     done = len(slots) + len(dead_journals.slots)
     found = done > 0
@@ -165,8 +166,9 @@ async def _recover(
     token = secrets.token_hex(8)
     with ThreadPoolExecutor(2) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
-        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=token)
-        backlog = Backlog(fs, None, metrics, lane, executor, places, token=token)
+        note = Ledger(fs, sync=settings.durability == "fsync", kept=settings.manifests).note
+        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=token, note=note)
+        backlog = Backlog(fs, None, metrics, lane, executor, places, token=token, note=note)
         try:
             await store.start()
             await backlog.adopt(dead_journals)

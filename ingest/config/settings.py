@@ -108,6 +108,8 @@ class Settings:
     store_dir: Path
     raw_prefix: str
     dlq_prefix: str
+    manifests: bool
+    manifest_prefix: str
     partition_tz: ZoneInfo
     s3_endpoint_url: str | None
     s3_timeout: float
@@ -172,6 +174,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         values["journal_dir"] = values["dlq_dir"] / "journal"
     if values.get("tls_cert") and not environ.get("MAX_CONNECTIONS", "").strip():
         values["max_connections"] = _TLS_CONNECTIONS
+    if values.get("raw_prefix") and values.get("manifest_prefix", ...) is None:
+        values["manifest_prefix"] = f"{values['raw_prefix']}_manifest"
     problems.extend(_contradictions(values))
     if problems:
         raise ConfigErrors(tuple(problems))
@@ -253,10 +257,20 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError(
             "PROXY_PROTOCOL", "false with TLS_CERT", "true", do="end TLS at the proxy, or have it send no header"
         )
-    raw, dlq = values.get("raw_prefix"), values.get("dlq_prefix")
-    if raw and dlq and _nested(Path(raw), Path(dlq)):
-        yield ConfigError("DLQ_PREFIX", f"a prefix that is neither RAW_PREFIX ('{raw}') nor above or below it", dlq)
+    yield from _shared_prefixes(values)
     yield from _shared_directories(values)
+
+
+def _shared_prefixes(values: Mapping[str, Any]) -> Iterator[ConfigError]:
+    taken: dict[str, str] = {}
+    for name in ("RAW_PREFIX", "DLQ_PREFIX", "MANIFEST_PREFIX"):
+        prefix = values.get(name.lower())
+        for other, used in taken.items():
+            if prefix and _nested(Path(used), Path(prefix)):
+                yield ConfigError(name, f"a prefix that is neither {other} ('{used}') nor above or below it", prefix)
+                return
+        if prefix:
+            taken[name] = prefix
 
 
 def _shared_directories(values: Mapping[str, Any]) -> Iterator[ConfigError]:

@@ -265,6 +265,19 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "What the key of a corrupt original begins with; neither above nor below `RAW_PREFIX`",
         ),
         Variable(
+            "MANIFESTS",
+            "true",
+            forms.flag(),
+            "Whether it is told which hours are complete: by ledgers on disk, and what is put below `MANIFEST_PREFIX`",
+        ),
+        Variable(
+            "MANIFEST_PREFIX",
+            "<RAW_PREFIX>_manifest",
+            forms.prefix(),
+            "What the key of a manifest begins with; neither above nor below the other prefixes",
+            optional=True,
+        ),
+        Variable(
             "PARTITION_TZ",
             "UTC",
             forms.zone(),

@@ -26,7 +26,7 @@ import structlog
 
 from ingest.delivery.choice import Choice, Copy, Why, choose
 from ingest.disk import StorageError
-from ingest.format import parse_key, quarantine_key
+from ingest.format import ledger, parse_key, quarantine_key
 from ingest.spool import Whereabouts
 from ingest.store import ObjectMetadata, Outcome, Refusal, Verdict
 from ingest.telemetry import DropReason
@@ -183,6 +183,7 @@ class Carrier:
         self._metrics.reuploaded += best.events
         if choice.why is not Why.ALONE:
             log.info("copy_chosen", key=best.letter.key, why=choice.why.value, events=best.events)
+        lines = _lines(best, lost)
         for copy in choice.copies:
             self._metrics.files_reuploaded += 1
             found = copy.contents.found
@@ -196,7 +197,7 @@ class Carrier:
                     lost=max(copy.letter.events - best.events, 0),
                     prefix=self._dlq_prefix,
                 )
-            copy.letter.settle()
+            copy.letter.settle(lines)
 
     def _is_expired(self, letter: Letter) -> bool:
         return 0 < self._max_age < self._now() - parse_key(letter.key).unix
@@ -207,7 +208,7 @@ class Carrier:
         self._metrics.files_expired += 1
         hint = "older than DLQ_MAX_AGE, and its put failed"
         log.error("file_expired", key=letter.key, events=letter.events, hint=hint)
-        letter.settle()
+        letter.settle(ledger.dropped(letter.key, DropReason.EXPIRED.value, letter.events))
 
     def _tell_unreadable(self, letter: Letter, error: OSError | StorageError) -> None:
         """Log once that the disk would not say what is in a file, which is no verdict upon the file."""
@@ -217,6 +218,13 @@ class Carrier:
             self._told.clear()
         self._told.add(letter.path)
         log.warning("recovery_file_unreadable", key=letter.key, errno=error.errno, hint="it is tried again later")
+
+
+def _lines(best: Copy, lost: int) -> bytes:
+    """Return what the ledger is told of a key: its object, and what was lost of it."""
+    key, body = best.letter.key, best.contents.body
+    gone = ledger.dropped(key, DropReason.CORRUPT.value, lost) if lost or body is None else b""
+    return gone if body is None else ledger.stored(key, best.events, body) + gone
 
 
 def instance_of(key: str) -> str:

@@ -41,8 +41,8 @@ class Fate(Enum):
 class Journal(Protocol):
     """The journal, as upload sees it."""
 
-    def release(self, batch: Batch) -> None:
-        """Remove the batch's segment: it is stored, or its DLQ file is published."""
+    def release(self, batch: Batch, line: bytes = b"") -> None:
+        """Remove the batch's segment: it is stored, as `line` tells the ledger, or its DLQ file is published."""
 
     def retain(self, batch: Batch) -> bool:
         """Count the batch's segment as backlog; False if it has none."""

@@ -41,6 +41,7 @@ from ingest.delivery.phase import Course, Phase
 from ingest.delivery.queue import Queue
 from ingest.delivery.recovery import Recovery
 from ingest.delivery.saving import Fate, Saving
+from ingest.format import ledger
 from ingest.store import ObjectMetadata, Verdict
 from ingest.telemetry import Place
 
@@ -219,7 +220,7 @@ class Uploader:
             case Fate.STORED:
                 books.stored(upload.events, Place.QUEUE)
                 log.info("batch_stored", key=batch.key, events=upload.events, size=upload.held)
-                self._journal.release(batch)
+                self._journal.release(batch, ledger.stored(batch.key, upload.events, batch.packed))
             case Fate.SPOOLED:
                 books.moved(upload.events, Place.QUEUE, Place.DLQ)
                 log.debug("batch_spooled", key=batch.key, events=upload.events, size=upload.held)

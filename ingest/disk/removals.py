@@ -37,6 +37,10 @@ def _no_folder(_: Path) -> bool:
     return False
 
 
+def nothing_first() -> None:
+    """Stand in for what nobody asked to be done first."""
+
+
 def _tell_bug(task: asyncio.Task[None]) -> None:
     """Have a bug of ours end the process: asyncio tells no exception of a task that is still held."""
     if not task.cancelled() and (error := task.exception()) is not None:
@@ -69,9 +73,9 @@ class Removals:
         """The files that the disk would not let go."""
         return self._left.keys()
 
-    def remove(self, path: Path, root: Path) -> asyncio.Task[None]:
-        """Begin to remove a file of the slot `root`, waited for or not."""
-        return self._begin(self._remove(path, root))
+    def remove(self, path: Path, root: Path, first: Callable[[], None] = nothing_first) -> asyncio.Task[None]:
+        """Begin to remove a file of the slot `root`, waited for or not; `first` is called in the lane before that."""
+        return self._begin(self._remove(path, root, first))
 
     def prune(self, folder: Path, root: Path) -> None:
         """Begin to remove a folder of the slot `root`, and what is above it, if it is empty."""
@@ -95,9 +99,9 @@ class Removals:
         with suppress(StorageError):
             await self._lane.run(self._prune_now, folder, root)
 
-    async def _remove(self, path: Path, root: Path) -> None:
+    async def _remove(self, path: Path, root: Path, first: Callable[[], None]) -> None:
         try:
-            error = await self._lane.run(self._try, path, root)
+            error = await self._lane.run(self._try, path, root, first)
         except StorageError:
             return  # as above
         if error is None:
@@ -128,7 +132,8 @@ class Removals:
     def _try_each(self, files: list[tuple[Path, Path]]) -> list[Path]:
         return [path for path, root in files if self._try(path, root) is None]
 
-    def _try(self, path: Path, root: Path) -> StorageError | None:
+    def _try(self, path: Path, root: Path, first: Callable[[], None] = nothing_first) -> StorageError | None:
+        first()
         try:
             self._fs.unlink(path)
         except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ from ingest.disk.folders import make_dirs
 from ingest.disk.reading import Identity, files_below, has_name, is_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ingest.disk.filesystem import Filesystem
@@ -28,6 +28,10 @@ LOCK_NAME = "lock"
 ADOPT_AT_ONCE = 8
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _OF_ONE_SLOT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ELOOP)
+
+
+def _nothing(_: Path) -> bool:
+    return False
 
 
 class Adopted(NamedTuple):
@@ -65,12 +69,21 @@ class Slot:
         return None if fd is None else cls(fs, base / str(number), number, fd)
 
     @classmethod
-    def adopt_free(cls, fs: Filesystem, base: Path, *, at_most: int = ADOPT_AT_ONCE, after: int = -1) -> Adopted:
+    def adopt_free(
+        cls,
+        fs: Filesystem,
+        base: Path,
+        *,
+        at_most: int = ADOPT_AT_ONCE,
+        after: int = -1,
+        passes_over: Callable[[Path], bool] = _nothing,
+    ) -> Adopted:
         """Hold the next `at_most` slots that nobody holds and that have files; the caller recovers and releases.
 
         The next one is the lowest above `after`; the highest is followed by the lowest, so that all have their turn.
         The lock comes first, so that a slot in use costs the same however many files are in it. A slot that cannot be
-        read is passed over and told: it may hold files, and the next call finds out.
+        read is passed over and told: it may hold files, and the next call finds out. Files that the caller
+        `passes_over` are no reason to hold a slot.
         """
         found = Adopted([], [])
         try:
@@ -91,7 +104,7 @@ class Slot:
             if fd is None:
                 continue
             slot = cls(fs, base / str(number), number, fd)
-            if _holds_files(fs, slot.path, found.unread):
+            if _holds_files(fs, slot.path, found.unread, passes_over):
                 found.slots.append(slot)
             else:
                 slot.release()
@@ -234,8 +247,8 @@ def _numbers(fs: Filesystem, base: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
 
 
-def _holds_files(fs: Filesystem, slot: Path, unread: list[StorageError]) -> bool:
+def _holds_files(fs: Filesystem, slot: Path, unread: list[StorageError], passes_over: Callable[[Path], bool]) -> bool:
     """Tell whether there is a file but the lock, looking no further than the first; add what cannot be read."""
     lock = slot / LOCK_NAME
     with closing(files_below(fs, slot, unread)) as files:
-        return any(path != lock for path in files)
+        return any(path != lock and not passes_over(path) for path in files)

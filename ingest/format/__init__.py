@@ -1,5 +1,6 @@
 """All that is stored, as readers rely on it: names of objects and files, and the gzip of lines."""
 
+from ingest.format import ledger
 from ingest.format.keys import (
     OBJECT_SUFFIX,
     KeyFactory,
@@ -21,6 +22,7 @@ __all__ = [
     "Partition",
     "dlq_key",
     "dlq_path",
+    "ledger",
     "parse_key",
     "quarantine_key",
     "segment_key",

@@ -10,7 +10,7 @@ Promises, by `DURABILITY`:
               executor, while the loop goes on accepting; the first sync of a segment syncs its name and its folders too
 
     order     write -> (sync) -> acknowledge -> seal -> (last sync) -> upload queue
-              -> stored, or published as a dead letter -> unlink
+              -> stored (-> its line in the ledger), or published as a dead letter -> unlink
 
 When the disk fails, the group that met the failure is refused, and buffer, count and file are cut to the same offset.
 If the file cannot be cut, the refusals wait until it is rewritten: a crash before that would have recovery store them.
@@ -36,6 +36,7 @@ import asyncio
 import itertools
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -50,7 +51,7 @@ from ingest.disk import (
     make_dirs,
 )
 from ingest.disk.append import append
-from ingest.format import segment_path
+from ingest.format import ledger, segment_path
 from ingest.intake.commits import Fate, Group, GroupCommit
 from ingest.intake.latch import Latch
 from ingest.intake.mending import Mender
@@ -76,6 +77,14 @@ WATCHED: Final = OPEN | {SegmentState.SEALED}
 log = structlog.get_logger()
 
 
+def _no_line(_: bytes) -> None:
+    """Keep no ledger."""
+
+
+def _no_note(_: Path, __: bytes) -> None:
+    """Keep no ledger."""
+
+
 class NoJournal:
     """`DURABILITY=memory`: nothing is written, so there is nothing to remove or to fall back on."""
 
@@ -85,9 +94,12 @@ class NoJournal:
     deferred: Final = False
     unremoved: Final = 0
 
-    def __init__(self, metrics: Metrics, submit: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, metrics: Metrics, submit: Callable[[Batch], None], write_line: Callable[[bytes], None] = _no_line
+    ) -> None:
         self._metrics = metrics
         self._submit = submit
+        self._write_line = write_line
 
     def begin(self, batch: Batch) -> bool:  # noqa: ARG002 - the journal's shape
         """Tell that the batch may open."""
@@ -113,9 +125,12 @@ class NoJournal:
             self._submit(batch)
         else:
             batch.release_buffer()
+            self.release(batch, ledger.void(batch.key))
 
-    def release(self, batch: Batch) -> None:
-        """Do nothing."""
+    def release(self, batch: Batch, line: bytes = b"") -> None:  # noqa: ARG002 - the journal's shape
+        """Write the ledger's line; there is no file that it tells of."""
+        if line:
+            self._write_line(line)
 
     def retain(self, batch: Batch) -> bool:  # noqa: ARG002 - the journal's shape
         """Tell that the batch lives in memory alone."""
@@ -131,8 +146,9 @@ class NoJournal:
 class Journal:
     """The segments of this process, in a slot it holds.
 
-    `submit` takes a sealed batch; `keep` adds a file (key, path, bytes, events) to the backlog. With `sync` a turn is
-    acknowledged by group commit, else as soon as it is written.
+    `submit` takes a sealed batch; `keep` adds a file (key, path, bytes, events) to the backlog; `note` writes lines
+    into the ledger of a slot, in the lane. With `sync` a turn is acknowledged by group commit, else as soon as it is
+    written.
     """
 
     def __init__(
@@ -146,6 +162,7 @@ class Journal:
         sync: bool,
         submit: Callable[[Batch], None],
         keep: Callable[[str, Path, int, int], None],
+        note: Callable[[Path, bytes], None] = _no_note,
     ) -> None:
         # For the process's life.
         self._fs = fs
@@ -154,6 +171,7 @@ class Journal:
         self._metrics = metrics
         self._submit = submit
         self._keep = keep
+        self._note = note
         self.deferred = sync
         self._folder = slot.path
         """Where segments are created now: the folder of the open batch's hour."""
@@ -283,7 +301,7 @@ class Journal:
             self._submit(batch)
         else:
             batch.release_buffer()
-            self.release(batch)
+            self.release(batch, ledger.void(batch.key))
 
     # Group commit.
 
@@ -452,15 +470,18 @@ class Journal:
 
     # When a batch has arrived.
 
-    def release(self, batch: Batch) -> None:
-        """Remove the segment: its object is stored, or its dead-letter file is published. Never raises."""
+    def release(self, batch: Batch, line: bytes = b"") -> None:
+        """Remove the segment: its object is stored, or its dead-letter file is published. Never raises.
+
+        `line` is the ledger's, of an object that is stored; it is written before the segment goes.
+        """
         segment = batch.segment
         if segment is None or segment.state is SegmentState.REMOVED:
             return
         segment.enter(SegmentState.REMOVED)
         self._batches.discard(batch)
         self._close(segment)
-        self._removals.remove(segment.path, segment.root)
+        self._removals.remove(segment.path, segment.root, partial(self._note, segment.root, line))
         log.debug("segment_released", key=batch.key)
 
     def retain(self, batch: Batch) -> bool:

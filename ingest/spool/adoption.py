@@ -19,7 +19,7 @@ import structlog
 from ingest.disk import ADOPT_AT_ONCE, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ingest.disk import Filesystem, Lane
@@ -49,13 +49,23 @@ class Holder(Protocol):
 class Adoption:
     """See the module's text."""
 
-    __slots__ = ("_at_most", "_base", "_fs", "_holder", "_lane", "_last", "_stood")
+    __slots__ = ("_at_most", "_base", "_fs", "_holder", "_lane", "_last", "_passes_over", "_stood")
 
-    def __init__(self, fs: Filesystem, base: Path, lane: Lane, holder: Holder) -> None:
+    def __init__(
+        self,
+        fs: Filesystem,
+        base: Path,
+        lane: Lane,
+        holder: Holder,
+        *,
+        passes_over: Callable[[Path], bool] = lambda _: False,
+    ) -> None:
+        """`passes_over` tells which files are no reason to take a slot."""
         self._fs = fs
         self._base = base
         self._lane = lane
         self._holder = holder
+        self._passes_over = passes_over
         self._at_most = usual()
         self._stood = 0
         """Looks in a row that found no room."""
@@ -76,7 +86,8 @@ class Adoption:
         room = min(room, ADOPT_AT_ONCE)
         if room <= 0:
             return True
-        found = await self._lane.run(partial(Slot.adopt_free, self._fs, self._base, at_most=room, after=self._last))
+        adopt = partial(Slot.adopt_free, passes_over=self._passes_over, at_most=room, after=self._last)
+        found = await self._lane.run(adopt, self._fs, self._base)
         for error in found.unread:
             log.warning("slots_not_read", path=str(self._base), error=str(error), hint=error.hint)
         for slot in found.slots:

@@ -28,20 +28,21 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ingest.disk import Reader, Removals, StorageError, exists, files_below, prune, published_path
-from ingest.format import parse_key, segment_key
+from ingest.format import ledger, parse_key, segment_key
 from ingest.spool.places import Copy
 from ingest.spool.reading import Reading
 from ingest.spool.tally import Tally
-from ingest.spool.waiting import KeyedFile, Letter, Whereabouts
+from ingest.spool.waiting import KeyedFile, Letter, Whereabouts, no_note
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -189,14 +190,19 @@ class Backlog:
         *,
         token: str,
         wait: float = WAIT,
+        note: Callable[[Path, bytes], None] = no_note,
     ) -> None:
-        """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk."""
+        """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk.
+
+        `note` writes lines into the ledger of a slot, in the lane.
+        """
         self._waiting = Tally()
         self._own = own
         self._metrics = metrics
         self._lane = lane
         self._places = places
         self._wait = wait
+        self._note = note
         self._segments = Segments(fs, token)
         self._reading = Reading(fs, lane, executor, wait)
         self._adopted: list[Slot] = []
@@ -337,9 +343,8 @@ class Backlog:
         if not letter.settled:
             self._lent.discard(letter.path)
             return
-        slots = self._adopted if self._own is None else [self._own, *self._adopted]
-        root = next((slot.path for slot in slots if slot.path in letter.path.parents), None)
-        removing = self._removals.remove(letter.path, root or letter.path.parent)
+        root = self._root_of(letter.path)
+        removing = self._removals.remove(letter.path, root, partial(self._note, root, letter.lines))
         removing.add_done_callback(lambda _: self._removed(letter.path))
         await asyncio.wait({removing}, timeout=self._wait)
 
@@ -356,10 +361,17 @@ class Backlog:
     def _miss(self, letter: Letter) -> None:
         """Take a segment that something else removed out of the books: its events are in no place we know."""
         self._metrics.books.dropped(letter.events, DropReason.CORRUPT, self.place)
+        root = self._root_of(letter.path)
+        lines = ledger.dropped(letter.key, DropReason.CORRUPT.value, letter.events)
+        self._removals.remove(letter.path, root, partial(self._note, root, lines))
         self._forget(letter.path)
         self._lent.discard(letter.path)
         log.error("segment_gone", key=letter.key, events=letter.events, hint="something else removed it")
         self._release_emptied()
+
+    def _root_of(self, path: Path) -> Path:
+        slots = self._adopted if self._own is None else [self._own, *self._adopted]
+        return next((slot.path for slot in slots if slot.path in path.parents), path.parent)
 
     def _lend(self, file: KeyedFile) -> Letter:
         self._lent.add(file.path)

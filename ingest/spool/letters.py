@@ -38,7 +38,7 @@ import structlog
 
 from ingest import disk
 from ingest.disk import StorageError
-from ingest.format import dlq_key, dlq_path
+from ingest.format import dlq_key, dlq_path, ledger
 from ingest.spool.counting import Counting
 from ingest.spool.holdings import Holdings
 from ingest.spool.hours import Walk, hour_folders, look
@@ -46,10 +46,11 @@ from ingest.spool.marks import ANY, MARKS_MAX, Mark, Marks
 from ingest.spool.slots import Slots
 from ingest.spool.tally import Change, Tally
 from ingest.spool.temporaries import Temporaries
-from ingest.spool.waiting import Whereabouts
+from ingest.spool.waiting import Whereabouts, no_note
+from ingest.telemetry import DropReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ingest.spool.room import Room
@@ -90,10 +91,22 @@ class Lent(NamedTuple):
 class Letters:
     """The files below one slot of our own, and below those adopted from processes that are gone."""
 
-    def __init__(self, fs: disk.Filesystem, slots: Sequence[disk.Slot], room: Room, *, token: str) -> None:
-        """`slots[0]` is our own; files whose names have `token` are this process's."""
+    def __init__(
+        self,
+        fs: disk.Filesystem,
+        slots: Sequence[disk.Slot],
+        room: Room,
+        *,
+        token: str,
+        note: Callable[[Path, bytes], None] = no_note,
+    ) -> None:
+        """`slots[0]` is our own; files whose names have `token` are this process's.
+
+        `note` writes lines into the ledger of a slot.
+        """
         self._fs = fs
         self._room = room
+        self._note = note
         self._token = f"-{token}_"
 
         self.slots = Slots(fs, slots)
@@ -232,8 +245,11 @@ class Letters:
             return self._lend(path) or Whereabouts.UNKNOWN
         return found
 
-    def take_back(self, lent: Lent, settled: bool) -> None:
-        """Have a lent file off the disk if it was `settled`, else in the queue again, set aside or not."""
+    def take_back(self, lent: Lent, settled: bool, lines: bytes = b"") -> None:
+        """Have a lent file off the disk if it was `settled`, else in the queue again, set aside or not.
+
+        `lines` are the ledger's, and are written before the file goes.
+        """
         path = lent.path
         self.marks.drop(path, Mark.LENT | Mark.REFUSED)
         if not settled:
@@ -241,6 +257,7 @@ class Letters:
                 self.marks.set_aside(path)
             return
         self._forget(path, lent.tally)
+        self._note(self.slots.root(path), lines)
         self._remove(path, lent.size)
 
     def close(self) -> None:
@@ -376,6 +393,9 @@ class Letters:
     def _evict(self, lent: Lent) -> bool:
         # Off the disk first, unlike `take_back`: a file that cannot be removed makes no room and is not lost.
         self.marks.drop(lent.path, Mark.LENT)
+        # Should the file stay after all and be stored, that counts and not this.
+        lines = ledger.dropped(lent.key, DropReason.EVICTED.value, lent.events)
+        self._note(self.slots.root(lent.path), lines)
         if not self._unlink(lent.path):
             return False
         self.holdings.evicted(lent.path.parent, lent.tally)

@@ -32,12 +32,13 @@ from ingest.spool.reading import Reading
 from ingest.spool.room import Room
 from ingest.spool.scan import Scan
 from ingest.spool.tally import Change, Tally
-from ingest.spool.waiting import Letter, Whereabouts
+from ingest.spool.waiting import Letter, Whereabouts, no_note
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from ingest.config import Settings
     from ingest.disk import Filesystem, Lane, Slot
@@ -72,17 +73,21 @@ class Spool:
         *,
         token: str,
         backlog_bytes: Callable[[], int] = lambda: 0,
+        note: Callable[[Path, bytes], None] = no_note,
         wait: float = WAIT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`slots[0]` is our own; `lane` is that of their disk; `executor` judges what was read."""
+        """`slots[0]` is our own; `lane` is that of their disk; `executor` judges what was read.
+
+        `note` writes lines into the ledger of a slot, in the lane.
+        """
         self._waiting = Tally()
         self._said = Said()
         self._metrics = metrics
         self._backlog_bytes = backlog_bytes
         self._room = Room(settings, fs, slots[0].path, clock)
-        self._letters = letters = Letters(fs, slots, self._room, token=token)
+        self._letters = letters = Letters(fs, slots, self._room, token=token, note=note)
         self._calls = Calls(letters, lane, self._take_in, wait=wait, clock=clock)
         self._scan = Scan(letters, self._calls, places, clock=clock, sleep=sleep)
         self._reading = Reading(fs, lane, executor, wait)
@@ -253,11 +258,11 @@ class Spool:
     async def take_back(self, letter: Letter) -> None:
         """Have a lent file off the disk if it was settled, else in the queue again. It happens, waited for or not."""
         lent = Lent(letter.key, letter.path, letter.size, letter.events, letter.refused)
-        task = self._spawn(self._give_back(lent, settled=letter.settled))
+        task = self._spawn(self._give_back(lent, settled=letter.settled, lines=letter.lines))
         await asyncio.wait({task}, timeout=self._calls.wait)
 
-    async def _give_back(self, lent: Lent, *, settled: bool) -> None:
-        await self._calls.make(self._letters.take_back, lent, settled, bounded=False)
+    async def _give_back(self, lent: Lent, *, settled: bool, lines: bytes = b"") -> None:
+        await self._calls.make(self._letters.take_back, lent, settled, lines, bounded=False)
 
     def _is_ours(self, lent: Lent) -> bool:
         """Tell whether the books have a file; one that was saved too late is never in them, and is about to go."""

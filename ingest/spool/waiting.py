@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ingest.telemetry import Place
 
 
+def no_note(_: Path, __: bytes) -> None:
+    """Keep no ledger."""
+
+
 class Whereabouts(Enum):
     """Why there is no letter of a key. UNKNOWN: a place where it may be cannot be read now, or is somebody else's."""
 
@@ -82,6 +86,8 @@ class Letter(KeyedFile):
     """From `settle` on: its events are in another book."""
     refused: bool = False
     """Set by whoever found that the store refuses it: it is the first to be evicted. It stays so while it waits."""
+    lines: bytes = field(default=b"", repr=False)
+    """Lines for the ledger, written before the file goes; set when it is settled."""
 
     @property
     def is_segment(self) -> bool:
@@ -96,10 +102,14 @@ class Letter(KeyedFile):
         """Return the file's bytes as they lie there. `OSError`, `StorageError`: the disk would not say."""
         return await self.lender.original(self)
 
-    def settle(self) -> None:
-        """Take the file out of the books, in this step of the loop; the file goes when the `async with` ends."""
+    def settle(self, lines: bytes = b"") -> None:
+        """Take the file out of the books, in this step of the loop; the file goes when the `async with` ends.
+
+        `lines` are for the ledger of the slot in which it lies, and are written before it goes.
+        """
         if not self.settled:
             self.settled = True
+            self.lines = lines
             self.lender.settle(self)
 
     async def __aenter__(self) -> Self:

@@ -63,6 +63,8 @@ DEFAULTS = {
     "DURABILITY": "journal",
     "WORKERS": "1",
     "JOURNAL_DIR": "<DLQ_DIR>/journal",
+    "MANIFESTS": "true",
+    "MANIFEST_PREFIX": "<RAW_PREFIX>_manifest",
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
     "PROXY_PROTOCOL": "false",
@@ -102,6 +104,7 @@ EVERYTHING = {
     "EXTRA_HEADERS": "Content-Type,ce-*",
     "RAW_PREFIX": "env=prod/raw",
     "DLQ_PREFIX": "env=prod/bad",
+    "MANIFEST_PREFIX": "env=prod/told",
     "PARTITION_TZ": "Asia/Kolkata",
     "S3_ENDPOINT_URL": "http://127.0.0.1:9000/s3/",
     "S3_SSE": "AWS:KMS",
@@ -405,6 +408,20 @@ def test_a_text_that_is_no_duration_or_size_is_a_value_error(text):
 )
 def test_equal_or_nested_prefixes_are_refused(raw, dlq):
     assert list(problems_of({"RAW_PREFIX": raw, "DLQ_PREFIX": dlq})) == ["DLQ_PREFIX"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "dlq", "manifest"),
+    [("raw", "bad", "raw"), ("raw", "bad", "bad/x"), ("a/b", "bad", "a"), ("raw", "raw_manifest", "")],
+)
+def test_a_manifest_prefix_that_is_another_one_is_refused(raw, dlq, manifest):
+    environ = {"RAW_PREFIX": raw, "DLQ_PREFIX": dlq, "MANIFEST_PREFIX": manifest}
+    assert list(problems_of(environ)) == ["MANIFEST_PREFIX"]
+
+
+def test_manifests_lie_beside_the_objects_unless_told_otherwise():
+    assert load({"RAW_PREFIX": "env=prod/raw"}).manifest_prefix == "env=prod/raw_manifest"
+    assert load({"MANIFEST_PREFIX": "told"}).manifest_prefix == "told"
 
 
 def test_prefixes_that_only_begin_alike_are_taken():

@@ -77,8 +77,9 @@ class Journal:
         self.lane = Lane("journal")
         self._pass = None
 
-    def release(self, batch):
+    def release(self, batch, line=b""):
         assert batch.key not in self.released
+        assert not line or line.startswith(batch.key.encode())
         self.released.append(batch.key)
 
     def retain(self, batch):

@@ -233,7 +233,7 @@ class Collectors(RuleBasedStateMachine):
 
     @rule(room=st.sampled_from([0, 30, 100, 300]))
     def the_disk_is_nearly_full(self, room):
-        self.disturbed = True
+        self.disturbed = self.world.lines_may_be_lost = True
         used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         self.world.fs.capacity = used + room
 

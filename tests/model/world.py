@@ -31,8 +31,10 @@ from structlog.testing import capture_logs
 from ingest.collector import ADOPT_SECONDS
 from ingest.config import settings as config
 from ingest.disk.errors import StorageError
-from ingest.format import codec
+from ingest.disk.filesystem import Filesystem
+from ingest.format import codec, ledger
 from ingest.format.keys import parse_key, partition_of
+from ingest.ledger import entries_in, is_of_ledger
 from tests.model.ledger import Ledger, events_in, numbers_in
 from tests.model.loop import Died
 from tests.model.process import Process
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingest.config.settings import Settings
+    from ingest.format.ledger import Fate
     from tests.model.store import PutFate
-    from tests.stand_ins.disk import Choice
+    from tests.stand_ins.disk import Choice, Rule
 
 
 @dataclass(slots=True)
@@ -59,12 +62,22 @@ class Fuse:
     power: Choice | None
 
 
+class WorldDisk(CrashableDisk):
+    """The disk of all; it remembers whether it was ever told to do other than well."""
+
+    was_told_to_fail = False
+
+    def on(self, *operations: str, **which: Any) -> Rule:
+        self.was_told_to_fail = True
+        return super().on(*operations, **which)
+
+
 class World:
     """A disk, a store, a clock, and processes. `variables` are those of the environment."""
 
     def __init__(self, folder: Path, *, wall: float = START, **variables: object) -> None:
         self.root = folder
-        self.fs = CrashableDisk(folder)
+        self.fs = WorldDisk(folder)
         self.store = MemoryStore()
         self.time = Time(wall)
         self.ledger = Ledger()
@@ -81,6 +94,8 @@ class World:
         self.fuse: Fuse | None = None
         self.struck: Process | None = None
         self.folder_sync_failed = False
+        self.lines_may_be_lost = self.settings.durability == "memory"
+        """A line of a ledger may be lost with its process, or with the power."""
         self.hung = False
         """The disk answers no thread until it is well again."""
         self.unhandled: list[str] = []
@@ -131,6 +146,7 @@ class World:
         self.fs.crash(choice)
         if self.settings.durability != "fsync" or self.folder_sync_failed:
             # Nothing is promised of what is not stored and in no dead-letter file, and a roll-back was not synced.
+            self.lines_may_be_lost = True
             held = self.stored_numbers().keys() | (set() if self.folder_sync_failed else self.ledger.safe)
             self.ledger.demote(self.ledger.owed - held)
             if self.settings.durability == "journal":
@@ -264,6 +280,7 @@ class World:
         for key, old, new in self.store.replaced[self._seen_replaced :]:
             assert set(numbers_in(old)) <= set(numbers_in(new)), f"{key} was replaced by less"
         self._seen_replaced = len(self.store.replaced)
+        self._hold_ledgers()
 
     def heal(self) -> None:
         """Let disk and store be well from now on."""
@@ -346,11 +363,31 @@ class World:
                 assert partition_of(event["ts"], self.settings.partition_tz).path == parsed.partition
                 assert self.ledger.second[event["body"]] == event["ts"]
         assert self.files() == [], "recovery left files"
+        untold = [key for key in self.store.objects if key.startswith("raw/") and key not in self.told()]
+        assert self.lines_may_be_lost or self.fs.was_told_to_fail or not untold, f"in no ledger: {untold}"
 
     def files(self) -> list[str]:
-        """Every file on the disk but the locks of slots."""
-        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return sorted(name for name in found if not name.endswith("/lock"))
+        """Every file on the disk but the locks of slots and their ledgers."""
+        found = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
+        return sorted(path.as_posix() for path in found if path.name != "lock" and not is_of_ledger(path))
+
+    def told(self) -> dict[str, Fate]:
+        """What the ledgers on the disk say, by key."""
+        files = [path for path in self.root.rglob("*") if is_of_ledger(path) and path.is_file()]
+        return ledger.settle(entry for path in files for entry in entries_in(Filesystem(), path))
+
+    def _hold_ledgers(self) -> None:
+        """A ledger never says *stored* of what is not, nor more than is."""
+        for key, fate in self.told().items():
+            if fate.stored is None:
+                continue
+            assert key in self.store.objects, f"a ledger says that {key} is stored"
+            body = self.store.objects[key]
+            events = codec.event_count(body)
+            assert events is not None
+            assert events >= fate.stored.events, f"a ledger says more of {key} than is stored"
+            if events == fate.stored.events:
+                assert ledger.parse(ledger.stored(key, events, body)[:-1]) == fate.stored, key
 
 
 def settings(folder: Path, **variables: object) -> Settings:

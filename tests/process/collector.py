@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.request import ProxyHandler, build_opener
 
+from ingest.ledger import FOLDER as LEDGER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from resource import struct_rusage
@@ -184,9 +186,11 @@ class Collector:
         return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
 
     def left_on_disk(self) -> list[str]:
-        """What waits in DLQ and journal, as paths below the DLQ's folder; locks are not counted."""
+        """What waits in DLQ and journal, as paths below the DLQ's folder; locks and ledgers are not counted."""
         found = []
         for folder, _, names in os.walk(self.dlq_folder):
+            if os.path.basename(folder) == LEDGER:
+                continue
             found += [os.path.relpath(os.path.join(folder, name), self.dlq_folder) for name in names if name != "lock"]
         return sorted(found)
 

@@ -18,6 +18,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from ingest.config.settings import load
+from ingest.ledger import is_of_ledger
 from tests.process.faulty_server import armed, die, room_of
 from tests.process.hasty_server import hurry
 from tests.stand_ins.disk import Disk
@@ -36,6 +37,7 @@ class Point:
     room: str  # "store", "dlq" or "journal": where its path lies
     when: str = "after"  # or "before" the call
     temporary: bool = False  # the path is a temporary's
+    ledger: bool = False  # the path is the ledger's
     inherited: bool | None = None  # the file was (not) there when the process started
     published: bool = False  # for fsync_dir: of a folder in which a name has just been made
     armed: bool = False
@@ -56,6 +58,10 @@ POINTS: dict[str, Point] = {
     "segment_synced": Point(("fdatasync",), "journal"),
     "put_temporary_synced": Point(("fdatasync",), "store", temporary=True),
     "put_stored_answer_lost": Point(("rename",), "store"),
+    "ledger_line_begins": Point(("write",), "journal", when="before", ledger=True),
+    "ledger_line_written": Point(("write",), "journal", ledger=True),
+    "ledger_line_synced": Point(("fdatasync",), "journal", ledger=True),
+    "recovery_ledger_line_written": Point(("write",), "dlq", ledger=True),
     "segment_release_begins": Point(("unlink",), "journal", when="before", inherited=False),
     "segment_released": Point(("unlink",), "journal", inherited=False),
     "dlq_save_begins": _save(calls=("open",), temporary=True),
@@ -92,6 +98,7 @@ def crashing_disk(name: str, nth: int, settings: Settings) -> Disk:
         return (
             room(path) == point.room
             and (path.suffix == ".tmp") == point.temporary
+            and is_of_ledger(path) == point.ledger
             and point.inherited in (None, os.path.abspath(path) in inherited)
             and path.name != "lock"
             and (not point.armed or armed())

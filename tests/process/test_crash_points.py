@@ -20,7 +20,7 @@ from tests.process.s3 import s3_client, s3_environment
 
 KILLS = [pytest.param(1, id="once"), pytest.param(5, id="five times", marks=pytest.mark.proof)]
 BATCHES = {"BATCH_SIZE": "50", "FLUSH_INTERVAL": "100ms"}
-FSYNC_ONLY = {"segment_synced"} | {name for name, point in POINTS.items() if point.sync_fails}
+FSYNC_ONLY = {"segment_synced", "ledger_line_synced"} | {name for name, point in POINTS.items() if point.sync_fails}
 
 
 def crash(collectors, sent, name, env, nth):

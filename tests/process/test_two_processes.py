@@ -44,6 +44,7 @@ def test_a_running_process_never_loses_its_open_segment_to_another(collectors):
     second = collectors(SMALL, name="second").start()
     send(sent, second.port, 100)
     second.wait_until(lambda m: m.value("estat_events_stored_total") == 100, 20, "the second does not work")
+    second.wait_until(lambda _: len(first.left_on_disk()) == 1, 20, "the second's own segment stays")
     assert first.left_on_disk() == segments
     second.stop(10)
     assert first.left_on_disk() == segments

@@ -19,6 +19,7 @@ from ingest.disk.errors import StorageError
 from ingest.disk.lane import Lane
 from ingest.disk.slots import Slot
 from ingest.format import codec
+from ingest.ledger import FOLDER as LEDGER
 from ingest.spool.places import Copy
 from ingest.spool.spool import Spool
 from ingest.store import Refusal
@@ -64,8 +65,14 @@ def bodies(data: bytes) -> list[str]:
 
 
 def files(folder: Path) -> list[str]:
-    """Every file below a folder but the locks, relative to it."""
-    found = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name != "lock"]
+    """Every file below a folder but the locks and the ledgers, relative to it."""
+    found = [
+        os.path.join(at, name)
+        for at, _, names in os.walk(folder)
+        if os.path.basename(at) != LEDGER
+        for name in names
+        if name != "lock"
+    ]
     return sorted(os.path.relpath(path, folder) for path in found)
 
 

@@ -1,0 +1,170 @@
+"""The files of a ledger: one for each hour and process, in the slot in which what it tells of has lain.
+
+Owns `<slot>/.ledger/<dt=…>_<hr=…>_<host>-<token>`, whose lines are `format.ledger`'s. No prefix may begin with a dot,
+so no key lies there, and an earlier version passes over the folder.
+
+Promises:
+
+    order      `note` returns before the file that its line tells of is removed: with DURABILITY=fsync synced, name and
+               folders included. A line that is there is true, because it is written only after the store's answer
+    no file    waits for its line: a disk that takes no line must not keep what would make room on it. The line is kept
+               in memory and written later; until then, `waiting` counts it
+    torn       a last line without its newline is cut off before the next one is written
+
+Never raises out of `note`. Never takes part in what an event waits for: a line is one an object, written beside the
+removal of the object's file. Blocking, and for the thread of one lane.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from ingest.disk import StorageError, make_dirs, read_file
+from ingest.disk.append import append
+from ingest.format import ledger, parse_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingest.disk import Filesystem
+    from ingest.format.ledger import Entry
+
+FOLDER: Final = ".ledger"
+KEPT_MAX: Final = 10_000
+"""Lines that may wait in memory for a disk that takes none; of more, the rest is forgotten and the hour stays open."""
+TAIL: Final = 4096
+
+log = structlog.get_logger()
+
+
+class Ledger:
+    """See the module's text. With `sync` a line is on the device when `note` returns; not `kept`, none is written."""
+
+    __slots__ = ("_failing", "_fs", "_is_kept", "_kept", "_sizes", "_sync", "forgotten", "waiting")
+
+    def __init__(self, fs: Filesystem, *, sync: bool, kept: bool = True) -> None:
+        self._fs = fs
+        self._is_kept = kept
+        self._sync = sync
+        self._sizes: dict[Path, int] = {}
+        """Bytes of each file that was written to, all of them whole lines. Not of one whose last write failed."""
+        self._kept: dict[Path, list[bytes]] = {}
+        """Lines that the disk has not taken, by their file. Until it does."""
+        self._failing = False
+        """From a line that was not taken until one is: both edges are told once."""
+        self.waiting = 0
+        """How many lines are kept."""
+        self.forgotten: set[Path] = set()
+        """Files that lack lines which were too many to be kept."""
+
+    def __repr__(self) -> str:
+        return f"<Ledger {len(self._sizes)} files, {self.waiting} lines wait>"
+
+    def note(self, root: Path, lines: bytes) -> None:
+        """Write lines about one key into the ledger of the slot `root`; what the disk does not take waits."""
+        if not lines or not self._is_kept:
+            return
+        path = path_of(root, lines.partition(b" ")[0].decode())
+        kept = self._kept.get(path)
+        if self._write(path, b"".join((*kept, lines)) if kept else lines):
+            if kept:
+                self._forget(path)
+        elif self.waiting < KEPT_MAX:
+            self._kept.setdefault(path, []).append(lines)
+            self.waiting += 1
+        else:
+            self.forgotten.add(path)
+
+    def write_kept(self) -> None:
+        """Write what waits, as far as the disk takes it."""
+        for path, lines in list(self._kept.items()):
+            if not self._write(path, b"".join(lines)):
+                return
+            self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        self.waiting -= len(self._kept.pop(path))
+
+    def _write(self, path: Path, lines: bytes) -> bool:
+        try:
+            self._append(path, lines)
+        except (OSError, StorageError) as error:
+            # Whatever the file ends in now is looked at before it is written to again.
+            self._sizes.pop(path, None)
+            failure = error if isinstance(error, StorageError) else StorageError.of("write", path, error)
+            if not self._failing:
+                self._failing = True
+                log.error("ledger_not_written", path=str(path), error=str(failure), hint=failure.hint)
+            return False
+        if self._failing:
+            self._failing = False
+            log.info("ledger_written_again", waiting=self.waiting)
+        return True
+
+    def _append(self, path: Path, lines: bytes) -> None:
+        size = self._sizes.get(path)
+        if size is None:
+            make_dirs(self._fs, path.parent, path.parent.parent, sync=self._sync)
+        fd = self._fs.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            if size is None:
+                size = self._cut_torn_line(fd)
+                # What an earlier write has left may be gone after a power cut, and zeros in its place: a line begins.
+                lines = b"\n" + lines if size else lines
+            before = size
+            size = append(self._fs, fd, lines, size, subject=path)
+            if self._sync:
+                self._synced(fd, before, path)
+        finally:
+            with suppress(OSError):
+                self._fs.close(fd)
+        if self._sync and path not in self._sizes:
+            self._fs.fsync_dir(path.parent)
+        # Crash point "ledger": the line is there, and so is the file that it tells of. Recovery finds the object
+        # stored, and writes the same line once more.
+        self._sizes[path] = size
+
+    def _synced(self, fd: int, before: int, path: Path) -> None:
+        try:
+            self._fs.fdatasync(fd)
+        except OSError as error:
+            # They are written again, to another descriptor: left where they are, each try would add them once more.
+            with suppress(OSError):
+                self._fs.truncate(fd, before)
+            raise StorageError.of("fdatasync", path, error) from error
+
+    def _cut_torn_line(self, fd: int) -> int:
+        """Cut what a process was killed in the middle of; return the size."""
+        size = self._fs.fstat(fd).st_size
+        end = size
+        while end:
+            at = max(end - TAIL, 0)
+            newline = self._fs.pread(fd, end - at, at).rfind(b"\n")
+            end = at + newline + 1 if newline >= 0 else at
+            if newline >= 0:
+                break
+        if end < size:
+            self._fs.truncate(fd, end)
+        return end
+
+
+def path_of(root: Path, key: str) -> Path:
+    """Return the file of a slot's ledger that tells of a key."""
+    parsed = parse_key(key)
+    day, hour = parsed.partition.split("/")
+    return root / FOLDER / f"{day}_{hour}_{parsed.host}-{parsed.token}"
+
+
+def is_of_ledger(path: Path) -> bool:
+    """Tell whether a path below a slot is the ledger's."""
+    return path.parent.name == FOLDER
+
+
+def entries_in(fs: Filesystem, path: Path) -> list[Entry]:
+    """Read one file; `OSError` passes. A line that is none of ours, or has no end, is passed over."""
+    *lines, _ = read_file(fs, path).split(b"\n")
+    return [entry for entry in map(ledger.parse, lines) if entry is not None]

@@ -1,0 +1,187 @@
+"""The ledger: told before a file goes, true whenever the power goes, and never in the way."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+import pytest
+
+from ingest.format import ledger
+from ingest.ledger import Ledger, entries_in, is_of_ledger, path_of
+from tests.model.world import World
+from tests.stand_ins.disk import CrashableDisk, Disk
+from tests.stand_ins.letters import body, key
+
+EVERY_CALL = 40
+"""More calls to the file system than a batch's way from its put to the removal of its segment takes."""
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = []
+
+    def make(**variables):
+        folder = tmp_path / f"world-{len(made)}"
+        folder.mkdir()
+        made.append(World(folder, flush_interval="1h", **variables))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def told(world):
+    """What all ledgers on the disk say, by key."""
+    files = [path for path in world.root.rglob("*") if is_of_ledger(path) and path.is_file()]
+    return ledger.settle(entry for path in files for entry in entries_in(world.fs, path))
+
+
+def gone(world):
+    """Whether the object is stored and nothing of it waits on the disk."""
+    return bool(world.store.objects) and not world.files()
+
+
+@pytest.mark.parametrize("durability", ["journal", "fsync"])
+def test_the_ledger_tells_of_a_segment_before_it_goes_whenever_the_process_is_killed(world, durability):
+    kills = went = 0
+    for calls in range(EVERY_CALL):
+        one = world(durability=durability)
+        process = one.start()
+        process.commit(3)
+        one.burn(calls)
+        process.seal()
+        kills += process not in one.processes
+        if gone(one):
+            went += 1
+            assert [fate.stored.events for fate in told(one).values()] == [3]
+        one.recover()
+        assert told(one).keys() == one.store.objects.keys()
+    assert kills > 3
+    assert went > 1
+
+
+def test_fsync_the_ledger_tells_of_a_segment_that_is_gone_whenever_the_power_goes(world):
+    went = 0
+    for calls in range(EVERY_CALL):
+        for keep in (lambda _: 0, lambda n: n - 1, random.Random(calls).randrange):
+            one = world(durability="fsync")
+            process = one.start()
+            process.commit(3)
+            one.burn(calls, power=keep)
+            process.seal()
+            if gone(one):
+                went += 1
+                assert [fate.stored.events for fate in told(one).values()] == [3]
+    assert went > 1
+
+
+def test_the_ledger_of_the_slot_tells_of_a_dead_letter_before_it_goes(world):
+    for calls in range(EVERY_CALL):
+        one = world(durability="journal", s3_app_retries=1)
+        process = one.start()
+        one.store.fail_next(1)
+        process.commit(3)
+        process.seal()
+        assert process.dlq.files == 1
+        one.burn(calls, when=lambda path: "journal" not in str(path))
+        one.advance(400)
+        if gone(one):
+            assert [fate.stored.events for fate in told(one).values()] == [3]
+        one.recover()
+        assert told(one).keys() == one.store.objects.keys()
+
+
+def test_memory_puts_have_their_line_though_there_is_no_segment(world):
+    one = world(durability="memory")
+    process = one.start()
+    process.commit(3)
+    process.seal()
+    assert [fate.stored.events for fate in told(one).values()] == [3]
+
+
+def test_a_number_whose_events_were_all_refused_is_void(world):
+    one = world(durability="journal")
+    process = one.start()
+    one.fs.fail("write", times=1, when=lambda path: path.suffix == ".jsonl")
+    process.commit(2)
+    one.heal()
+    process.seal()
+    one.advance(5)
+    assert list(told(one).values()) == [(None, {})]
+
+
+def test_what_was_evicted_or_expired_is_dropped_by_reason(world):
+    one = world(durability="journal", dlq_max_size_bytes=200, dlq_on_full="evict", s3_app_retries=1)
+    process = one.start()
+    one.store.down = True
+    for _ in range(6):
+        process.commit(3)
+        process.seal()
+        one.advance(5)
+    fates = told(one).values()
+    assert fates
+    assert all(fate.dropped == {"evicted": 3} for fate in fates)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("operation", ["open", "write", "fdatasync", "mkdir"])
+def test_a_disk_that_takes_no_line_keeps_no_segment_and_refuses_no_event(world, operation, error):
+    one = world(durability="fsync")
+    process = one.start()
+    one.fs.on(operation, when=lambda path: ".ledger" in path.parts).fail(error)
+    for _ in range(3):
+        assert process.commit(3)
+        process.seal()
+        one.advance(1)
+    assert [committed for _, committed in process.answers] == [True] * 9
+    assert gone(one)
+    assert process.collector.journal_ledger.waiting == 3
+    assert told(one) == {}
+    one.heal()
+    process.commit(1)
+    process.seal()
+    one.advance(1)
+    assert told(one).keys() == one.store.objects.keys()
+    assert process.collector.journal_ledger.waiting == 0
+
+
+def test_with_manifests_false_there_is_no_ledger(world):
+    one = world(durability="journal", manifests="false")
+    process = one.start()
+    process.commit(3)
+    process.seal()
+    assert one.files() == []
+
+
+@pytest.mark.parametrize("torn", [b"raw/dt=2025-12-02/hr=14/1_h", b"\0" * 5000, b"x" * 10_000, b""])
+def test_a_torn_line_is_cut_off_before_the_next_one_is_written(tmp_path, torn):
+    Ledger(Disk(), sync=False).note(tmp_path, ledger.stored(key(1), 3, body(3)))
+    path = path_of(tmp_path, key(1))
+    path.write_bytes(path.read_bytes() + torn)
+    Ledger(Disk(), sync=False).note(tmp_path, ledger.void(key(2)))
+    assert [entry.key for entry in entries_in(Disk(), path)] == [key(1), key(2)]
+    assert torn not in path.read_bytes() or not torn
+
+
+def test_a_line_that_note_returned_for_survives_a_power_cut_with_its_name(tmp_path):
+    fs = CrashableDisk(tmp_path)
+    slot = tmp_path / "0"
+    for number in (1, 2):
+        told = Ledger(fs, sync=True)
+        told.note(slot, ledger.stored(key(number), 3, body(3)))
+        fs.crash(lambda _: 0)
+        assert [entry.key for entry in entries_in(fs, path_of(slot, key(1)))] == [key(n + 1) for n in range(number)]
+
+
+def test_a_line_whose_sync_failed_is_written_anew(tmp_path):
+    """The kernel may have dropped it, and calls the next sync a success."""
+    fs = CrashableDisk(tmp_path)
+    told = Ledger(fs, sync=True)
+    fs.on("fdatasync", times=1).fail(errno.EIO)
+    told.note(tmp_path / "0", ledger.stored(key(1), 3, body(3)))
+    assert told.waiting == 1
+    told.write_kept()
+    fs.crash(lambda _: 0)
+    assert [entry.key for entry in entries_in(fs, path_of(tmp_path / "0", key(1)))] == [key(1)]
