@@ -60,6 +60,10 @@ class Lan:
         self._ip("link", "set", "eth0", "up", before=there)
         return there
 
+    def cut_off(self, number: int, *, for_good: bool = True) -> None:
+        """The host with that number, counted from 1, is gone without a word; or it is back."""
+        self._ip("link", "set", f"host{number}", "down" if for_good else "up")
+
     @staticmethod
     def _ip(*words: str, before: list[str] | None = None) -> None:
         subprocess.run([*(before or ()), program("ip"), *words], check=True, timeout=20)

@@ -49,4 +49,5 @@ def test_one_killed_one_drained_one_added_under_load(tmp_path, figure):
     wrong = ("lost", "doubled", "failed_twice", "refused_and_stored")
     assert {name: seen[name] for name in wrong} == dict.fromkeys(wrong, 0)
     assert seen["cured_by_a_retry"] > 0, "the kill met no request"
+    assert seen["longest_wait"] < 12, "somebody waits for a host that is gone"
     assert seen["sent_twice_and_stored_twice"] <= seen["answers_lost"]

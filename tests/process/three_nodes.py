@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONFIG = REPOSITORY / "deploy/haproxy/haproxy.cfg"
-ADDRESSES = dict(re.findall(r"(?m)^ +server (\w+) ([\d.]+):8080$", CONFIG.read_text()))
+ADDRESSES = dict(re.findall(r"(?m)^ +server (\w+) ([\d.]+):8080 ", CONFIG.read_text()))
 BUCKET = "events"
 CONNECTIONS = 16
 RATE = 600
@@ -181,6 +181,17 @@ async def scenario(folder: Path) -> dict[str, object]:
         nodes.start("a")
         await until(lambda: nodes.taken("a") > STEP / 6, "a has its share again")
         await go_on("two serve again")
+        # A host that is gone says nothing, and resets nothing.
+        number = list(ADDRESSES).index("c") + 1
+        nodes.lan.cut_off(number)
+        waited = 0.0
+        before = len(client.acknowledged)
+        while len(client.acknowledged) < before + 5 * STEP or client.longest_wait() > 1:
+            waited = max(waited, client.longest_wait())
+            await asyncio.sleep(0.05)
+        nodes.lan.cut_off(number, for_good=False)
+        before = nodes.taken("c")
+        await until(lambda: nodes.taken("c") > before + STEP / 6, "c has its share again")
         client.stopping = True
         await sending
         balance = {name: nodes.metric(name, "estat_events_unaccounted") for name in ("a", "c")}
@@ -193,7 +204,7 @@ async def scenario(folder: Path) -> dict[str, object]:
         for line in found.lines()
     )
     s3.close()
-    return told(client, stored) | {"exits": exits, "unaccounted": balance}
+    return told(client, stored) | {"exits": exits, "unaccounted": balance, "longest_wait": round(waited, 1)}
 
 
 def front_has_servers() -> bool:
