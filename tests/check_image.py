@@ -27,14 +27,14 @@ from tests.roots import debian, inside
 from tests.roots.dockerfile import Build, Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.roots.inside import Setting
 
 REPOSITORY = Path(__file__).parent.parent
 UNCOMPILED = """
 import sys, os
-import ingest.__main__, ingest.server
+import aiobotocore.session, ingest.__main__, ingest.server, ingest.store.s3, uvloop
 loaded = [(m.__name__, m.__spec__) for m in list(sys.modules.values()) if getattr(m, "__spec__", None)]
 sources = [(name, spec.cached) for name, spec in loaded if (spec.origin or "").endswith(".py")]
 print(len(sources), *sorted(name for name, cached in sources if not cached or not os.path.exists(cached)))
@@ -67,11 +67,12 @@ class Findings:
 class Container:
     """The image started once, with its volume."""
 
-    def __init__(self, image: Image, volume: Path, log: Path) -> None:
+    def __init__(self, image: Image, volume: Path, log: Path, env: Mapping[str, str]) -> None:
         self.image = image
+        self.env = {**image.env, **env}
         self.volume = volume
         self.setting: Setting = inside.Setting(
-            env=image.env, folder=image.folder, user=image.user, group=image.group,
+            env=self.env, folder=image.folder, user=image.user, group=image.group,
             bound=dict.fromkeys(image.volumes, volume), read_only=True,
         )  # fmt: skip
         self.began = time.monotonic()
@@ -88,7 +89,7 @@ class Container:
         words = inside.beside(self.pid, self.image.health, self.setting)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            words, env=self.image.env, timeout=self.image.health_options["timeout"], capture_output=True, check=False
+            words, env=self.env, timeout=self.image.health_options["timeout"], capture_output=True, check=False
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -107,7 +108,7 @@ class Container:
         """What a script prints that runs in the image beside the process."""
         words = inside.beside(self.pid, [self.image.entry[0], "-c", code], self.setting)
         return subprocess.run(
-            words, env=self.image.env, capture_output=True, text=True, timeout=120, check=True
+            words, env=self.env, capture_output=True, text=True, timeout=120, check=True
         ).stdout.split()
 
     def ask(self, method: str, path: str, body: str = "") -> str:
@@ -122,6 +123,9 @@ class Container:
     def status(self, name: str) -> str:
         (value,) = re.findall(rf"(?m)^{name}:\s+(.*)$", Path(f"/proc/{self.pid}/status").read_text())
         return value
+
+    def workers(self) -> list[str]:
+        return Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
 
     def cpu(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -140,8 +144,8 @@ class Container:
 
 
 @contextmanager
-def container(image: Image, volume: Path, log: Path) -> Iterator[Container]:
-    started = Container(image, volume, log)
+def container(image: Image, volume: Path, log: Path, **env: str) -> Iterator[Container]:
+    started = Container(image, volume, log, env)
     try:
         yield started
     finally:
@@ -202,10 +206,59 @@ def look_at(image: Image, volume: Path, log: Path, found: Findings) -> None:
         found.say("events unaccounted", int(unaccounted), good=unaccounted == 0)
         code, took = third.stop()
         found.say("exit code of the last", f"{code} after {took:.1f} s", good=code == 0)
+    look_at_workers(image, volume, log, found)
+    look_at_an_outage(image, volume, log, found)
     left = [str(path.relative_to(volume)) for path in volume.rglob("*.jsonl*") if "objects" not in path.parts]
     found.say("left in the volume beside objects", left or "nothing", good=not left)
     told = sorted({line["event"] for line in lines(log) if line["level"] != "info"})
     found.say("said by warnings and errors", told or "nothing", good=not {*told} - {"setting_questionable"})
+
+
+def look_at_workers(image: Image, volume: Path, log: Path, found: Findings) -> None:
+    """Several processes and a supervisor, which are replaced while they serve."""
+    with container(image, volume, log, WORKERS="2", ADMIN_ADDR=":9090") as several:
+        several.wait_healthy()
+        before = several.workers()
+        sizes = [resident(int(pid)) for pid in (several.pid, *before)]
+        found.say("with 2 workers", " + ".join(map(mib, sizes)), good=len(before) == 2)
+        several.ask("POST", "/collect", "third")
+        os.kill(several.pid, signal.SIGHUP)
+        until = time.monotonic() + 60
+        while (now := several.workers()) and (len(now) != 2 or {*now} & {*before}) and time.monotonic() < until:
+            several.ask("GET", "/health")
+        found.say("replaced at SIGHUP", f"{len({*now} - {*before})} of 2", good=len({*now} - {*before}) == 2)
+        several.ask("POST", "/collect", "fourth")
+        code, took = several.stop()
+        found.say("exit code with workers", f"{code} after {took:.1f} s", good=code == 0)
+    found.say("stored by workers", bodies(volume)[2:], good=bodies(volume)[2:] == ["third", "fourth"])
+
+
+def look_at_an_outage(image: Image, volume: Path, log: Path, found: Findings) -> None:
+    """With a bucket that is away events wait in the volume; without one they go into the directory."""
+    keys = {"AWS_ACCESS_KEY_ID": "made-up", "AWS_SECRET_ACCESS_KEY": "made-up"}
+    away = {"RAW_BUCKET": "away", "AWS_REGION": "eu-west-1", "S3_ENDPOINT_URL": "http://127.0.0.1:9", **keys}
+    with container(image, volume, log.with_name("away"), FLUSH_INTERVAL="1s", **away) as cut_off:
+        cut_off.wait_healthy()
+        cut_off.ask("POST", "/collect", "fifth")
+        until = time.monotonic() + 60
+        while not cut_off.metric("estat_put_errors_total") and time.monotonic() < until:
+            time.sleep(0.1)
+        rss = resident(cut_off.pid)
+        (limit,) = re.findall(r"with the AWS SDK \| (\d+) MiB", (REPOSITORY / "docs/tuning.md").read_text())
+        found.say("resident, with the AWS SDK", f"{mib(rss)}, told are {limit} MiB", good=rss <= int(limit) << 20)
+        code, took = cut_off.stop()
+        found.say("exit code while the store is away", f"{code} after {took:.1f} s", good=code == 0)
+    with container(image, volume, log) as again:
+        until = time.monotonic() + 60
+        while len(bodies(volume)) < 5 and time.monotonic() < until:
+            time.sleep(0.1)
+        code, _ = again.stop()
+    found.say("stored after the outage", bodies(volume)[4:], good=code == 0 and bodies(volume)[4:] == ["fifth"])
+
+
+def resident(pid: int) -> int:
+    (size,) = re.findall(r"(?m)^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text())
+    return int(size) << 10
 
 
 def look_at_rights(running: Container, found: Findings) -> None:
@@ -231,9 +284,7 @@ def look_at_costs(running: Container, found: Findings) -> None:
     took = 1000 * sorted(seconds for _, seconds in spent)[2]
     good = took <= 2 * limit and not any(code for code, _ in spent)  # a busy machine takes longer
     found.say("a health check", f"{took:.0f} ms of CPU, told are {limit:.0f}", good=good)
-    rss = int(running.status("VmRSS").split()[0]) << 10
-    (limit,) = re.findall(r"with the AWS SDK \| (\d+) MiB", (REPOSITORY / "docs/tuning.md").read_text())
-    found.say("resident memory", f"{mib(rss)}, told are {limit} MiB", good=rss <= int(limit) << 20)
+    found.say("resident memory", mib(resident(running.pid)))
 
 
 def main() -> int:
