@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["bucket", "s3_server"]
+
+
+@pytest.fixture(autouse=True)
+def _signals_held():
+    """Lets go of signals that a test had held: each process begun later would inherit that, and hear none of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     Raises KeyboardInterrupt when an interrupt ended it.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: an interrupt is not meant for it
+        return asyncio.run(work)
     watch = _Watch()
     watch.begin()
     try:

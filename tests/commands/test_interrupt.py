@@ -41,7 +41,8 @@ async def work():
     await asyncio.sleep(60)
 """
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests may have it ignored
 from ingest.commands import interrupt
 try:
     interrupt.run(work())
@@ -49,11 +50,15 @@ except KeyboardInterrupt:
     sys.stderr.write("interrupted\\n")
     sys.exit(130)
 """
+RUN_AS_IT_IS = """
+from ingest.commands import interrupt
+interrupt.run(work())
+"""
 
 
-def started(work):
+def started(work, run=RUN):
     process = subprocess.Popen(
-        [sys.executable, "-c", work + RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", work + run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "begun\n"
     return process
@@ -85,6 +90,14 @@ def test_a_second_interrupt_does_not_wait_d4():
         time.sleep(0.05)
     assert ended(process) == (130, "interrupted\n")
     assert time.monotonic() - begun < interrupt.LIMIT_SECONDS
+
+
+def test_a_background_job_of_a_shell_is_not_interrupted_d4():
+    """It has SIGINT ignored from its start."""
+    work = 'import asyncio\nasync def work():\n    print("begun", flush=True)\n    await asyncio.sleep(0.3)\n'
+    process = started(f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{work}", RUN_AS_IT_IS)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (0, "")
 
 
 def test_a_command_that_ends_by_itself_gives_its_result_and_the_handler_back_d4():

@@ -204,7 +204,10 @@ def test_a_command_that_is_interrupted_says_so_in_one_line_d4(tmp_path):
             "S3_TIMEOUT": "60s",
             "ADMIN_ADDR": "127.0.0.1:0",
         }
-        process = spawn(tmp_path / "run", ("check", "--store"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # Whatever runs the tests may have it ignored, and this process inherits that.
+        heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = spawn(tmp_path / "run", ("check", "--store"), env=env, **pipes, **heeded)
         try:
             silent.settimeout(30)
             connection, _ = silent.accept()
