@@ -136,7 +136,10 @@ class Server:
         self._retires = False
         """From a SIGHUP to a worker, whose successor serves already, until the time for silent clients is over."""
         self._hurries = asyncio.Event()
-        """Set by a signal to stop meanwhile."""
+        """Set from when requests are to be taken no longer: with `_skip`, by a signal to stop while we retire, and when
+        the supervisor is gone."""
+        self._delay = settings.drain_delay
+        """How long requests are taken after the drain has begun."""
         self._signalled_at: float | None = None
         self._deadline = 0.0
         self._failure: BaseException | None = None
@@ -157,7 +160,7 @@ class Server:
             self._settings.drain_delay + self._settings.drain_timeout + CLOSE_SECONDS,
             lambda number, when: loop.call_soon_threadsafe(self._signalled, number, when),
             self._cut_short,
-            {} if self._worker is None else {signal.SIGHUP: self._parting_seconds - self._settings.drain_delay},
+            {} if self._worker is None else {signal.SIGHUP: max(LEAST_PARTING - self._settings.drain_delay, 0.0)},
         )
         self._watch.start()
         try:
@@ -317,33 +320,33 @@ class Server:
     def _signalled(self, number: signal.Signals, when: float) -> None:
         log.info("signal", signal=number.name)
         if self._worker is not None and number is signal.SIGHUP:
-            self._retires = not self._stop.is_set()
-            self._begin_drain(self._parting_seconds)
+            if not self._stop.is_set():
+                self._retires = True
+                self._delay = max(self._delay, LEAST_PARTING)
+                self._begin_drain()
             return
         if self._retires:
             self._hurries.set()
-            self._deadline = min(self._deadline, time.monotonic() + self._settings.drain_timeout)
         if self._signalled_at is None:
             self._signalled_at = when
         elif when - self._signalled_at >= SECOND_SIGNAL:
-            self._skip.set()
+            self._skip_waiting()
         self._begin_drain()
+
+    def _skip_waiting(self) -> None:
+        self._hurries.set()
+        self._skip.set()
 
     def _orphaned(self, lifeline: int) -> None:
         """Drain: the supervisor is gone, and with it who would start another in our place."""
         asyncio.get_running_loop().remove_reader(lifeline)
         log.error("supervisor_gone")
+        self._hurries.set()  # who is started in its place finds the address taken while we listen
         self._begin_drain()
 
-    @property
-    def _parting_seconds(self) -> float:
-        return max(self._settings.drain_delay, LEAST_PARTING)
-
-    def _begin_drain(self, delay: float | None = None) -> None:
+    def _begin_drain(self) -> None:
         if not self._stop.is_set():
-            settings = self._settings
-            delay = settings.drain_delay if delay is None else delay
-            self._deadline = time.monotonic() + delay + settings.drain_timeout
+            self._deadline = time.monotonic() + self._delay + self._settings.drain_timeout
             self._watch.arm()
             self._stop.set()
 
@@ -368,7 +371,7 @@ class Server:
         """End after a bug of ours, saving what can be saved: a supervisor starts us again."""
         log.critical("failed", exc_info=error)
         self._failure = error
-        self._skip.set()
+        self._skip_waiting()
         self._begin_drain()
 
     async def delay(self) -> None:
@@ -377,18 +380,19 @@ class Server:
             await self._part()
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_delay):
-                await self._skip.wait()
+            async with asyncio.timeout(self._delay):
+                await self._hurries.wait()
 
     async def _part(self) -> None:
         """Leave the accept queue to the successor, and each client with the answer to its next request."""
         self._stop_listening()
         self._tick.part()
-        until = time.monotonic() + self._parting_seconds
+        until = time.monotonic() + self._delay
         crowd = self._tick.crowd
         while crowd.admitted and time.monotonic() < until and not self._hurries.is_set():  # noqa: ASYNC110 - of many
             await asyncio.sleep(PARTING_LOOK_SECONDS)
         self._retires = False
+        self._deadline = min(self._deadline, time.monotonic() + self._settings.drain_timeout)
 
     def _stop_listening(self) -> None:
         while self._listeners:

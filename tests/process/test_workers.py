@@ -304,3 +304,95 @@ def test_a_kill_under_load_takes_nothing_out_of_the_figures_of_all(collectors, f
     collector.stop()
     found = audit(sent, stored(collector)).assert_kept()
     figure(f"three kills: accepted {accepted} on the page, {recovered_more} more recovered than were handed on", found)
+
+
+def test_workers_without_a_supervisor_leave_the_address_at_once(collectors):
+    collector = collectors({**TWO, "DRAIN_DELAY": "20s"}).start()
+    workers = pids_of(collector)
+    collector.kill()
+    wait_for(lambda: all(map(is_gone, workers)), seconds=10)
+    successor = collectors({**TWO, "HTTP_ADDR": f"127.0.0.1:{collector.port}"}, name="successor").start()
+    pids_of(successor)
+    successor.stop()
+
+
+def test_a_signal_to_stop_cuts_the_time_of_silent_clients(collectors):
+    collector = collectors({**TWO, "DRAIN_DELAY": "20s"}).start()
+    first, _ = pids_of(collector)
+    with connect(collector.port), connect(collector.port), connect(collector.port), connect(collector.port):
+        os.kill(collector.pid, signal.SIGHUP)
+        wait_for(lambda: any(line.get("worker") == 0 and line["event"] == "drain" for line in collector.logs()))
+        collector.terminate()
+        wait_for(lambda: is_gone(first), seconds=10)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("durability", ["journal", "fsync"])
+def test_many_kills_under_load_take_nothing_out_of_the_figures_of_all(collectors, figure, rng, durability):
+    sent = Sent()
+    env = {"WORKERS": "3", "DURABILITY": durability, "BATCH_SIZE": "700", "FLUSH_INTERVAL": "400ms"}
+    collector = collectors(env, measured=False).start()
+    load = Load(sent, collector.port, rate=4000, connections=24, pipeline=4).start()
+    for number in range(15):
+        victim = rng.choice(pids_of(collector, 3))
+        time.sleep(rng.uniform(0.05, 0.6))
+        os.kill(victim, signal.SIGKILL)
+        collector.wait_said("worker_ended", number + 1)
+        metrics = collector.metrics()
+        taken, left = books(metrics)
+        assert taken == left, metrics.text
+    load.stop()
+    pids_of(collector, 3)
+    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
+    assert sent.acknowledged <= accepted <= len(sent)
+    assert stored_now == accepted + recovered_more
+    collector.stop()
+    found = audit(sent, stored(collector)).assert_kept()
+    figure(f"15 kills, {durability}: accepted {accepted} on the page, {recovered_more} more recovered", found)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("durability", ["journal", "fsync"])
+def test_many_rolls_under_load_refuse_and_reset_nobody(collectors, figure, durability):
+    kept, single = Sent(), Sent()
+    env = {"WORKERS": "3", "DURABILITY": durability, "BATCH_SIZE": "2000", "FLUSH_INTERVAL": "500ms"}
+    collector = collectors(env, command=SERVE, measured=False).start()
+    pids_of(collector, 3)
+    load = Load(kept, collector.port, rate=1500, connections=24).start()
+    beacons = Beacons(single, collector.port, threads=8)
+    began = time.monotonic()
+    for number in range(3):
+        os.kill(collector.pid, signal.SIGHUP)
+        collector.wait_said("rolled", number + 1, timeout=180)
+    took = time.monotonic() - began
+    load.stop()
+    beacons.stop()
+    accepted, _, _ = wait_balanced_and_stored(collector, 0)
+    collector.stop()
+    assert (kept.refused, kept.acknowledged) == (0, len(kept)), kept.statuses
+    assert (beacons.failed, single.refused, single.acknowledged) == ([], 0, len(single))
+    assert stored_ids(collector, kept) == stored_ids(collector, single) == (0, 0)
+    assert accepted == len(kept) + len(single)
+    told = f"{len(kept)} on kept connections, {len(single)} alone, all acknowledged; {accepted} accepted on the page"
+    figure(f"3 rolls of 3 under load, {durability}, {took:.0f} s", told)
+
+
+@pytest.mark.proof
+def test_a_worker_that_stands_for_half_a_minute_is_followed_and_its_clients_served(collectors, figure):
+    collector = collectors(TWO, command=SERVE, measured=False).start()
+    first, second = pids_of(collector)
+    time.sleep(12)  # it is steady, so that the next one is started at once
+    os.kill(first, signal.SIGSTOP)
+    began = time.monotonic()
+    with ExitStack() as opened:
+        waiting = [opened.enter_context(connect(collector.port)) for _ in range(16)]
+        for connection in waiting:
+            connection.settimeout(60)
+            connection.sendall(QUESTION)
+        answers = [connection.recv(1 << 16).split(b"\r\n")[0] for connection in waiting]
+    took = time.monotonic() - began
+    assert answers == [b"HTTP/1.1 200 OK"] * 16
+    assert 25 < took < 40
+    assert pids_of(collector)[1] == second
+    figure("a worker stopped: until the last client in its queue was answered", f"{took:.1f} s")
+    collector.stop()
