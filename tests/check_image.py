@@ -305,7 +305,10 @@ def check(folder: Path) -> int:
     print(f"laid out in {time.monotonic() - began:.0f} s\n")  # noqa: T201
     found = Findings()
     ours = sum(debian.size(image.root / name) for name in ("app", "pycache") if (image.root / name).exists())
-    found.say("size", f"{mib(debian.size(image.root))}, of which {mib(ours)} on top of the base image")
+    (told,) = re.findall(r"tells the size \((\d+) MiB\)", (REPOSITORY / "docs/deploy.md").read_text())
+    size = debian.size(image.root)
+    good = abs(size / (int(told) << 20) - 1) < 0.1
+    found.say("size", f"{mib(size)}, told are {told} MiB; {mib(ours)} on top of the base image", good=good)
     look_at(image, make_volume(image, folder / "volume"), folder / "log", found)
     return 1 if found.differ else 0
 

@@ -264,6 +264,7 @@ def carry_out(machine: Machine, block: Block) -> Iterator[tuple[str, str]]:
     """What came of each command, and the command."""
     for command in block.after:
         machine.run(command, network=True)
+        yield "ok", command
     for state in block.states:
         STATES[state](machine)
     user = 0 if "root" in block.needs else SOMEBODY
