@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks pages-check image-check bench micro instructions build push dist lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks pages-check image-check bench outage micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -139,6 +139,9 @@ image-check: install ## the Dockerfile without Docker: laid out, run read-only, 
 
 bench: ## the figures of docs/benchmarks.md (16 minutes; ./bench.sh --quick: 2)
 	@./bench.sh
+
+outage: .venv-bench/.installed ## an outage of the store, run for real and drawn: docs/outage.png (2 minutes)
+	@.venv-bench/bin/python loadtest/outage.py
 
 micro: .venv-bench/.installed ## micro-benchmarks of a turn of the hot path, the encoding, the codec and the scan
 	@.venv-bench/bin/python -m pytest -c loadtest/micro/pytest.ini loadtest/micro

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH: Final = 5
 _COLOURS: Final = {Phase.SERVING: "good", Phase.RECOVERING: "busy", Phase.STORE_AWAY: "bad", Phase.REFUSING: "bad"}
+_PLACES: Final = {"open": "open batch", "queue": "upload queue", "dlq": "dead-letter queue", "backlog": "backlog"}
 _STYLE: Final = """
 :root{color-scheme:light dark;--ink:#1c2024;--dim:#5b6570;--back:#f4f5f7;--card:#fff;--line:#dfe3e8;--good:#1a7f4b;
 --busy:#8a5a00;--bad:#c02626}
@@ -38,9 +39,12 @@ main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%
 section{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:1rem}
 .wide{grid-column:1/-1}
 h2{font-size:.85rem;margin:0 0 .5rem;color:var(--dim);font-weight:600}
-dl{margin:0;display:grid;grid-template-columns:minmax(8rem,auto) 1fr;gap:.25rem 1rem}
+dl{margin:0;display:grid;grid-template-columns:minmax(0,1fr) fit-content(70%);gap:.25rem 1rem}
 dt{color:var(--dim);overflow-wrap:anywhere}
 dd{margin:0;text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.wide dl{grid-template-columns:minmax(0,1fr) minmax(0,3fr)}
+.wide dd{text-align:left}
+@media(max-width:40rem){.wide dl{grid-template-columns:minmax(0,1fr);gap:0}.wide dd{margin-bottom:.5rem}}
 footer{color:var(--dim);font-size:.85rem;margin-top:1rem}
 """
 
@@ -94,7 +98,7 @@ def _events(status: Status) -> Iterator[Row]:
 
 def _waiting(status: Status) -> Iterator[Row]:
     for place, events in status.pending.items():
-        yield place, f"{events:,}"
+        yield _PLACES.get(place, place), f"{events:,}"
     yield "the oldest came", clock_time(status.oldest_pending) if status.oldest_pending else "none waits"
     yield "files on disk", f"{status.waiting_files:,}"
     yield "files that the store refuses", f"{status.refused_files:,}"

@@ -16,6 +16,8 @@ from ingest import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+BRIEF: Final = 80
+
 
 class Phase(Enum):
     """The most pressing thing that can be said of a process."""
@@ -157,13 +159,21 @@ class Status:
             case Phase.REFUSING:
                 return f"Events are refused since {since} ({self.reason}); {waiting} wait for the store."
             case Phase.STORE_AWAY:
-                cause = self.code or self.error or "no cause known"
+                cause = self.code or _brief(self.error) or "no cause known"
                 when = "" if self.next_try is None else f", the next try is in {self.next_try:.0f} s"
                 room = f"room for {self.room_left / (1 << 20):,.0f} MiB more"
                 return f"The store is away since {since} ({cause}); {waiting} wait on disk, {room}{when}."
             case Phase.RECOVERING:
                 return f"The store is back since {since}; {waiting} are still to go up."
         return f"All is well since {since}: {self.stored:,} events stored, {self.waiting_events:,} on their way."
+
+
+def _brief(error: str) -> str:
+    """Return an error as a sentence bears it: whole if it is short, else its name, or its beginning if it has none."""
+    name, colon, _ = error.partition(": ")
+    if len(error) <= BRIEF:
+        return error
+    return name if colon and name.isidentifier() else f"{error[: BRIEF - 1]}…"
 
 
 _PRESSING: Final = (Phase.REFUSING, Phase.STORE_AWAY, Phase.RECOVERING, Phase.SERVING)

@@ -117,7 +117,7 @@ def test_the_page_tells_what_an_operator_asks():
         "accepted": "3",
         "half answered within": "5 ms",
         "99 % answered within": "longer than any bucket",
-        "dlq": "1,000,000",
+        "dead-letter queue": "1,000,000",
         "the oldest came": "2025-12-03T00:26:34Z",
         "taken by what waits": "1.0 GiB",
         "full at this pace in": "2.0 h",

@@ -116,7 +116,7 @@ class Prometheus:
         """Tell whether an alert fires now."""
         return bool(self.ask(f'ALERTS{{alertname="{alert}",alertstate="firing"}}'))
 
-    def wait(self, told: Callable[[], bool], what: str, timeout: float = 120.0) -> float:
+    def wait(self, told: Callable[[], bool], what: str, timeout: float = 240.0) -> float:
         """Return after how many seconds it was so."""
         began = time.monotonic()
         while not told():

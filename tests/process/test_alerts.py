@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -267,6 +269,17 @@ def restarts(scene):
     yield
 
 
+def workers_killed(scene):
+    scene.start({"WORKERS": "2"})
+    yield
+    children = Path(f"/proc/{scene.collector.pid}/task/{scene.collector.pid}/children")
+    for times in range(1, 4):
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        scene.collector.wait_said("worker_started", times)
+        scene.collector.wait_said("worker_serves", 2 + times)
+    yield
+
+
 def expiring(scene):
     issued = issue(scene.folder, days=10)
     scene.start({"TLS_CERT": str(issued.certificate), "TLS_KEY": str(issued.key)})
@@ -371,6 +384,7 @@ DRILLS = {
     "EstatFileDamaged at the start": Drill(damaged_at_start),
     "EstatEventsLost at the start": Drill(damaged_at_start, "file_quarantined"),
     "EstatRestarts": Drill(restarts),
+    "EstatRestarts of workers": Drill(workers_killed, "worker_ended"),
     "EstatCertificateExpires": Drill(expiring),
     "EstatCertificateNotLoaded": Drill(not_loaded, "certificate_not_loaded"),
     "EstatConnectionsRefused": Drill(crowded),

@@ -22,6 +22,8 @@ import publish
 import pytest
 from load import LOADS, PLAIN, Load
 
+from ingest.telemetry.metrics import METRICS
+
 REPOSITORY = Path(__file__).parent.parent.parent
 LOADTEST = REPOSITORY / "loadtest"
 
@@ -344,6 +346,12 @@ def test_the_scenarios_watch_metrics_that_there_are():
     assert names
     documented = (REPOSITORY / "docs" / "ops.md").read_text()
     assert [name for name in names if not re.search(rf"`{name}[`{{]", documented)] == []
+
+
+def test_the_outage_draws_metrics_that_there_are():
+    names = set(re.findall(r"\bestat_\w+", (LOADTEST / "outage.py").read_text())) - {"estat_"}
+    assert len(names) == 3
+    assert names <= {metric.name for metric in METRICS}
 
 
 def test_a_peer_whose_runtime_is_not_there_is_left_out_with_one_line(tmp_path, monkeypatch):

@@ -191,6 +191,16 @@ def test_the_status_says_the_same_in_a_sentence(stage):
         "The store is away since 2025-12-02T14:00:00Z (ConnectionError: refused); 50 events in 1 files wait on disk, "
         "room for 0 MiB more, the next try is in 12 s."
     )
+    for error, brief in (
+        (
+            'EndpointConnectionError: Could not connect to the endpoint URL: "http://s3/' + "k" * 99,
+            "EndpointConnectionError",
+        ),
+        ("no word that ends " * 9, f"{('no word that ends ' * 9)[:79]}…"),
+    ):
+        stage.metrics.store.failed(error)
+        assert f"({brief}); 50 events" in status().sentence()
+        assert status().error == error
     stage.metrics.rejected.add(Reason.QUEUE_FULL)
     assert len(stage.told) == 1
     assert status().sentence().startswith("Events are refused since 2025-12-02T14:00:00Z (queue_full); 50 events")
