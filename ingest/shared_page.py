@@ -5,7 +5,7 @@ after any death. Promises that a reader gets the figures of one instant of a wor
 killed; and that what an ended worker has counted stays in the page for good. Never knows what a figure means: a rule
 beside each says what becomes of it when its worker ends. Imports nothing of ours, because the supervisor is small.
 
-    head      the folding (odd while what ended workers leave is moved), workers started anew
+    head      the folding (odd while what ended workers leave is moved), workers started anew, when it was made
     regions   one a process, each with
               head      state, phase, beats, layout, the three counts of writings
               rules     one a figure: what becomes of it at the end
@@ -23,6 +23,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ HANDED_ON: Final = 3
 """The rules of a figure when its worker has ended: it is gone; it adds to what others have left; it adds to the one
 that is `HANDED_ON`, being events that somebody will find on disk; it adds, and takes those."""
 
-_FOLDING, _RESTARTS = range(2)
+_FOLDING, _RESTARTS, _STARTED = range(3)
 _HEAD: Final = 16
 _STATE, _PHASE, _BEATS, _LAYOUT, _QUICK_COUNT, _QUICK_SIZE, _SLOW_COUNT, _SLOW_SIZE, _STATUS_COUNT = range(9)
 _REGION_HEAD: Final = 16
@@ -85,7 +86,9 @@ class SharedPage:
         """Make a page with room for so many processes, those that have ended included."""
         descriptor = os.memfd_create("estat-figures")
         os.truncate(descriptor, (_HEAD + regions * _REGION) * WORD)
-        return cls(descriptor)
+        made = cls(descriptor)
+        made._words[_STARTED] = time.time()
+        return made
 
     def __repr__(self) -> str:
         return f"<SharedPage {self.regions}>"
@@ -94,6 +97,11 @@ class SharedPage:
     def restarts(self) -> int:
         """How many workers were started because one had ended."""
         return int(self._words[_RESTARTS])
+
+    @property
+    def started(self) -> float:
+        """When the page was made, which is when the supervisor started, unix time."""
+        return self._words[_STARTED]
 
     def restarted(self) -> None:
         """Count one more."""

@@ -382,7 +382,12 @@ def _rows() -> Iterator[Metric]:
     yield counter("log_lines_dropped", "Log lines that nobody read in time", lambda m: m.gauges.log_lines_dropped())
     yield counter("process_cpu_seconds", "CPU time, user and system, of all threads", lambda _: time.process_time())
     yield gauge("process_resident_memory_bytes", total, "Resident memory", _resident_bytes)
-    yield gauge("process_start_time_seconds", least, "When the process started, unix time", lambda m: m.started)
+    yield gauge(
+        "process_start_time_seconds",
+        least,
+        "When the process started, or the supervisor of workers, unix time",
+        lambda m: m.started,
+    )
     yield gauge("build_info", most, "Always 1; the labels say what runs", lambda _: {__version__: 1}, "version")
 
 

@@ -118,6 +118,8 @@ class Together:
         self._write_quick = region.write_quick
         self._number = number
         self._status = status
+        metrics.gauges.worker_restarts = lambda: page.restarts
+        metrics.started = page.started
         places = _laid_out(metrics)
         self._shown = sorted(places, key=lambda place: METRICS.index(place.metric))
         self._slow = [metric for metric in METRICS if metric.name not in QUICK]
@@ -127,7 +129,6 @@ class Together:
         region.lay_out(self._layout, rules, self._quick_figures(), self._slow_figures())
         assert isinstance(metrics.books, SharedBooks)  # noqa: S101 - made so for a worker
         metrics.books.tell = self.write_quick
-        metrics.gauges.worker_restarts = lambda: page.restarts
 
     def write_quick(self) -> None:
         """Write the figures of the books and of requests."""
