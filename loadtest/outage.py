@@ -97,8 +97,8 @@ def read_metrics(port):
 async def watch(port, samples, until):
     """Read the metrics now and again."""
     while time.monotonic() < until:
-        samples.append(await asyncio.to_thread(read_metrics, port))
         await asyncio.sleep(EVERY - time.monotonic() % EVERY)
+        samples.append(await asyncio.to_thread(read_metrics, port))
 
 
 async def play(arguments, port, store, folder):
@@ -141,7 +141,7 @@ def draw(samples, edges, path):
     axes[2].set_xlabel("seconds")
     for one in axes:
         one.axvspan(away - began, back - began, color="#a33", alpha=0.08, linewidth=0)
-        one.set_ylim(bottom=0)
+        one.set_ylim(0, one.get_ylim()[1] * 1.15)
         one.set_xlim(0, at[-1])
         one.spines[["top", "right"]].set_visible(False)
         one.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

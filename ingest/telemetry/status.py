@@ -154,17 +154,18 @@ class Status:
     def sentence(self) -> str:
         """Return it in words."""
         since = clock_time(self.since)
-        waiting = f"{self.waiting_events:,} events in {self.waiting_files:,} files"
+        files = f"{self.waiting_files:,} file{'' if self.waiting_files == 1 else 's'} on disk"
+        waiting = f"{self.waiting_events:,} events wait, {files}"
         match self.phase:
             case Phase.REFUSING:
-                return f"Events are refused since {since} ({self.reason}); {waiting} wait for the store."
+                return f"Events are refused since {since} ({self.reason}); {waiting}."
             case Phase.STORE_AWAY:
                 cause = self.code or _brief(self.error) or "no cause known"
                 when = "" if self.next_try is None else f", the next try is in {self.next_try:.0f} s"
                 room = f"room for {self.room_left / (1 << 20):,.0f} MiB more"
-                return f"The store is away since {since} ({cause}); {waiting} wait on disk, {room}{when}."
+                return f"The store is away since {since} ({cause}); {waiting}, {room}{when}."
             case Phase.RECOVERING:
-                return f"The store is back since {since}; {waiting} are still to go up."
+                return f"The store is back since {since}; {waiting} still to go up."
         return f"All is well since {since}: {self.stored:,} events stored, {self.waiting_events:,} on their way."
 
 

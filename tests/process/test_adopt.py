@@ -34,6 +34,19 @@ def test_the_volume_of_a_killed_collector_is_adopted_once_through_a_kill_of_the_
     collector.wait_until(
         lambda m: m.value("estat_events_pending", place="open") > 0 and m.value("estat_spool_files", place="dlq") > 5
     )
+
+    def adopt(folder):
+        return subprocess.Popen(
+            [sys.executable, "-m", "ingest", "dlq", "adopt", str(folder), "--json"],
+            env=bare_environment({**env, "DLQ_DIR": str(tmp_path / "ours")}, measured=False),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    living = adopt(collector.dlq_folder)
+    assert "is held by a running process" in living.communicate(timeout=60)[1]
+    assert living.returncode == 1
     collector.kill()
     dead = tmp_path / "mnt"
     shutil.move(collector.dlq_folder, dead)
@@ -42,19 +55,10 @@ def test_the_volume_of_a_killed_collector_is_adopted_once_through_a_kill_of_the_
     before = len(read_bucket(s3_client(s3_server), bucket))
     assert before, "no put was stored with its answer lost"
 
-    def adopt(*words):
-        return subprocess.Popen(
-            [sys.executable, "-m", "ingest", "dlq", "adopt", str(dead), "--json", *words],
-            env=bare_environment({**env, "DLQ_DIR": str(tmp_path / "ours")}, measured=False),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     proxy.fault = Fault(answer_delay=0.05, method="PUT")
     proxy.listen()
     puts = len(proxy.puts("/raw/"))
-    first = adopt()
+    first = adopt(dead)
     try:
         while len(proxy.puts("/raw/")) < puts + 5:
             assert first.poll() is None, first.communicate()
@@ -63,7 +67,7 @@ def test_the_volume_of_a_killed_collector_is_adopted_once_through_a_kill_of_the_
         first.communicate()
     left = [path for path in dead.rglob("*.jsonl*") if path.is_file()]
     assert 0 < len(left) < len(waiting) + 1
-    second = adopt()
+    second = adopt(dead)
     out, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     told = json.loads(out)

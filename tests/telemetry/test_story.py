@@ -188,7 +188,7 @@ def test_the_status_says_the_same_in_a_sentence(stage):
     stage.retry_at = 12.0
     assert len(stage.told) == 1
     assert status().sentence() == (
-        "The store is away since 2025-12-02T14:00:00Z (ConnectionError: refused); 50 events in 1 files wait on disk, "
+        "The store is away since 2025-12-02T14:00:00Z (ConnectionError: refused); 50 events wait, 1 file on disk, "
         "room for 0 MiB more, the next try is in 12 s."
     )
     for error, brief in (
