@@ -109,6 +109,27 @@ def store_away(scene):
     scene.proxy.listen()
 
 
+def forbidden(scene):
+    """The store knows the key of this process no more."""
+    scene.start()
+    scene.load()
+    yield
+    scene.proxy.fault = StoreFault(answer=(403, "InvalidAccessKeyId"))
+    yield
+    assert "credentials" in scene.said("put_failed")[-1]["hint"]
+    scene.proxy.fault = HEALTHY
+
+
+def mute(scene):
+    """The store takes all and answers nothing: no probe may make the alert's time begin anew."""
+    scene.start()
+    scene.load()
+    yield
+    scene.proxy.fault = StoreFault(blackhole=True)
+    yield
+    scene.proxy.fault = HEALTHY
+
+
 def half_full(scene):
     scene.start({"DLQ_MAX_SIZE_BYTES": "256KiB"})
     yield
@@ -374,6 +395,8 @@ DRILLS = {
     "EstatSpoolFull": Drill(spool_full),
     "EstatGone": Drill(gone),
     "EstatStoreAway": Drill(store_away, "put_failed"),
+    "EstatStoreAway with bad credentials": Drill(forbidden, "put_failed"),
+    "EstatStoreAway without a word": Drill(mute),
     "EstatSpoolHalfFull": Drill(half_full),
     "EstatBacklogStays": Drill(backlog_stays, "dlq_save_failed"),
     "EstatEventsLate": Drill(late),
