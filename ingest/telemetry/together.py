@@ -138,7 +138,10 @@ class Together:
         """Write all there is to know of this worker."""
         self._region.write_quick(self._quick_figures())
         self._region.write_slow(self._slow_figures())
-        self._region.write_status(json.dumps(asdict(self._own_status()), default=_value).encode())
+        status = self._own_status()
+        # The settings are those of whoever shows them, and may be long.
+        shown = replace(status, about=replace(status.about, settings={}))
+        self._region.write_status(json.dumps(asdict(shown), default=_value).encode())
 
     def figures(self) -> Iterator[tuple[Metric, Figure]]:
         """Yield each metric with its figure for all workers together."""

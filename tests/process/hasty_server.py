@@ -30,6 +30,7 @@ def hurry() -> None:
     recovery.LONGEST_AWAY_PAUSE = 1.0
     upload.KEEP_PAUSE = 0.2
     server.LEAST_PARTING = supervisor.LEAST_PARTING = 1.0
+    supervisor.FIRST_PAUSE = 0.05
     supervisor.COMMAND = (*HASTY, "worker")
 
 

@@ -64,7 +64,7 @@ def test_a_system_that_starts_no_process_is_told(odd):
     assert supervisor.said("worker_not_started")[0]["error"] == "No such file or directory"
 
 
-@pytest.mark.parametrize("mode", ["crashes", "exit 1", "exit 2"])
+@pytest.mark.parametrize("mode", ["crashes", "exit 2"])
 def test_a_worker_that_ends_again_and_again_is_started_ever_more_seldom_and_heals(odd, mode):
     supervisor = odd()
     first, second = pids_of(supervisor)

@@ -147,6 +147,8 @@ def test_the_status_of_all_is_what_is_most_pressing_of_any(page):
         WELL, phase=Phase.STORE_AWAY, since=9.0, error="gone", accepted=3, about=About(slots={"dlq": "/a"})
     )
     other.status = replace(WELL, about=About(slots={"dlq": "/b"}))
+    long = {"CORS_ORIGINS": "https://example.com," * 1000}
+    one.status = replace(one.status, about=replace(one.status.about, settings=long))
     one.together.write()
     status = other.together.status()
     assert (status.phase, status.since, status.error) == (Phase.STORE_AWAY, 9.0, "gone")
