@@ -13,6 +13,7 @@ The parts, in the order in which they are made:
     journal                     what makes the open batch durable
     uploader                    every put there is
     intake                      the open batch
+    closing                     which hours are complete
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ingest.delivery import Drain, Uploader
 from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
-from ingest.ledger import Ledger, Writing, is_of_ledger
+from ingest.ledger import Closing, Ledger, Post, Side, Writing, is_of_ledger
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import About, Books, Budget, Metrics, Place, StoreHealth, Story
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.intake import Batch
+    from ingest.spool import Held
     from ingest.store import ObjectStore
 
 ADOPT_SECONDS: Final = 30.0
@@ -130,6 +132,7 @@ class Collector:
             places,
             token=keys.token,
             note=self.journal_ledger.note,
+            is_settled=self.journal_ledger.is_settled,
         )
         self.dlq = Spool(
             settings,
@@ -142,6 +145,7 @@ class Collector:
             token=keys.token,
             backlog_bytes=self._backlog_bytes,
             note=self.dlq_ledger.note,
+            is_settled=self.dlq_ledger.is_settled,
             clock=world.clock,
             sleep=world.sleep,
         )
@@ -184,6 +188,7 @@ class Collector:
             has_room=self._has_room,
             journal=self.journal,
         )
+        self.closing = self._closing() if settings.manifests else None
         self.slots = {
             "dlq": str(self.dlq_slot.path.absolute()),
             "journal": str(self.journal_slot.path.absolute()),
@@ -217,6 +222,8 @@ class Collector:
             tasks.create_task(self.uploader.run())
             tasks.create_task(self.journal.watch())
             tasks.create_task(self.recover())
+            if self.closing is not None:
+                tasks.create_task(self.closing.run())
 
     async def recover(self) -> None:
         """Find what earlier processes left, ours first; then look now and again for slots whose process has gone.
@@ -229,7 +236,9 @@ class Collector:
             tasks.create_task(self._look_after(settings.dlq_dir, self.dlq_lane, self.dlq))
 
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
-        adoption = Adoption(self._world.fs, base, lane, place, passes_over=is_of_ledger)
+        # Without manifests nobody would ever have done with a ledger that an earlier process has left.
+        passes_over = _nothing if self._settings.manifests else is_of_ledger
+        adoption = Adoption(self._world.fs, base, lane, place, passes_over=passes_over)
         await place.scan()
         if place.files:
             log.info("found_on_disk", place=place.place.value, files=place.files, events=place.events)
@@ -250,8 +259,13 @@ class Collector:
             await asyncio.sleep(0.01)
 
     async def drain(self, deadline: float, skip: asyncio.Event) -> None:
-        """Bring to safety what is here, after `seal`; `skip` jumps to the disk."""
-        await Drain(self.uploader, clock=self._world.clock).run(deadline, skip)
+        """Bring to safety what is here, after `seal`; `skip` jumps to the disk. The rest of the time closes hours."""
+        clock = self._world.clock
+        await Drain(self.uploader, clock=clock).run(deadline, skip)
+        if self.closing is not None and not skip.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(deadline - clock(), 0.0)):
+                    await self.closing.end()
 
     async def close(self, within: float) -> None:
         """Wait for what is still being removed, and close the store; the slots are free when the process is gone."""
@@ -291,10 +305,41 @@ class Collector:
         metrics.batch_events.observe(batch.events)
         metrics.batch_bytes.observe(batch.size)
         log.debug("batch_sealed", key=batch.key, events=batch.events, size=batch.size, reason=batch.reason.value)
+        if self.closing is not None:
+            self.closing.took(batch.partition.path, batch.key, batch.events, batch.first_ts, batch.last_ts)
         self.uploader.submit(batch)
 
     def _write_line(self, line: bytes) -> None:
         self._writing.write(self.journal_slot.path, line)
+
+    def _closing(self) -> Closing:
+        settings, world = self._settings, self._world
+        journal = Side(
+            "journal", self.journal_lane, self.journal_ledger, self._held_in_journal, self.backlog.release_emptied
+        )
+        dlq = Side("dlq", self.dlq_lane, self.dlq_ledger, self.dlq.held, self.uploader.recovery.wake)
+        post = Post(self.store, self.metrics, self.keys.instance, limit=settings.s3_timeout, clock=world.clock)
+        return Closing(
+            settings,
+            self.keys,
+            post,
+            self.metrics,
+            (journal, dlq),
+            in_memory=self._hours_in_memory,
+            refused=self.uploader.aside.refused_hours,
+            clock=world.clock,
+            now=world.now,
+            sleep=world.sleep,
+        )
+
+    async def _held_in_journal(self) -> dict[Path, Held]:
+        return self.backlog.held()
+
+    def _hours_in_memory(self) -> dict[str, str]:
+        hours = {*self.journal.hours, *self.uploader.queue.hours}
+        if self.intake.hour is not None:
+            hours.add(self.intake.hour)
+        return dict.fromkeys(hours, "batches wait in memory")
 
     def _room_made(self) -> None:
         self.intake.room_made()
@@ -347,6 +392,10 @@ class Collector:
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.size
+
+
+def _nothing(_: Path) -> bool:
+    return False
 
 
 def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from ingest.format import parse_key
 from ingest.store import Verdict
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class Aside:
             for wait in self._waits.values():
                 if wait.prefix == prefix and wait.seen == seen:
                     wait.due = 0.0
+
+    def refused_hours(self) -> set[str]:
+        """Return the hours of files that are set aside as refused."""
+        return {parse_key(key).partition for key, wait in self._waits.items() if wait.refused}
 
     def forget(self, key: str) -> None:
         """Let go of a file that is stored, or gone."""

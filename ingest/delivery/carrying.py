@@ -229,5 +229,4 @@ def _lines(best: Copy, lost: int) -> bytes:
 
 def instance_of(key: str) -> str:
     """Name the process that took in a batch's events, as its key has it."""
-    parsed = parse_key(key)
-    return f"{parsed.host}-{parsed.token}"
+    return parse_key(key).instance

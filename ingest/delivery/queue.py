@@ -66,6 +66,11 @@ class Queue:
         return sorted(self._on_the_way, key=lambda upload: upload.number)
 
     @property
+    def hours(self) -> set[str]:
+        """The hours of all batches that are not gone."""
+        return {upload.batch.partition.path for upload in self._on_the_way}
+
+    @property
     def is_empty(self) -> bool:
         """No batch is left, not in a worker's hand either."""
         return not self._on_the_way

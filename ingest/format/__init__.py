@@ -1,6 +1,6 @@
 """All that is stored, as readers rely on it: names of objects and files, and the gzip of lines."""
 
-from ingest.format import ledger
+from ingest.format import ledger, manifest
 from ingest.format.keys import (
     OBJECT_SUFFIX,
     KeyFactory,
@@ -23,6 +23,7 @@ __all__ = [
     "dlq_key",
     "dlq_path",
     "ledger",
+    "manifest",
     "parse_key",
     "quarantine_key",
     "segment_key",

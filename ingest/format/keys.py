@@ -81,6 +81,11 @@ class ParsedKey:
     token: str
     sequence: int
 
+    @property
+    def instance(self) -> str:
+        """The process that made it."""
+        return f"{self.host}-{self.token}"
+
 
 def parse_key(key: str) -> ParsedKey:
     """Take a key apart; a ValueError when `new_key` cannot have made it."""

@@ -120,6 +120,11 @@ class Intake:
         return f"<Intake {'closed' if self._closed else self._open or 'empty'}>"
 
     @property
+    def hour(self) -> str | None:
+        """The hour of the open batch; None without one."""
+        return None if self._open is None else self._open.batch.partition.path
+
+    @property
     def events(self) -> int:
         """Acknowledged events in the open batch."""
         return 0 if self._open is None else self._open.batch.events

@@ -89,6 +89,7 @@ class NoJournal:
     """`DURABILITY=memory`: nothing is written, so there is nothing to remove or to fall back on."""
 
     events: Final = 0
+    hours: Final[frozenset[str]] = frozenset()
     sealing: Final = False
     latched: Final = False
     deferred: Final = False
@@ -209,6 +210,11 @@ class Journal:
     def events(self) -> int:
         """Acknowledged events of sealed batches that still wait for the sync of their last lines."""
         return sum(batch.events for batch in self._sealing)
+
+    @property
+    def hours(self) -> frozenset[str]:
+        """The hours of batches that are in no other place than a segment of ours, and memory."""
+        return frozenset(batch.partition.path for batch in self._batches)
 
     @property
     def sealing(self) -> bool:

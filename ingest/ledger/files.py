@@ -1,6 +1,7 @@
 """The files of a ledger: one for each hour and process, in the slot in which what it tells of has lain.
 
-Owns `<slot>/.ledger/<dt=…>_<hr=…>_<host>-<token>`, whose lines are `format.ledger`'s. No prefix may begin with a dot,
+Owns `<slot>/.ledger/<dt=…>_<hr=…>_<host>-<token>`, whose lines are `format.ledger`'s, and beside it
+`started_<host>-<token>`, by which a successor knows that the slot was this process's. No prefix may begin with a dot,
 so no key lies there, and an earlier version passes over the folder.
 
 Promises:
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -28,6 +29,7 @@ from ingest.disk.append import append
 from ingest.format import ledger, parse_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ingest.disk import Filesystem
@@ -38,13 +40,24 @@ KEPT_MAX: Final = 10_000
 """Lines that may wait in memory for a disk that takes none; of more, the rest is forgotten and the hour stays open."""
 TAIL: Final = 4096
 
+STARTED: Final = "started"
+
 log = structlog.get_logger()
+
+
+class File(NamedTuple):
+    """A file of a ledger. Without an hour it only says that a process has begun here."""
+
+    path: Path
+    instance: str
+    hour: str
+    size: int
 
 
 class Ledger:
     """See the module's text. With `sync` a line is on the device when `note` returns; not `kept`, none is written."""
 
-    __slots__ = ("_failing", "_fs", "_is_kept", "_kept", "_sizes", "_sync", "forgotten", "waiting")
+    __slots__ = ("_failing", "_fs", "_is_kept", "_kept", "_settled", "_sizes", "_sync", "forgotten", "waiting")
 
     def __init__(self, fs: Filesystem, *, sync: bool, kept: bool = True) -> None:
         self._fs = fs
@@ -56,6 +69,8 @@ class Ledger:
         """Lines that the disk has not taken, by their file. Until it does."""
         self._failing = False
         """From a line that was not taken until one is: both edges are told once."""
+        self._settled: set[Path] = set()
+        """Slots whose ledger has no file, as was seen since one was written to it last."""
         self.waiting = 0
         """How many lines are kept."""
         self.forgotten: set[Path] = set()
@@ -68,6 +83,7 @@ class Ledger:
         """Write lines about one key into the ledger of the slot `root`; what the disk does not take waits."""
         if not lines or not self._is_kept:
             return
+        self._settled.discard(root)
         path = path_of(root, lines.partition(b" ")[0].decode())
         kept = self._kept.get(path)
         if self._write(path, b"".join((*kept, lines)) if kept else lines):
@@ -78,6 +94,83 @@ class Ledger:
             self.waiting += 1
         else:
             self.forgotten.add(path)
+
+    def begin(self, root: Path, instance: str, said: bytes) -> bool:
+        """Leave word in a slot that a process has begun, with what its successor must know; False: not now."""
+        path = root / FOLDER / f"{STARTED}_{instance}"
+        self._settled.discard(root)
+        return path in self._sizes or self._write(path, said)
+
+    def is_settled(self, root: Path) -> bool:
+        """Tell whether a slot's ledger is known to have nothing that somebody has still to be told."""
+        return not self._is_kept or root in self._settled
+
+    def files(self, root: Path) -> list[File]:
+        """List a slot's ledger; `StorageError` if the disk would not say."""
+        folder = root / FOLDER
+        found = []
+        for path in self._names(folder):
+            try:
+                size = self._fs.stat(path).st_size
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StorageError.of("stat", path, error) from error
+            word, _, rest = path.name.partition("_")
+            hour, _, instance = rest.partition("_")
+            if word == STARTED:
+                found.append(File(path, rest, "", size))
+            elif instance:
+                found.append(File(path, instance, f"{word}/{hour}", size))
+        # Lines that wait in memory are of a file that may not be there yet.
+        known = {file.path for file in found}
+        for path in self._kept.keys() - known:
+            if path.parent == folder:
+                day, hour, instance = path.name.split("_", 2)
+                found.append(File(path, instance, f"{day}/{hour}", 0))
+        if not found:
+            self._settled.add(root)
+        return sorted(found)
+
+    def entries(self, paths: Iterable[Path]) -> list[Entry]:
+        """Read files, and what waits to be written to them; `StorageError` if the disk would not say."""
+        found: list[Entry] = []
+        for path in paths:
+            try:
+                found += entries_in(self._fs, path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise StorageError.of("read", path, error) from error
+            kept = b"".join(self._kept.get(path, ())).split(b"\n")
+            found += [entry for entry in map(ledger.parse, kept) if entry is not None]
+        return found
+
+    def said(self, path: Path) -> bytes:
+        """Read what a process left when it began; `StorageError` if the disk would not say."""
+        try:
+            return read_file(self._fs, path)
+        except OSError as error:
+            raise StorageError.of("read", path, error) from error
+
+    def remove(self, files: Iterable[File]) -> None:
+        """Remove files that have not grown since they were listed. A file that stays is listed again."""
+        for file in files:
+            if file.path in self._kept or self._sizes.get(file.path, file.size) != file.size:
+                continue
+            with suppress(OSError):
+                self._fs.unlink(file.path)
+                self._sizes.pop(file.path, None)
+                self._fs.rmdir(file.path.parent)
+                self._settled.add(file.path.parent.parent)
+
+    def _names(self, folder: Path) -> list[Path]:
+        try:
+            return [folder / name for name in self._fs.listdir(folder)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StorageError.of("list", folder, error) from error
 
     def write_kept(self) -> None:
         """Write what waits, as far as the disk takes it."""
@@ -156,7 +249,7 @@ def path_of(root: Path, key: str) -> Path:
     """Return the file of a slot's ledger that tells of a key."""
     parsed = parse_key(key)
     day, hour = parsed.partition.split("/")
-    return root / FOLDER / f"{day}_{hour}_{parsed.host}-{parsed.token}"
+    return root / FOLDER / f"{day}_{hour}_{parsed.instance}"
 
 
 def is_of_ledger(path: Path) -> bool:

@@ -6,13 +6,14 @@ from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DlqFull
 from ingest.spool.places import Places
 from ingest.spool.spool import Spool
-from ingest.spool.waiting import Contents, Letter, Waiting, Whereabouts
+from ingest.spool.waiting import Contents, Held, Letter, Waiting, Whereabouts
 
 __all__ = [
     "Adoption",
     "Backlog",
     "Contents",
     "DlqFull",
+    "Held",
     "Letter",
     "Places",
     "Segments",

@@ -38,7 +38,7 @@ from ingest.format import ledger, parse_key, segment_key
 from ingest.spool.places import Copy
 from ingest.spool.reading import Reading
 from ingest.spool.tally import Tally
-from ingest.spool.waiting import KeyedFile, Letter, Whereabouts, no_note
+from ingest.spool.waiting import Held, KeyedFile, Letter, Whereabouts, hour_of, no_ledger, no_note
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
@@ -191,10 +191,11 @@ class Backlog:
         token: str,
         wait: float = WAIT,
         note: Callable[[Path, bytes], None] = no_note,
+        is_settled: Callable[[Path], bool] = no_ledger,
     ) -> None:
         """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk.
 
-        `note` writes lines into the ledger of a slot, in the lane.
+        `note` writes lines into the ledger of a slot, in the lane. A slot stays until that `is_settled`.
         """
         self._waiting = Tally()
         self._own = own
@@ -203,6 +204,9 @@ class Backlog:
         self._places = places
         self._wait = wait
         self._note = note
+        self._is_settled = is_settled
+        self._listed: set[Path] = set()
+        """Slots that were listed whole."""
         self._segments = Segments(fs, token)
         self._reading = Reading(fs, lane, executor, wait)
         self._adopted: list[Slot] = []
@@ -271,7 +275,7 @@ class Backlog:
         self._adopted += slots
         for slot in [*self._unread.slots, *slots]:
             await self._list(slot)
-        self._release_emptied()
+        self.release_emptied()
 
     async def hand_on(self, at_most: int) -> None:
         """Let so many adopted slots go with their segments, which are counted again when somebody takes them."""
@@ -283,12 +287,24 @@ class Backlog:
                     self._metrics.books.handed_on(file.events, self.place)
                     self._forget(path)
             self._adopted.remove(slot)
+            self._listed.discard(slot.path)
             slot.release()
             log.info("journal_slot_handed_on", path=str(slot.path))
 
     def keep(self, key: str, path: Path, size: int, events: int) -> None:
         """Take over a segment of this process: its events come from the upload queue's book."""
         self._add(KeyedFile(key, path, size, events))
+
+    def held(self) -> dict[Path, Held]:
+        """Tell of each slot, our own first, the hours of the segments in it that nobody writes."""
+        slots = [*([self._own] if self._own is not None else []), *self._adopted]
+        here = [*self._known, *self._lent]
+        found = {}
+        for slot in slots:
+            hours = frozenset(hour_of(path.parent) for path in here if slot.path in path.parents)
+            sure = not self._listing and slot.path in self._listed and not _lies_in(slot, self._unread.paths)
+            found[slot.path] = Held(hours, sure)
+        return found
 
     # ------------------------------------------------------------------------------------------------- lending
 
@@ -356,7 +372,7 @@ class Backlog:
 
     def _removed(self, path: Path) -> None:
         self._lent.discard(path)
-        self._release_emptied()
+        self.release_emptied()
 
     def _miss(self, letter: Letter) -> None:
         """Take a segment that something else removed out of the books: its events are in no place we know."""
@@ -367,7 +383,7 @@ class Backlog:
         self._forget(letter.path)
         self._lent.discard(letter.path)
         log.error("segment_gone", key=letter.key, events=letter.events, hint="something else removed it")
-        self._release_emptied()
+        self.release_emptied()
 
     def _root_of(self, path: Path) -> Path:
         slots = self._adopted if self._own is None else [self._own, *self._adopted]
@@ -386,13 +402,15 @@ class Backlog:
         self._known[file.path] = file
         self._waiting.add(Tally(1, file.events, file.size))
 
-    def _release_emptied(self) -> None:
+    def release_emptied(self) -> None:
+        """Let go of adopted slots in which nothing is left."""
         if self._listing:
             return
         for slot in list(self._adopted):
             here = [*self._known, *self._lent, *self._unread.paths, *self._removals.left]
-            if not _lies_in(slot, here):
+            if not _lies_in(slot, here) and self._is_settled(slot.path):
                 self._adopted.remove(slot)
+                self._listed.discard(slot.path)
                 slot.release()
 
     # ------------------------------------------------------------------------------------------------- listing
@@ -410,6 +428,7 @@ class Backlog:
                     segments.add(segment)
             for path in sorted(segments):
                 await self._list_one(slot, path)
+            self._listed.add(slot.path)
         except StorageError as error:
             self._unread.add(slot, slot.path, error)
         finally:

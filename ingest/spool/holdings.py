@@ -50,6 +50,10 @@ class Holdings:
         tally = self._tallies.get(folder)
         return tally is not None and tally.files > 0
 
+    def folders_below(self, root: Path) -> list[Path]:
+        """Return the hours' folders of a slot in which files are counted."""
+        return [folder for folder in self._tallies if folder.is_relative_to(root) and self.holds_files(folder)]
+
     def take_change(self) -> Change:
         """Return what changed in the books since this was last asked."""
         change, self._change = self._change, Change()

@@ -46,7 +46,7 @@ from ingest.spool.marks import ANY, MARKS_MAX, Mark, Marks
 from ingest.spool.slots import Slots
 from ingest.spool.tally import Change, Tally
 from ingest.spool.temporaries import Temporaries
-from ingest.spool.waiting import Whereabouts, no_note
+from ingest.spool.waiting import Held, Whereabouts, hour_of, no_ledger, no_note
 from ingest.telemetry import DropReason
 
 if TYPE_CHECKING:
@@ -99,14 +99,16 @@ class Letters:
         *,
         token: str,
         note: Callable[[Path, bytes], None] = no_note,
+        is_settled: Callable[[Path], bool] = no_ledger,
     ) -> None:
         """`slots[0]` is our own; files whose names have `token` are this process's.
 
-        `note` writes lines into the ledger of a slot.
+        `note` writes lines into the ledger of a slot; a slot stays until that `is_settled`.
         """
         self._fs = fs
         self._room = room
         self._note = note
+        self._is_settled = is_settled
         self._token = f"-{token}_"
 
         self.slots = Slots(fs, slots)
@@ -340,12 +342,24 @@ class Letters:
         """Between two passes: an adopted slot that holds no hour any more is somebody else's to take."""
         for slot in self.slots.adopted:
             listing = hour_folders(self._fs, [slot.path])
-            if listing.hours or listing.unreadable:
+            if listing.hours or listing.unreadable or not self._is_settled(slot.path):
                 continue
             self.holdings.settle_below(slot.path)
             self.holdings.released(slot.path)
             self.slots.release(slot)
             log.info("dlq_slot_released", path=str(slot.path))
+
+    def held(self) -> dict[Path, Held]:
+        """Tell of each slot, our own first, the hours of the files in it."""
+        found = {}
+        for slot in [*self.slots.listed, *self.slots.unlisted]:
+            unread = any(Mark.UNREAD in marks for marks in self.marks.below(slot).values())
+            known = (
+                slot in self.slots.listed and self.counting.is_done_with(slot) and self.temporaries.is_done_with(slot)
+            )
+            folders = self.holdings.folders_below(slot)
+            found[slot] = Held(frozenset(map(hour_of, folders)), known and not unread)
+        return found
 
     def hand_on(self, at_most: int) -> None:
         """Let slots go with what is in them, those first that are held longest: others wait to be held."""

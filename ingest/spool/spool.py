@@ -32,7 +32,7 @@ from ingest.spool.reading import Reading
 from ingest.spool.room import Room
 from ingest.spool.scan import Scan
 from ingest.spool.tally import Change, Tally
-from ingest.spool.waiting import Letter, Whereabouts, no_note
+from ingest.spool.waiting import Held, Letter, Whereabouts, no_ledger, no_note
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
@@ -74,20 +74,21 @@ class Spool:
         token: str,
         backlog_bytes: Callable[[], int] = lambda: 0,
         note: Callable[[Path, bytes], None] = no_note,
+        is_settled: Callable[[Path], bool] = no_ledger,
         wait: float = WAIT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`slots[0]` is our own; `lane` is that of their disk; `executor` judges what was read.
 
-        `note` writes lines into the ledger of a slot, in the lane.
+        `note` writes lines into the ledger of a slot, in the lane. A slot stays until that `is_settled`.
         """
         self._waiting = Tally()
         self._said = Said()
         self._metrics = metrics
         self._backlog_bytes = backlog_bytes
         self._room = Room(settings, fs, slots[0].path, clock)
-        self._letters = letters = Letters(fs, slots, self._room, token=token, note=note)
+        self._letters = letters = Letters(fs, slots, self._room, token=token, note=note, is_settled=is_settled)
         self._calls = Calls(letters, lane, self._take_in, wait=wait, clock=clock)
         self._scan = Scan(letters, self._calls, places, clock=clock, sleep=sleep)
         self._reading = Reading(fs, lane, executor, wait)
@@ -303,6 +304,10 @@ class Spool:
     async def hand_on(self, at_most: int) -> None:
         """Let so many adopted slots go with their files, which are counted again when somebody takes them."""
         await self._calls.make(self._letters.hand_on, at_most, bounded=False)
+
+    async def held(self) -> dict[Path, Held]:
+        """Tell of each slot, our own first, the hours of the files in it; `StorageError` if the disk would not say."""
+        return await self._calls.make(self._letters.held)
 
     @property
     def scanning(self) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from ingest.format import OBJECT_SUFFIX
 
@@ -28,8 +28,25 @@ if TYPE_CHECKING:
     from ingest.telemetry import Place
 
 
+class Held(NamedTuple):
+    """The hours of which files wait in a slot; not `sure`, there may be more."""
+
+    hours: frozenset[str]
+    sure: bool
+
+
+def hour_of(folder: Path) -> str:
+    """Return the hour whose folder this is: `dt=…/hr=…`."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
 def no_note(_: Path, __: bytes) -> None:
     """Keep no ledger."""
+
+
+def no_ledger(_: Path) -> bool:
+    """Tell that nobody has still to be told of a slot."""
+    return True
 
 
 class Whereabouts(Enum):

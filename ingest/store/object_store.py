@@ -6,10 +6,13 @@ Owns `ObjectStore`, `ObjectMetadata`, `Head`, and what a store answers: `Listed`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+GZIP: Final = "application/gzip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class ObjectMetadata:
     first_ts: int
     last_ts: int
     instance: str
+    content_type: str = GZIP
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,6 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-CONTENT_TYPE = "application/gzip"
-
 # The SDK turns `bytes` into a file and has a thread read it piece by piece. A `bytearray` it sends as it is. That is
 # right for what a batch weighs; a large body goes in pieces, so that encrypting it does not hold the loop.
 ONE_WRITE = 1024 * 1024
@@ -139,7 +137,7 @@ class S3Store:
         self._creates = _Creates.UNPROVEN if settings.s3_conditional_puts else _Creates.LOOK_FIRST
         self._canaries = 0
         chosen = _chosen(settings)
-        arguments = {"Bucket": settings.raw_bucket or "", "Key": "", "ContentType": CONTENT_TYPE}
+        arguments = {"Bucket": settings.raw_bucket or "", "Key": ""}
         arguments.update((name, value) for name, _, value in chosen)
         # The types name the values that AWS knows; which of them another store knows is for that store to say.
         self._put_arguments = cast("PutObjectRequestTypeDef", arguments)
@@ -239,6 +237,7 @@ class S3Store:
         arguments: PutObjectRequestTypeDef = {
             **self._put_arguments,
             "Key": key,
+            "ContentType": metadata.content_type,
             "Body": bytearray(body) if len(body) <= ONE_WRITE else body,
             "ChecksumCRC32": base64.b64encode(isal_zlib.crc32(body).to_bytes(4, "big")).decode("ascii"),
             "Metadata": {

@@ -123,6 +123,12 @@ class Metrics:
 
     workers: int = 1
     """Each process counts itself."""
+    manifests_stored: int = 0
+    manifest_errors: int = 0
+    oldest_open_hour: float = 0
+    """Unix time; 0 until the first look, and without MANIFESTS."""
+    ledger_lines_waiting: int = 0
+
     started: float = field(default_factory=time.time)
 
     def figures(self) -> Iterator[tuple[Metric, Figure]]:
@@ -379,6 +385,23 @@ def _rows() -> Iterator[Metric]:
         lambda m: m.gauges.worker_restarts(),
         of_all=most,
     )
+    yield gauge(
+        "oldest_open_hour_timestamp_seconds",
+        least_set,
+        "When the oldest hour began that is not told to be complete, unix time; 0 without MANIFESTS",
+        lambda m: m.oldest_open_hour,
+    )
+    yield counter(
+        "manifests_stored", "Manifests and words to the registry that the store took", lambda m: m.manifests_stored
+    )
+    yield counter("manifest_errors", "Those that it did not take; they are tried again", lambda m: m.manifest_errors)
+    yield gauge(
+        "ledger_lines_waiting",
+        total,
+        "Lines of the ledger that the disk has not taken",
+        lambda m: m.ledger_lines_waiting,
+    )
+
     yield counter("log_lines_dropped", "Log lines that nobody read in time", lambda m: m.gauges.log_lines_dropped())
     yield counter("process_cpu_seconds", "CPU time, user and system, of all threads", lambda _: time.process_time())
     yield gauge("process_resident_memory_bytes", total, "Resident memory", _resident_bytes)

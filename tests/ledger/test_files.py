@@ -25,6 +25,7 @@ def world(tmp_path):
         folder = tmp_path / f"world-{len(made)}"
         folder.mkdir()
         made.append(World(folder, flush_interval="1h", **variables))
+        made[-1].documents_hang = True  # so that every ledger stays where it is
         return made[-1]
 
     yield make

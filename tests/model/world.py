@@ -34,6 +34,7 @@ from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.format import codec, ledger
 from ingest.format.keys import parse_key, partition_of
+from ingest.format.manifest import parse, parse_name
 from ingest.ledger import entries_in, is_of_ledger
 from tests.model.ledger import Ledger, events_in, numbers_in
 from tests.model.loop import Died
@@ -91,6 +92,11 @@ class World:
         self.put_fates: deque[PutFate] = deque()
         """What the next puts meet."""
         self.refused_keys: set[str] = set()
+        self.documents: dict[str, bytes] = {}
+        """Manifests and the registry, apart from the objects."""
+        self.documents_fail: Exception | None = None
+        self.documents_hang = False
+        self.document_tries = 0
         self.fuse: Fuse | None = None
         self.struck: Process | None = None
         self.folder_sync_failed = False
@@ -363,7 +369,8 @@ class World:
                 assert partition_of(event["ts"], self.settings.partition_tz).path == parsed.partition
                 assert self.ledger.second[event["body"]] == event["ts"]
         assert self.files() == [], "recovery left files"
-        untold = [key for key in self.store.objects if key.startswith("raw/") and key not in self.told()]
+        told = self.told().keys() | {one["key"] for document in self.manifests() for one in document["objects"]}
+        untold = [key for key in self.store.objects if key.startswith("raw/") and key not in told]
         assert self.lines_may_be_lost or self.fs.was_told_to_fail or not untold, f"in no ledger: {untold}"
 
     def files(self) -> list[str]:
@@ -376,8 +383,18 @@ class World:
         files = [path for path in self.root.rglob("*") if is_of_ledger(path) and path.is_file()]
         return ledger.settle(entry for path in files for entry in entries_in(Filesystem(), path))
 
+    def manifests(self) -> list[dict[str, Any]]:
+        """All that was put."""
+        found = {parse_name("raw_manifest", key): parse(body) for key, body in self.documents.items()}
+        return [document for name, document in found.items() if name is not None and name.kind is None]
+
     def _hold_ledgers(self) -> None:
-        """A ledger never says *stored* of what is not, nor more than is."""
+        """A ledger never says *stored* of what is not, nor more than is; nor does a manifest."""
+        for document in self.manifests():
+            for one in document["objects"]:
+                events = codec.event_count(self.store.objects[one["key"]])
+                assert events is not None
+                assert events >= one["events"], f"a manifest says more of {one['key']} than is stored"
         for key, fate in self.told().items():
             if fate.stored is None:
                 continue

@@ -12,6 +12,7 @@ import sys
 from ingest import collector, server, supervisor
 from ingest.__main__ import main
 from ingest.delivery import aside, breaker, recovery, upload
+from ingest.ledger import closing
 
 HASTY = (sys.executable, "-m", "tests.process.hasty_server")
 
@@ -29,6 +30,7 @@ def hurry() -> None:
     recovery.LONGEST_IDLE_PAUSE = 1.0
     recovery.LONGEST_AWAY_PAUSE = 1.0
     upload.KEEP_PAUSE = 0.2
+    closing.LOOK_SECONDS = 0.5
     server.LEAST_PARTING = supervisor.LEAST_PARTING = 1.0
     supervisor.FIRST_PAUSE = 0.05
     supervisor.COMMAND = (*HASTY, "worker")

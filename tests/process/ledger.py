@@ -98,14 +98,14 @@ class Audit:
 def read_directory(root: Path, prefix: str = "raw") -> Iterator[StoredObject]:
     """Objects of the directory store; a name with a dot in front is a temporary, not an object."""
     for path in sorted((root / prefix).rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and "_manifest" not in str(path.relative_to(root)):
             yield StoredObject(path.relative_to(root).as_posix(), path.read_bytes())
 
 
 def read_bucket(client: Any, bucket: str, prefix: str = "raw") -> list[StoredObject]:
     """Objects of a bucket, through a boto3 client."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/")
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ()) if "_manifest/" not in entry["Key"]]
 
     def fetch(key: str) -> StoredObject:
         answer = client.get_object(Bucket=bucket, Key=key)

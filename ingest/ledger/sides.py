@@ -1,0 +1,82 @@
+"""A side: one of the two places on disk with its ledgers, as who closes hours sees it.
+
+Owns what is looked at together: the files of the ledgers of every slot held, and the hours of which files still wait
+there. Promises that what is said of a slot was true of one instant in its lane: a file that went before it has its
+line in the ledger that is read after it. Never touches a disk on the loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from ingest.disk import Lane
+    from ingest.format.ledger import Entry
+    from ingest.ledger.files import File, Ledger
+    from ingest.spool import Held
+
+WAIT: Final = 10.0
+
+
+class Slot(NamedTuple):
+    """A slot that this process holds: what waits in it, and what its ledger has."""
+
+    root: Path
+    held: Held
+    files: list[File]
+
+    @property
+    def name(self) -> str:
+        """Its number, as part of a writer's name."""
+        return self.root.name
+
+
+class Side:
+    """See the module's text. `held` tells of each slot what waits in it, the first one is this process's own."""
+
+    __slots__ = ("_held", "_lane", "ledger", "on_settled", "place")
+
+    def __init__(
+        self,
+        place: str,
+        lane: Lane,
+        ledger: Ledger,
+        held: Callable[[], Awaitable[Mapping[Path, Held]]],
+        on_settled: Callable[[], None],
+    ) -> None:
+        self.place = place
+        self.ledger = ledger
+        self.on_settled = on_settled
+        """Called when the ledger of a slot was removed: it may be let go."""
+        self._lane = lane
+        self._held = held
+
+    async def look(self) -> list[Slot]:
+        """Look at every slot; `StorageError` if the disk does not answer."""
+        held = await self._held()
+        found = await self._lane.run(self._list, list(held), within=WAIT)
+        return [Slot(root, held[root], files) for root, files in found.items()]
+
+    async def entries(self, paths: Iterable[Path]) -> list[Entry]:
+        """Read files of a ledger; `StorageError`: nothing is known of them."""
+        return await self._lane.run(self.ledger.entries, list(paths), within=WAIT)
+
+    async def said(self, path: Path) -> bytes:
+        """Read what a process said when it began."""
+        return await self._lane.run(self.ledger.said, path, within=WAIT)
+
+    async def remove(self, files: Iterable[File]) -> None:
+        """Remove files of a ledger, of which everything was told, unless they have grown since."""
+        await self._lane.run(self.ledger.remove, list(files), within=WAIT)
+        self.on_settled()
+
+    async def begin(self, root: Path, instance: str, said: bytes) -> bool:
+        """Leave word in a slot that a process has begun; False if the disk does not take it."""
+        return await self._lane.run(self.ledger.begin, root, instance, said, within=WAIT)
+
+    def _list(self, roots: list[Path]) -> dict[Path, list[File]]:
+        self.ledger.write_kept()
+        return {root: self.ledger.files(root) for root in roots}
