@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from limits import NoLimitError, open_limit
 
 from tests.process.client import Fate, Load, Sent, send
 from tests.process.collector import SERVE, bare_environment
@@ -396,3 +397,41 @@ def test_a_worker_that_stands_for_half_a_minute_is_followed_and_its_clients_serv
     assert pids_of(collector)[1] == second
     figure("a worker stopped: until the last client in its queue was answered", f"{took:.1f} s")
     collector.stop()
+
+
+@pytest.mark.proof
+def test_a_worker_that_the_kernel_kills_short_of_memory_ends_neither_the_others_nor_their_disk(collectors, figure):
+    try:
+        limit = open_limit("oom")
+    except NoLimitError as error:
+        pytest.skip(str(error))
+    folders = getattr(limit, "folders", None) or {"memory": getattr(limit, "folder", None)}
+    folder = folders.get("memory")
+    most = folder and next((f for f in (folder / "memory.max", folder / "memory.limit_in_bytes") if f.exists()), None)
+    if most is None:
+        limit.remove()
+        pytest.skip("no memory limit can be set here")
+    sent = Sent(size=3000, gets=False)
+    env = {**TWO, "BATCH_SIZE": "1000000", "BATCH_BYTES": "512MiB", "MAX_BUFFER_BYTES": "2GiB", "FLUSH_INTERVAL": "60s"}
+    files = " ".join(str(group / "cgroup.procs") for group in set(folders.values()))
+    into = ["sh", "-c", f'for file in {files}; do echo $$ > $file; done; exec "$@"', "sh"]
+    try:
+        collector = collectors(env, prefix=into, command=SERVE, measured=False).start()
+        pids_of(collector)
+        most.write_text(str(limit.resident()[0] + (64 << 20)))
+        load = Load(sent, collector.port, rate=8000, connections=16).start()
+        (ended,) = collector.wait_said("worker_ended", timeout=120)[:1]
+        load.stop()
+        assert ended["signal"] == "SIGKILL"
+        assert not collector.said("worker_killed"), "it was the kernel"
+        most.write_text(str(1 << 30))
+        pids_of(collector)
+        metrics = collector.metrics()
+        taken, left = books(metrics)
+        assert taken == left
+        assert sent.acknowledged <= metrics.value("estat_events_accepted_total") <= len(sent)
+        collector.stop()
+        found = audit(sent, stored(collector)).assert_kept()
+        figure(f"{len(collector.said('worker_ended')) - 2} workers killed by the kernel, short of memory", found)
+    finally:
+        limit.end()
