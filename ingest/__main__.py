@@ -81,7 +81,7 @@ def _work(words: Sequence[str]) -> int:
     from ingest.worker import Worker
 
     try:
-        worker = Worker.of(words)
+        worker = Worker(words)
     except (ValueError, OSError, IndexError):
         sys.stderr.write("`worker` is what a supervisor says to start one; `serve` with WORKERS starts several\n")
         return 2

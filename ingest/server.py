@@ -35,14 +35,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import structlog
 import uvloop
 
-from ingest import __version__, shared_page, signals
+from ingest import __version__, signals
 from ingest.certificates import Certificates
 from ingest.collector import Collector, World
 from ingest.config import ConfigError, shown_value
 from ingest.disk import Filesystem, SocketFile, StorageError
 from ingest.event import Access, EventEncoder, Pages, key_headers
 from ingest.listeners import LISTEN_BACKLOG, bind
-from ingest.telemetry import Page, SharedBooks, Together
+from ingest.telemetry import Page
 from ingest.telemetry import log as logs
 from ingest.wire import (
     OFFICE,
@@ -58,15 +58,13 @@ from ingest.wire import (
     house,
     street,
 )
+from ingest.worker import Alone, Worker
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
     from ingest.config import Settings
-    from ingest.telemetry import Metrics
-    from ingest.worker import Worker
 
 SWEEP_SECONDS: Final = 0.5
 DESCRIPTORS_RESERVED: Final = 128
@@ -83,10 +81,12 @@ PARTING_LOOK_SECONDS: Final = 0.05
 CLOSE_SECONDS: Final = 0.5
 """The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
 
+ALONE: Final = Alone()
+
 log = structlog.get_logger()
 
 
-def serve(settings: Settings, *, fs: Filesystem | None = None, worker: Worker | None = None) -> NoReturn:
+def serve(settings: Settings, *, fs: Filesystem | None = None, worker: Worker | Alone = ALONE) -> NoReturn:
     """Run until a signal; exit with 0, or 1 after a failure of our own or a loss, or 2 for what an operator can mend.
 
     One of several `worker`s has its sockets from its supervisor, and tells it how far it is.
@@ -95,7 +95,7 @@ def serve(settings: Settings, *, fs: Filesystem | None = None, worker: Worker | 
     the slots when nothing of us can write any more.
     """
     signals.hold()  # before any thread begins: one that does not hold them would be handed them
-    logs.configure(settings, None if worker is None else worker.number)
+    logs.configure(settings, worker.number)
     logs.start()
     uvloop.run(Server(settings, fs or Filesystem(), worker).run())
     raise AssertionError("a server ends its process")
@@ -125,11 +125,10 @@ class DrainStep(Enum):
 class Server:
     """One process: built, run once, gone."""
 
-    def __init__(self, settings: Settings, fs: Filesystem, worker: Worker | None = None) -> None:
+    def __init__(self, settings: Settings, fs: Filesystem, worker: Worker | Alone = ALONE) -> None:
         self._settings = settings
         self._fs = fs
         self._worker = worker
-        """None: the process is alone."""
         self._step = DrainStep.RUNNING
         self._stop = asyncio.Event()
         self._skip = asyncio.Event()
@@ -160,7 +159,7 @@ class Server:
             self._settings.drain_delay + self._settings.drain_timeout + CLOSE_SECONDS,
             lambda number, when: loop.call_soon_threadsafe(self._signalled, number, when),
             self._cut_short,
-            {} if self._worker is None else {signal.SIGHUP: max(LEAST_PARTING - self._settings.drain_delay, 0.0)},
+            {signal.SIGHUP: max(LEAST_PARTING - self._settings.drain_delay, 0.0)} if self._worker.has_successor else {},
         )
         self._watch.start()
         try:
@@ -177,8 +176,7 @@ class Server:
                 where = shown_value(variable, self._settings)
                 self._leave_socket_file()
                 _refuse_to_start(f"{variable}: cannot listen on {where}: {error.strerror or error}")
-        if self._worker is not None:
-            self._worker.region.enter(shared_page.SERVING)
+        self._worker.serves()
         self._start_background()
         # What lives now lives for good: the collector of cycles need not look at it again.
         gc.collect()
@@ -194,15 +192,9 @@ class Server:
 
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        world = World(loop, self._fs) if self._worker is None else World(loop, self._fs, books=SharedBooks())
+        world = World(loop, self._fs, books=self._worker.books())
         self._pipeline = self._collector = collector = Collector(settings, world)
-        shown: Metrics | Together = collector.metrics
-        status = collector.story.status
-        if self._worker is not None:
-            self._together = shown = Together(
-                collector.metrics, self._worker.page, self._worker.region, self._worker.number, status
-            )
-            status = shown.status
+        figures, status = self._worker.shown(collector.metrics, collector.story.status)
         encoder = EventEncoder(settings)
         keys = key_headers(settings)
         self._tick = Tick(
@@ -213,7 +205,7 @@ class Server:
             Layouts(encoder.headers, settings.collect_paths, learns=encoder.also_reads is None and not keys),
             Pages(
                 ready=lambda: self._step is DrainStep.RUNNING or self._retires,
-                metrics=Page(shown),
+                metrics=Page(figures),
                 status=status,
             ),
             collector.metrics,
@@ -247,7 +239,7 @@ class Server:
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         connect = partial(self._connection(), *self._new, (house if settings.admin_addr is None else street)(settings))
-        for bound in await self._bound(loop):
+        for bound in self._worker.for_events or await bind(loop, settings.http_host or None, settings.http_port):
             for descriptor in (bound, *(bound.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
                 self._listeners.append(await loop.create_server(connect, sock=descriptor, backlog=LISTEN_BACKLOG))
             host, port = bound.getsockname()[:2]
@@ -261,12 +253,6 @@ class Server:
                 **self._collector.slots,
             )
 
-    async def _bound(self, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
-        """Return the sockets of HTTP_ADDR: a worker's are bound already."""
-        if self._worker is not None:
-            return self._worker.for_events
-        return await bind(loop, self._settings.http_host or None, self._settings.http_port)
-
     def _connection(self) -> Callable[..., asyncio.Protocol]:
         """Return what makes a connection on HTTP_ADDR."""
         if self._certificates is not None:
@@ -277,18 +263,14 @@ class Server:
         where = self._settings.admin_addr
         connect = partial(Connection, *self._new, OFFICE)
         if isinstance(where, Path):
-            if self._worker is not None:
-                (listening,) = self._worker.for_operators
-            else:
+            listening = list(self._worker.for_operators)
+            if not listening:
                 self._socket_file = found = SocketFile(self._fs, where, LISTEN_BACKLOG)
-                listening = found.socket
-            self._listeners.append(await loop.create_unix_server(connect, sock=listening))
+                listening = [found.socket]
+            self._listeners.append(await loop.create_unix_server(connect, sock=listening[0]))
             log.info("listening_for_operators", path=str(where))
         elif where is not None:
-            bound_ones = (
-                await bind(loop, where[0] or None, where[1]) if self._worker is None else self._worker.for_operators
-            )
-            for bound in bound_ones:
+            for bound in self._worker.for_operators or await bind(loop, where[0] or None, where[1]):
                 self._listeners.append(await loop.create_server(connect, sock=bound, backlog=LISTEN_BACKLOG))
                 host, port = bound.getsockname()[:2]
                 log.info("listening_for_operators", host=host, port=port)
@@ -296,8 +278,7 @@ class Server:
     def _start_background(self) -> None:
         self._spawn(self._collector.run())
         self._spawn(self._sweep())
-        if self._worker is not None:
-            asyncio.get_running_loop().add_reader(self._worker.lifeline, self._orphaned, self._worker.lifeline)
+        self._worker.on_orphaned(asyncio.get_running_loop(), self._orphaned)
         if self._certificates is not None:
             self._spawn(self._certificates.watch())
 
@@ -305,9 +286,7 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self._tick.sweep()
-            if self._worker is not None:
-                self._worker.region.beat()
-                self._together.write()
+            self._worker.tell()
             self._collector.story.tick()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -319,7 +298,7 @@ class Server:
 
     def _signalled(self, number: signal.Signals, when: float) -> None:
         log.info("signal", signal=number.name)
-        if self._worker is not None and number is signal.SIGHUP:
+        if self._worker.has_successor and number is signal.SIGHUP:
             if not self._stop.is_set():
                 self._retires = True
                 self._delay = max(self._delay, LEAST_PARTING)
@@ -337,9 +316,8 @@ class Server:
         self._hurries.set()
         self._skip.set()
 
-    def _orphaned(self, lifeline: int) -> None:
+    def _orphaned(self) -> None:
         """Drain: the supervisor is gone, and with it who would start another in our place."""
-        asyncio.get_running_loop().remove_reader(lifeline)
         log.error("supervisor_gone")
         self._hurries.set()  # who is started in its place finds the address taken while we listen
         self._begin_drain()
@@ -399,8 +377,7 @@ class Server:
             self._listeners.pop().close()
         self._leave_socket_file()
         self._collector.metrics.workers = 0
-        if self._worker is not None:
-            self._worker.region.enter(shared_page.LEAVING)
+        self._worker.leaves()
 
     async def answer(self) -> None:
         """Stop listening and answer what is under way."""
@@ -428,8 +405,7 @@ class Server:
             task.cancel()
         left = max(self._deadline - time.monotonic(), 0.0)
         await self._collector.close(left + CLOSE_SECONDS / 2)
-        if self._worker is not None:
-            self._together.write()
+        self._worker.tell()
         self._tell_stopped()
 
     def _cut_short(self) -> None:

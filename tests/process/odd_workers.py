@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from ingest import shared_page, supervisor
+from ingest import supervisor
+from ingest.shared_page import LEAVING, SERVING, SharedPage
 from ingest.supervisor import Plan, Supervisor
-from ingest.worker import Worker
 
 ODD = (sys.executable, "-m", "tests.process.odd_workers")
 STANDS = 0.8
@@ -43,14 +43,15 @@ def supervise() -> None:
 
 
 def work(words: list[str]) -> None:
-    worker = Worker.of(words)
-    mode = Path(f"mode.{worker.number}")
+    number, at, page = map(int, words[:3])
+    region = SharedPage(page).regions[at]
+    mode = Path(f"mode.{number}")
     wanted = mode.read_text() if mode.exists() else "well"
     if wanted.startswith("exit "):
         os._exit(int(wanted.split()[1]))
     if wanted == "deaf":
         time.sleep(60)
-    worker.region.enter(shared_page.SERVING)
+    region.enter(SERVING)
     if wanted == "stands":
         time.sleep(60)
     if wanted == "leaves an orphan" and os.fork() == 0:
@@ -60,12 +61,12 @@ def work(words: list[str]) -> None:
         os._exit(0)
     until = time.monotonic() + 0.2
     while True:
-        worker.region.beat()
+        region.beat()
         if wanted == "crashes" and time.monotonic() > until:
             os._exit(1)
         heard = signal.sigtimedwait(HEARD, 0.02)
         if heard is not None and wanted != "stubborn":
-            worker.region.enter(shared_page.LEAVING)
+            region.enter(LEAVING)
             os._exit(0)
 
 
