@@ -187,6 +187,8 @@ def _open(opening: Callable[[socket.socket], None], to: socket.socket) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - a bug of ours; nobody above would tell of it, for the process ends here
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -331,6 +333,7 @@ class Supervisor:
             self._look_at_all(step)
             if self._stops_at is not None and (now >= self._stops_at + ENDS_BESIDE or not self._processes()):
                 self._close()
+                self._code = self._code or int(bool(self._processes()))
                 log.info("supervised", code=self._code)
                 return self._code
             with suppress(queue.Empty):

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tests.process.collector import bare_environment
 from tests.process.odd_workers import LEFT, ODD, STANDS
 from tests.process.test_workers import is_gone, pids_of, wait_for
 
@@ -41,6 +44,21 @@ def ends(supervisor, pid):
 def stop(supervisor):
     supervisor.terminate()
     assert supervisor.wait(10) == 0, supervisor.tail()
+
+
+def test_a_bug_in_the_opening_is_told(tmp_path):
+    program = "from ingest import supervisor; supervisor.supervise(lambda to: 1 / 0)"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=bare_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 @pytest.mark.parametrize(
