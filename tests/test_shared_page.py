@@ -2,6 +2,9 @@
 
 import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from ingest.shared_page import ADDS, ENDED, FREE, HANDED_ON, LEAVING, OPENS, SER
 
 RULES = (ADDS, OPENS, OPENS, HANDED_ON, STAYS, ADDS)
 LAYOUT = 7
+REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -106,3 +110,49 @@ def test_more_figures_than_there_is_room_for_are_a_slip(page):
     _, region = page.take()
     with pytest.raises(ValueError, match="too many"):
         region.lay_out(LAYOUT, RULES, [0] * (shared_page.QUICK + 1), [])
+
+
+WRITER = """
+import sys
+from ingest.shared_page import SharedPage
+page = SharedPage(int(sys.argv[1]))
+region = page.regions[0]
+region.lay_out(7, [1] * 60, [0] * 40, [0] * 20)
+for number in range(1, 150_000):
+    region.write_quick([number] * 40)
+"""
+
+
+def test_a_reader_never_sees_the_figures_of_two_instants(page):
+    page.take()
+    command = [sys.executable, "-c", WRITER, str(page.descriptor)]
+    with subprocess.Popen(command, pass_fds=[page.descriptor], cwd=REPOSITORY) as writer:
+        seen = set()
+        while writer.poll() is None:
+            for _, figures in page.readable(LAYOUT):
+                assert len(set(figures[:40])) == 1
+                seen.add(figures[0])
+    assert writer.returncode == 0
+    assert len(seen) > 100
+
+
+def test_what_a_worker_leaves_is_never_seen_twice_or_not_at_all(page):
+    """A reader in another process looks while the supervisor moves it."""
+    reader = """
+import sys
+from ingest.shared_page import SharedPage
+page = SharedPage(int(sys.argv[1]))
+print(flush=True)
+last = 0
+while last < 2000:
+    total = sum(figures[0] for _, figures in page.readable(7))
+    assert last <= total <= 2000, (last, total)
+    last = total
+"""
+    page.end(worker(page, [0, 0, 0, 0, 0, 0]))
+    command = [sys.executable, "-c", reader, str(page.descriptor)]
+    with subprocess.Popen(command, pass_fds=[page.descriptor], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for _ in range(2000):
+            page.end(worker(page, [1, 0, 0, 0, 0, 0]))
+        assert other.wait(60) == 0
