@@ -1,6 +1,7 @@
-"""The command line: `estat-ingest`, or `python -m ingest`, and a word: serve (the default), check, health, status, dlq.
+"""The command line: `estat-ingest`, or `python -m ingest`, and a word, of which `serve` is the default.
 
-Owns the words and the exit codes: 0 done, 1 it failed, 2 the settings or the words are wrong, 130 interrupted.
+Owns the words (serve, check, health, status, dlq, compact) and the exit codes: 0 done, 1 it failed, 2 the settings or
+the words are wrong, 130 interrupted; `compact` has more of them.
 Promises that each wrong setting ends in one line on standard error, and none in a traceback;
 that a signal during the start of `serve` is kept until the server hears it.
 Never does the work; each branch imports what it needs, for what `check` or `dlq` load must not stand between `serve`
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == [WORKER]:
             return _work(words[1:])
-        return _run(_parser(words).parse_args(words))
+        return _run(_understood(words))
     except ConfigErrors as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
@@ -53,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _understood(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; ends the process if they are wrong, with 64 where 2 might mean a verdict of a reader's tool."""
+    try:
+        return _parser(words).parse_args(words)
+    except SystemExit as ended:
+        if ended.code and words[:1] == ["compact"]:
+            raise SystemExit(os.EX_USAGE) from None
+        raise
 
 
 def _open_for_workers(to: socket.socket) -> None:
@@ -120,6 +131,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from ingest.commands import dlq as dlq_cli
 
         return dlq_cli.run(arguments, settings)
+    if arguments.command == "compact":
+        from ingest.commands import compact
+
+        return compact.run(arguments, settings)
     from ingest.server import serve
 
     log.start()
@@ -195,6 +210,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "  are wrong; 130 interrupted",
         "estat-ingest dlq ls",
     )
+    compact = command(
+        "compact",
+        "write whole hours as Parquet, for readers; needs estat-ingest[lake]",
+        "0 done, or nothing to do; 1 an hour is open; 3 an hour differs from what its objects say;\n"
+        "  64 the words are wrong; 2 the settings are; 69 the store, the disk or the engine failed;\n"
+        "  130 interrupted",
+        "estat-ingest compact --hour dt=2026-11-23/hr=00..dt=2026-11-23/hr=23",
+    )
+    if words[:1] == ["compact"]:
+        from ingest.commands import compact as compacting
+
+        compacting.add_arguments(compact)
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli
 

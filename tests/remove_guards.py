@@ -53,6 +53,7 @@ DLQ = "spool/test_letters.py::"
 RECOVERY = "delivery/test_recovery.py::"
 REFUSED = "delivery/test_refused.py::"
 RIVALS = "delivery/test_rivals.py::"
+LAKE = "lake/test_compact.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
 LEDGER = "ledger/test_files.py::"
@@ -196,6 +197,35 @@ GUARDS: tuple[Guard, ...] = (
         "with locked(self._fs, self._root / LOCK):",
         "if True:",
         STORES + "test_of_many_who_replace_one_version_one_wins",
+    ),
+    # Compaction.
+    _guard(
+        "a pointer is replaced only if it is the one that was read",
+        "lake/compact.py",
+        "None if found is None else found.version, JSON)",
+        "getattr(await lake.store.find(key), 'version', None), JSON)",
+        LAKE + "test_who_comes_second_with_the_same_objects_finds_it_done",
+    ),
+    _guard(
+        "rows are compared with what the heads declare",
+        "lake/sources.py",
+        "    if counted.lines != source.events:\n",
+        "    if False:\n",
+        LAKE + "test_an_object_that_is_not_what_its_head_says_is_named_and_nothing_is_published",
+    ),
+    _guard(
+        "the parts of a pointer are not swept",
+        "lake/sweep.py",
+        "            if key not in named:\n",
+        "            if True:\n",
+        LAKE + "test_what_a_pointer_names_is_never_swept_however_old",
+    ),
+    _guard(
+        "the former generation has its 48 hours",
+        "lake/sweep.py",
+        "        if generation.published >= before:\n            continue\n",
+        "",
+        LAKE + "test_parts_that_no_pointer_names_go_after_48_hours_of_its_generation",
     ),
     # Folders.
     _guard(

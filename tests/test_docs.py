@@ -504,11 +504,15 @@ def test_every_make_target_that_a_page_names_exists(page):
     assert named - targets == set()
 
 
+NEEDS = {"dlq": ["ls"], "compact": ["--hour", "dt=2026-11-23"]}
+"""The options that a command must have, where a page names it alone."""
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_that_a_page_shows_is_understood(page):
     pattern = r"(?m)^(?:\$ )?(?:estat-ingest|(?:\S*/)?python3? -m ingest)((?: +[a-z./-][\w./-]*)*)"
     for words in (shlex.split(found) for text in code(section(page)) for found in re.findall(pattern, text)):
-        _parser(words).parse_args([*words, "ls"] if words == ["dlq"] else words)
+        _parser(words).parse_args(words + NEEDS.get(" ".join(words), []))
 
 
 # --------------------------------------------------------------------------------------------------- deployment

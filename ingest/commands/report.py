@@ -52,14 +52,15 @@ class Report:
 
 @contextmanager
 def progress(
-    what: str, total: int | None, clock: Callable[[], float] = time.monotonic
+    what: str, total: int | None, clock: Callable[[], float] = time.monotonic, unit: str = "file"
 ) -> Iterator[Callable[[int], None]]:
     """Yield what takes the number of files that are done, out of `total`, or of None if nobody has counted them.
 
-    On a terminal it is a bar, else a line every `TOLD_EVERY` seconds: so the log of a job shows that it goes on.
+    `unit` is said in place of a file. On a terminal it is a bar, else a line every `TOLD_EVERY` seconds: so the log of
+    a job shows that it goes on.
     """
     if total != 0 and sys.stderr.isatty():
-        with _bar(what, total) as show:
+        with _bar(what, total, unit) as show:
             yield show
         return
     began = told = clock()
@@ -70,19 +71,19 @@ def progress(
         now = clock()
         if now - told >= TOLD_EVERY:
             told = now
-            sys.stderr.write(f"{what}: {done:,}{of_all} files, {now - began:.0f} s\n")
+            sys.stderr.write(f"{what}: {done:,}{of_all} {unit}s, {now - began:.0f} s\n")
             sys.stderr.flush()
 
     yield tell
 
 
 @contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     # Asked here, because tqdm takes a terminal that tells no size for one without room.
     columns, lines = shutil.get_terminal_size()
-    with tqdm(desc=what, total=total, unit="file", ncols=columns, nrows=lines, file=sys.stderr) as shown:
+    with tqdm(desc=what, total=total, unit=unit, ncols=columns, nrows=lines, file=sys.stderr) as shown:
 
         def show(done: int) -> None:
             shown.update(done - shown.n)

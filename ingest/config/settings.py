@@ -110,6 +110,7 @@ class Settings:
     dlq_prefix: str
     manifests: bool
     manifest_prefix: str
+    compact_prefix: str
     partition_tz: ZoneInfo
     s3_endpoint_url: str | None
     s3_timeout: float
@@ -174,8 +175,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         values["journal_dir"] = values["dlq_dir"] / "journal"
     if values.get("tls_cert") and not environ.get("MAX_CONNECTIONS", "").strip():
         values["max_connections"] = _TLS_CONNECTIONS
-    if values.get("raw_prefix") and values.get("manifest_prefix", ...) is None:
-        values["manifest_prefix"] = f"{values['raw_prefix']}_manifest"
+    for name, end in (("manifest_prefix", "manifest"), ("compact_prefix", "parquet")):
+        if values.get("raw_prefix") and values.get(name, ...) is None:
+            values[name] = f"{values['raw_prefix']}_{end}"
     problems.extend(_contradictions(values))
     if problems:
         raise ConfigErrors(tuple(problems))
@@ -263,7 +265,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
 
 def _shared_prefixes(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     taken: dict[str, str] = {}
-    for name in ("RAW_PREFIX", "DLQ_PREFIX", "MANIFEST_PREFIX"):
+    for name in ("RAW_PREFIX", "DLQ_PREFIX", "MANIFEST_PREFIX", "COMPACT_PREFIX"):
         prefix = values.get(name.lower())
         for other, used in taken.items():
             if prefix and _nested(Path(used), Path(prefix)):

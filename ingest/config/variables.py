@@ -278,6 +278,13 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             optional=True,
         ),
         Variable(
+            "COMPACT_PREFIX",
+            "<RAW_PREFIX>_parquet",
+            forms.prefix(),
+            "What the key of all that `compact` writes begins with; neither above nor below the other prefixes",
+            optional=True,
+        ),
+        Variable(
             "PARTITION_TZ",
             "UTC",
             forms.zone(),

@@ -11,6 +11,7 @@ from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.removals import Removals
+from ingest.disk.scratch import scratch_folder, usual_base
 from ingest.disk.slots import ADOPT_AT_ONCE, Slot, kept_free, locked, slot_folders
 from ingest.disk.socket_file import SocketFile
 from ingest.disk.tree import Tree
@@ -40,5 +41,7 @@ __all__ = [
     "prune",
     "published_path",
     "read_file",
+    "scratch_folder",
     "slot_folders",
+    "usual_base",
 ]

@@ -1,7 +1,8 @@
 """Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
 
 Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
-members (`inspect_gzip`, which reads a stream) and of journal segments (`LinesInspection`, fed piece by piece).
+members (`inspect_gzip`, which reads a stream; `tally` only counts) and of journal segments (`LinesInspection`, fed
+piece by piece).
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
 give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
@@ -27,7 +28,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import orjson
 from isal import isal_zlib
@@ -52,7 +53,7 @@ _INFLATED = 256 * 1024
 _UINT32 = 0xFFFFFFFF
 _FLAGS_AT = 3
 _KNOWN_FLAGS = b"\x1f"
-_BadGzip: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub takes the class for an instance
+BadGzip: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub takes the class for an instance
 
 
 def encode(data: Bytes, events: int, level: int = LEVEL) -> bytes:
@@ -68,7 +69,7 @@ def encode(data: Bytes, events: int, level: int = LEVEL) -> bytes:
 
 
 def lines_of(body: bytes) -> bytes:
-    """Return the lines that `encode` was given."""
+    """Return the lines that `encode` was given; `BadGzip` if they are damaged."""
     lines: bytes = isal_zlib.decompress(body, _GZIP)
     return lines
 
@@ -79,6 +80,13 @@ def event_count(head: bytes) -> int | None:
         return None
     count: int = _COUNT.unpack_from(head, len(_SIGNATURE))[0]
     return count
+
+
+class Tally(NamedTuple):
+    """The lines of a file, and how many bytes the longest of them has."""
+
+    lines: int
+    longest: int
 
 
 class Stream(Protocol):
@@ -117,7 +125,7 @@ def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
     try:
         for inflated in _verified(file):
             lines.feed(inflated)
-    except (_BadGzip, EOFError):
+    except (BadGzip, EOFError):
         whole = False
     else:
         whole = True
@@ -136,6 +144,22 @@ def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
             lines.feed(salvaged)
     lines.end()
     return lines.result(sound=False, torn_tail=torn_tail)
+
+
+def tally(file: Stream) -> Tally | None:
+    """Read a gzip stream whole and count its lines, whatever is in them; None if it is not whole gzip."""
+    lines = longest = carried = 0
+    try:
+        for inflated in _verified(file):
+            first, *others = inflated.split(b"\n")
+            carried += len(first)
+            if others:
+                longest = max(longest, carried, *map(len, others))
+                lines += len(others)
+                carried = len(others[-1])
+    except (BadGzip, EOFError):
+        return None
+    return Tally(lines + (carried > 0), max(longest, carried))
 
 
 class LinesInspection:
@@ -270,14 +294,14 @@ class _Lines:
 
 
 def _verified(file: Stream) -> Iterator[bytes]:
-    """Inflate every member; raise `_BadGzip` or `EOFError` at the first byte that is not whole gzip."""
+    """Inflate every member; raise `BadGzip` or `EOFError` at the first byte that is not whole gzip."""
     pending = file.read(_CHUNK)
     while True:
         # isal lets reserved flags pass; gzip and others, rightly, do not (RFC 1952, 2.3.1.2).
         if len(pending) <= _FLAGS_AT:
             pending += file.read(_CHUNK)
         if pending[_FLAGS_AT : _FLAGS_AT + 1] > _KNOWN_FLAGS:
-            raise _BadGzip
+            raise BadGzip
         pending = yield from _verified_member(file, pending)
         pending = pending or file.read(_CHUNK)
         if not pending:

@@ -65,6 +65,7 @@ DEFAULTS = {
     "JOURNAL_DIR": "<DLQ_DIR>/journal",
     "MANIFESTS": "true",
     "MANIFEST_PREFIX": "<RAW_PREFIX>_manifest",
+    "COMPACT_PREFIX": "<RAW_PREFIX>_parquet",
     "PARTITION_TZ": "UTC",
     "TRUSTED_PROXIES": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
     "PROXY_PROTOCOL": "false",
@@ -105,6 +106,7 @@ EVERYTHING = {
     "RAW_PREFIX": "env=prod/raw",
     "DLQ_PREFIX": "env=prod/bad",
     "MANIFEST_PREFIX": "env=prod/told",
+    "COMPACT_PREFIX": "env=prod/hours",
     "PARTITION_TZ": "Asia/Kolkata",
     "S3_ENDPOINT_URL": "http://127.0.0.1:9000/s3/",
     "S3_SSE": "AWS:KMS",
@@ -417,6 +419,15 @@ def test_equal_or_nested_prefixes_are_refused(raw, dlq):
 def test_a_manifest_prefix_that_is_another_one_is_refused(raw, dlq, manifest):
     environ = {"RAW_PREFIX": raw, "DLQ_PREFIX": dlq, "MANIFEST_PREFIX": manifest}
     assert list(problems_of(environ)) == ["MANIFEST_PREFIX"]
+
+
+@pytest.mark.parametrize("other", ["raw", "raw/deep", "raw_dlq", "raw_manifest"])
+def test_a_prefix_of_whole_hours_that_is_another_one_is_refused(other):
+    assert list(problems_of({"COMPACT_PREFIX": other})) == ["COMPACT_PREFIX"]
+
+
+def test_whole_hours_lie_beside_the_objects_unless_told_otherwise():
+    assert load({"RAW_PREFIX": "events"}).compact_prefix == "events_parquet"
 
 
 def test_manifests_lie_beside_the_objects_unless_told_otherwise():

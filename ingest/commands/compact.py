@@ -1,0 +1,198 @@
+"""`estat-ingest compact`: whole hours to Parquet, for readers that read more than once.
+
+Owns the words and the exit codes, which are those of `reconcile`, and the question whether an hour is over. Promises
+that what becomes of each hour is told, that one hour which cannot be done keeps no other from being done, and that the
+exit code is that of the worst. Needs the extra `estat-ingest[lake]`. Never loads it before it is asked to work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ingest.commands import interrupt
+from ingest.commands.hours import FORM, Hour, hours_of
+from ingest.commands.report import Report, progress
+from ingest.disk import Filesystem, StorageError, is_folder, usual_base
+from ingest.format import codec
+from ingest.store import Head, create_store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ingest.config import Settings
+    from ingest.lake import Engine, Lake
+
+DONE: Final = 0
+OPEN: Final = 1
+DIFFERS: Final = 3
+WRONG_WORDS: Final = 64
+FAILED: Final = 69
+_GRAVITY: Final = (DONE, OPEN, DIFFERS, FAILED)
+LEAST_TRY: Final = 300.0
+"""Seconds that one try of a put or a get may take: parts are larger than batches."""
+LEEWAY: Final = 60.0
+"""Seconds after FLUSH_INTERVAL in which a collector stores the last batch of an hour, if all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether an hour has all of its events: an exit code, and in words why not."""
+
+    code: int
+    why: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `compact` takes."""
+    parser.add_argument("--hour", required=True, metavar="HOUR", help=FORM)
+    parser.add_argument("--engine", choices=["duckdb"], default="duckdb", help="what makes the rows; default: duckdb")
+    parser.add_argument("--force", action="store_true", help="also an hour that is open, or has lost events")
+    parser.add_argument("--memory", type=_mebibytes, metavar="MIB", help="what DuckDB may take; default: 256")
+    parser.add_argument("--local", type=Path, metavar="DIR", help="holds copies while they are read; default: TMPDIR")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Compact the hours and return the exit code."""
+    report = Report("compact", None, None, arguments.hour, as_json=arguments.json)
+    try:
+        hours = hours_of(arguments.hour, settings.partition_tz)
+    except ValueError as error:
+        report.say(f"--hour: {error}")
+        return WRONG_WORDS
+    if find_spec(arguments.engine) is None:
+        report.say(f"{arguments.engine} is not installed: pip install 'estat-ingest[lake]'")
+        return FAILED
+    return interrupt.run(_run(arguments, settings, hours, report))
+
+
+async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequence[Hour], report: Report) -> int:
+    fs = Filesystem()
+    settings = replace(settings, s3_timeout=max(settings.s3_timeout, LEAST_TRY))
+    with ThreadPoolExecutor(4) as executor:
+        store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
+        try:
+            from ingest.lake import Lake, Patient, Recipe
+
+            if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
+                report.say(f"STORE_DIR {settings.store_dir.absolute()} is not there")
+                return FAILED
+            lake = Lake(
+                Patient(store),
+                fs,
+                settings.raw_prefix,
+                settings.compact_prefix,
+                Recipe.of(settings.body_format),
+                _engine(arguments, settings),
+                (arguments.local or usual_base()).absolute(),
+            )
+
+            async def verdict(hour: Hour) -> Verdict:
+                return by_the_clock(hour, settings, time.time())
+
+            return await compact_hours(lake, hours, report, verdict, force=arguments.force)
+        except StorageError as error:
+            report.say(str(error))
+            return FAILED
+        finally:
+            await store.close()
+
+
+async def compact_hours(
+    lake: Lake,
+    hours: Sequence[Hour],
+    report: Report,
+    verdict: Callable[[Hour], Awaitable[Verdict]],
+    *,
+    force: bool,
+) -> int:
+    """Compact each hour, tell what became of it, sweep, and give the result."""
+    told: list[dict[str, Any]] = []
+    with progress("compact", len(hours), unit="hour") as show:
+        for number, hour in enumerate(hours, 1):
+            told.append(await _compact(lake, hour, report, verdict, force=force))
+            if len(hours) > 1:
+                show(number)
+    swept, code = 0, max((row["exit"] for row in told), key=_GRAVITY.index)
+    try:
+        from ingest.lake import sweep
+
+        swept = await sweep(lake, [row["hour"] for row in told])
+    except StorageError as error:
+        report.say(f"not swept: {error}")
+        code = FAILED
+    published = [row for row in told if row["result"] == "published"]
+    text = (
+        f"{len(published)} of {len(told)} hours published with {sum(row['rows'] for row in published)} rows, "
+        f"{sum(row['result'] == 'nothing to do' for row in told)} were up to date; {swept} old parts removed"
+    )
+    return report.end(code, text, hours=told, parts_removed=swept)
+
+
+async def _compact(
+    lake: Lake,
+    hour: Hour,
+    report: Report,
+    verdict: Callable[[Hour], Awaitable[Verdict]],
+    *,
+    force: bool,
+) -> dict[str, Any]:
+    from ingest.lake import Contended, Differs, EngineError, Result, compact
+
+    def row(code: int, result: str, why: str = "", **facts: object) -> dict[str, Any]:
+        if why:
+            report.say(f"{hour.path}: {why}" if hour.path not in why else why)
+        return {"hour": hour.path, "result": result, "why": why, **facts, "exit": code}
+
+    try:
+        judged = await verdict(hour)
+        if judged.code != DONE and not force:
+            return row(judged.code, "open" if judged.code == OPEN else "differs", judged.why)
+        began = time.monotonic()
+        done = await compact(lake, hour.path, force=force)
+    except Differs as error:
+        return row(DIFFERS, "differs", str(error))
+    except (StorageError, EngineError, Contended, OSError) as error:
+        return row(FAILED, "failed", str(error))
+    for key in done.strange:
+        report.say(f"{key}: it is left out, because no collector makes such a key")
+    made = done.generation
+    return row(
+        DONE,
+        "published" if done.result is Result.PUBLISHED else "nothing to do",
+        generation=made.generation,
+        objects=made.inputs.objects,
+        rows=made.rows,
+        parts=[part.key for part in made.parts],
+        bytes=sum(part.bytes for part in made.parts),
+        seconds=round(time.monotonic() - began, 3),
+        left_out=list(done.strange),
+    )
+
+
+def by_the_clock(hour: Hour, settings: Settings, now: float) -> Verdict:
+    """Judge an hour by the time alone: for stores in which nobody keeps manifests."""
+    left = hour.end + settings.flush_interval + LEEWAY - now
+    if left > 0:
+        return Verdict(OPEN, f"{hour.path} is open: its last batch may come for another {left:.0f} s; or use --force")
+    return Verdict(DONE)
+
+
+def _engine(arguments: argparse.Namespace, settings: Settings) -> Engine:
+    from ingest.lake.embedded import MEMORY, DuckDB
+
+    memory: int = arguments.memory or MEMORY
+    return DuckDB(settings.body_format, memory)
+
+
+def _mebibytes(text: str) -> int:
+    number = int(text)
+    if number < 64:
+        raise argparse.ArgumentTypeError("DuckDB needs 64 at least")
+    return number * 1024 * 1024

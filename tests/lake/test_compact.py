@@ -1,0 +1,416 @@
+"""`compact`: an hour's lines become rows, once, whatever came before and whoever else is at it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+from collections import Counter
+
+import pytest
+
+from ingest.__main__ import main
+from ingest.commands.compact import DIFFERS, FAILED, OPEN
+from ingest.disk import Filesystem, StorageError
+from ingest.format import codec
+from ingest.format.record import KEYS
+from ingest.lake import Contended, Lake, Patient, Recipe, Result, sweep
+from ingest.lake import compact as compact_hour
+from ingest.lake.embedded import DuckDB
+from ingest.lake.generation import Inputs, Source
+from ingest.store import Listed
+from tests.lake.hour import BEGIN, END, HOUR, all_bytes, key, line, numbered, numbers, pointer, put, rows, text_line
+from tests.stand_ins.fakes import MemoryStore
+
+TEXTS = [
+    "",
+    "plain",
+    '{"a" :  1.50,"b":[1,\t2 ], "a":2,"body":{"x":1},"body":"y"}',
+    'quotes " and \\ and ,"body":"x"}',
+    "line\nbreaks\r\nand\ttabs, a NUL \x00, DEL \x7f, \u2028, é, 漢, \U0001f600",
+    "null",
+    "[" * 400 + "]" * 400,
+    "x" * 300_000,
+]
+
+
+def test_text_comes_out_byte_for_byte(store_dir, compact):
+    put(store_dir, 1, [text_line(text, number) for number, text in enumerate(TEXTS)])
+    code, document = compact()
+    assert (code, document["hours"][0]["rows"]) == (0, len(TEXTS))
+    assert Counter(rows(store_dir)) == Counter((text,) for text in TEXTS)
+
+
+VALUES = [
+    b'{"a" :  1.50,"b":[1,\t2 ], "a":2,"body":{"x":1},"body":"y"}',
+    b'{"s":"\\u00e9\\ud83d\\ude00 \xc3\xa9 \\/"}',
+    b"1e5",
+    b"-0",
+    b"123456789012345678901234567890",
+    b"[" * 64 + b"]" * 64,
+    b"true",
+    b'"a string \\u0041"',
+]
+
+
+@pytest.mark.parametrize("body_format", ["json", "text"])
+def test_a_json_value_is_the_text_that_stood_in_the_line(store_dir, compact, monkeypatch, body_format):
+    """A JSON reader would write 100000.0 for 1e5, and leave blanks out."""
+    monkeypatch.setenv("BODY_FORMAT", body_format)
+    more = b'"headers":{"x":"1","body":"}{,\\"body\\":"}'
+    put(store_dir, 1, [line(value, number, more if number % 2 else b"") for number, value in enumerate(VALUES)])
+    put(store_dir, 2, [line(b"null")])
+    assert compact()[0] == 0
+    expected = [value.decode() for value in VALUES]
+    if body_format == "text":
+        expected[-1] = json.loads(expected[-1])
+    assert Counter(rows(store_dir)) == Counter([*((value,) for value in expected), (None,)])
+
+
+def test_a_row_has_the_hour_and_every_key_of_the_line(store_dir, compact):
+    more = (
+        b'"ts_ms":%d123,"path":"/v1/track","query":"a=b","key":"web","headers":{"ce-id":"1","x":"\xc3\xa9"},"body_b64":"%s"'
+        % (BEGIN, all_bytes().encode())
+    )
+    put(store_dir, 1, [text_line("", 0, more), text_line("plain", 1)])
+    assert compact()[0] == 0
+    names = ["dt", "hr", *(column.name for column in KEYS)]
+    full, plain = sorted(rows(store_dir, "*"), key=lambda row: row[2])
+    agent = 'a "b" é ,"body":1'
+    assert full == (
+        *("2025-12-02", "14", BEGIN, "203.0.113.7", agent, "", BEGIN * 1000 + 123, "/v1/track", "a=b", "web"),
+        *({"ce-id": "1", "x": "é"}, all_bytes(), ""),
+    )
+    assert plain == ("2025-12-02", "14", BEGIN + 1, "203.0.113.7", agent, "", *[None] * 6, "plain")
+    assert pointer(store_dir)["recipe"]["columns"] == names
+
+
+def test_the_same_objects_are_compacted_once(store_dir, compact):
+    put(store_dir, 1, numbered(0, 10))
+    assert compact()[1]["hours"][0]["result"] == "published"
+    before = pointer(store_dir)
+    code, document = compact()
+    assert (code, document["hours"][0]["result"]) == (0, "nothing to do")
+    assert pointer(store_dir) == before
+    assert len(list((store_dir / "raw_parquet/_parts").rglob("*.parquet"))) == 1
+
+
+def test_a_late_object_makes_a_new_generation_and_raw_stays(store_dir, compact):
+    put(store_dir, 1, numbered(0, 10))
+    compact()
+    first = pointer(store_dir)
+    put(store_dir, 2, numbered(10, 5))
+    raw = {path: path.read_bytes() for path in (store_dir / "raw").rglob("*.gz")}
+    assert compact()[0] == 0
+    second = pointer(store_dir)
+    assert (first["generation"], second["generation"], second["rows"]) == (1, 2, 15)
+    assert not {part["key"] for part in first["parts"]} & {part["key"] for part in second["parts"]}
+    assert numbers(store_dir) == list(range(15))
+    assert all((store_dir / part["key"]).exists() for part in first["parts"]), "a reader may be at it"
+    assert raw == {path: path.read_bytes() for path in (store_dir / "raw").rglob("*.gz")}
+
+
+def test_another_recipe_makes_the_hour_anew(store_dir, compact, monkeypatch):
+    put(store_dir, 1, [line(b'{"n":1}')])
+    compact()
+    monkeypatch.setenv("BODY_FORMAT", "json")
+    assert compact()[1]["hours"][0]["generation"] == 2
+
+
+def test_an_hour_without_objects_is_published_as_empty(store_dir, compact):
+    code, document = compact()
+    assert (code, document["hours"][0]["rows"], pointer(store_dir)["parts"]) == (0, 0, [])
+    assert compact()[1]["hours"][0]["result"] == "nothing to do"
+
+
+def test_an_hour_larger_than_the_local_batch_is_whole(store_dir, compact, monkeypatch):
+    monkeypatch.setattr("ingest.lake.sources.batches.__defaults__", (1,))
+    for number in range(5):
+        put(store_dir, number, numbered(number * 10, 10))
+    assert compact()[0] == 0
+    assert len(pointer(store_dir)["parts"]) == 5
+    assert numbers(store_dir) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "not whole gzip"),
+        (codec.encode(text_line("a"), 1)[:-3], "not whole gzip"),
+        (codec.encode(text_line("a"), 2), "has 1 lines, and its head declares 2"),
+        (codec.encode(b"[1]\n", 1), "a line is no event"),
+        (codec.encode(b"\n", 1), "a line is no event"),
+        (codec.encode(b'{"ts":1,"body":"a"}\n{"ts":2,\n', 2), "a line is no event"),
+        (codec.encode(b'{"ts":"now","body":"a"}\n', 1), "a line is no event"),
+    ],
+    ids=["empty", "torn", "short", "no object", "blank", "cut", "no instant"],
+)
+def test_an_object_that_is_not_what_its_head_says_is_named_and_nothing_is_published(store_dir, compact, body, told):
+    put(store_dir, 1, numbered(0, 10))
+    compact()
+    before = pointer(store_dir)
+    (store_dir / key(2)).write_bytes(body)
+    code, document = compact()
+    assert code == DIFFERS
+    assert key(2) in document["told"]
+    assert told in document["told"]
+    assert pointer(store_dir) == before
+
+
+def test_an_object_that_somebody_compressed_anew_counts_by_its_lines(store_dir, compact):
+    put(store_dir, 1, numbered(0, 3))
+    (store_dir / key(2)).write_bytes(gzip.compress(b"".join(numbered(3, 4))))
+    assert compact()[0] == 0
+    assert numbers(store_dir) == list(range(7))
+
+
+def test_a_key_that_no_collector_makes_is_left_out_and_told(store_dir, compact):
+    put(store_dir, 1, numbered(0, 3))
+    (store_dir / "raw" / HOUR / "_SUCCESS").touch()
+    code, document = compact()
+    assert (code, document["hours"][0]["left_out"]) == (0, [f"raw/{HOUR}/_SUCCESS"])
+    assert "_SUCCESS" in document["told"]
+
+
+def test_raw_that_was_removed_does_not_empty_the_hour(store_dir, compact):
+    put(store_dir, 1, numbered(0, 3))
+    put(store_dir, 2, numbered(3, 3))
+    compact()
+    (store_dir / key(2)).unlink()
+    code, document = compact()
+    assert (code, numbers(store_dir)) == (DIFFERS, list(range(6)))
+    assert "3 events are left of the 6" in document["told"]
+    assert compact("--force")[0] == 0
+    assert numbers(store_dir) == list(range(3))
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(-1, OPEN), (60 + 119, OPEN), (60 + 120, 0)])
+def test_an_open_hour_is_refused_without_force(store_dir, compact, monkeypatch, seconds, code):
+    monkeypatch.setattr("ingest.commands.compact.time.time", lambda: END + seconds)
+    put(store_dir, 1, numbered(0, 3))
+    assert compact()[0] == code
+    assert (pointer(store_dir) is None) == (code == OPEN)
+    assert compact("--force")[0] == 0
+    assert numbers(store_dir) == list(range(3))
+
+
+def test_one_bad_hour_keeps_no_other_from_being_done(store_dir, compact):
+    put(store_dir, 1, numbered(0, 3))
+    bad = "dt=2025-12-02/hr=13"
+    (store_dir / put(store_dir, 1, numbered(0, 3), bad)).write_bytes(b"")
+    code, document = compact(hour="dt=2025-12-02/hr=12..dt=2025-12-02/hr=14")
+    assert code == DIFFERS
+    assert [row["result"] for row in document["hours"]] == ["published", "differs", "published"]
+    assert numbers(store_dir) == list(range(3))
+
+
+@pytest.mark.usefixtures("store_dir")
+@pytest.mark.parametrize("words", [["--hour", "yesterday"], ["--hour", "dt=2025-12-02/hr=25"], [], ["--engine", "x"]])
+def test_wrong_words_are_64(words):
+    try:
+        code = main(["compact", *words])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == os.EX_USAGE
+
+
+def test_without_a_store_nothing_is_made(store_dir, compact):
+    store_dir.rmdir()
+    code, document = compact()
+    assert code == FAILED
+    assert "is not there" in document["told"]
+    assert not store_dir.exists()
+
+
+# ------------------------------------------------------------------------------------------- rivals, and the store
+
+
+class Race:
+    """A lake over one store in memory, and as many rivals as are wanted."""
+
+    def __init__(self, tmp_path) -> None:
+        self.store = MemoryStore()
+        self.now = END + 3600.0
+        self.store.clock = lambda: self.now
+        self.local = tmp_path
+
+    def lake(self, store=None, engine=None) -> Lake:
+        patient = Patient(store or self.store, (0.0, 0.0))
+        recipe = Recipe.of("text")
+        local = self.local
+        return Lake(
+            patient, Filesystem(), "raw", "lake", recipe, engine or DuckDB("text", threads=1), local, lambda: self.now
+        )
+
+    def put(self, number, lines) -> None:
+        self.store.objects[key(number)] = codec.encode(b"".join(lines), len(lines))
+
+    @property
+    def pointer(self):
+        return json.loads(self.store.objects[f"lake/_hours/{HOUR}.json"])
+
+    @property
+    def parts(self):
+        return {name for name in self.store.objects if name.startswith("lake/_parts/")}
+
+
+@pytest.fixture
+def race(tmp_path):
+    return Race(tmp_path)
+
+
+class Meanwhile:
+    """An engine during whose work something else happens."""
+
+    def __init__(self, act) -> None:
+        self.act = act
+        self.engine = DuckDB("text", threads=1)
+
+    def write(self, *arguments):
+        self.act()
+        return self.engine.write(*arguments)
+
+
+def test_who_comes_second_with_the_same_objects_finds_it_done(race):
+    race.put(1, numbered(0, 3))
+    rival = []
+
+    def act():
+        if not rival:
+            rival.append(asyncio.run(compact_hour(race.lake(), HOUR)))
+
+    done = asyncio.run(compact_hour(race.lake(engine=Meanwhile(act)), HOUR))
+    assert (rival[0].result, done.result) == (Result.PUBLISHED, Result.NOTHING_TO_DO)
+    assert race.pointer["generation"] == 1
+
+
+def test_who_comes_second_with_more_objects_decides_anew(race):
+    race.put(1, numbered(0, 3))
+    acts = iter([lambda: asyncio.run(compact_hour(race.lake(), HOUR)), lambda: None])
+
+    def act():
+        next(acts)()
+        race.put(2, numbered(3, 3))
+
+    done = asyncio.run(compact_hour(race.lake(engine=Meanwhile(act)), HOUR))
+    assert (done.result, done.generation.generation, done.generation.rows) == (Result.PUBLISHED, 2, 6)
+
+
+def test_who_is_always_second_gives_up(race):
+    race.put(1, numbered(0, 3))
+    left = iter(range(2, 100))
+
+    def act():
+        asyncio.run(compact_hour(race.lake(), HOUR))
+        number = next(left)
+        race.put(number, numbered(number * 3, 3))
+
+    with pytest.raises(Contended):
+        asyncio.run(compact_hour(race.lake(engine=Meanwhile(act)), HOUR))
+    assert race.pointer["rows"] == 3 * 8
+
+
+def test_a_publication_whose_answer_was_lost_is_one(race):
+    race.put(1, numbered(0, 3))
+
+    class Losing(MemoryStore):
+        async def replace(self, key, *arguments):
+            if key not in self.objects:
+                self.lose_next_answers()
+            return await super().replace(key, *arguments)
+
+    store = Losing()
+    store.objects = race.store.objects
+    done = asyncio.run(compact_hour(race.lake(store), HOUR))
+    assert done.result is Result.PUBLISHED
+    assert (race.pointer["generation"], len(race.parts)) == (1, 1)
+
+
+@pytest.mark.parametrize("calls", range(9))
+def test_a_store_that_fails_once_at_any_call_is_asked_again(race, calls):
+    race.put(1, numbered(0, 3))
+    race.store.succeed_next(calls)
+    race.store.fail_next()
+    done = asyncio.run(compact_hour(race.lake(), HOUR))
+    assert (done.result, race.pointer["rows"]) == (Result.PUBLISHED, 3)
+
+
+def test_a_store_that_stays_away_is_a_failure_and_nothing_is_published(race):
+    race.put(1, numbered(0, 3))
+    race.store.down = True
+    with pytest.raises(StorageError):
+        asyncio.run(compact_hour(race.lake(), HOUR))
+    assert set(race.store.objects) == {key(1)}
+
+
+def test_a_run_that_took_longer_than_a_day_publishes_nothing(race):
+    """By then its parts may be swept."""
+    race.put(1, numbered(0, 3))
+    passed = iter([0.0, 24 * 3600.0 + 1])
+    lake = race.lake()
+    object.__setattr__(lake, "monotonic", lambda: next(passed))
+    with pytest.raises(Contended):
+        asyncio.run(compact_hour(lake, HOUR))
+    assert f"lake/_hours/{HOUR}.json" not in race.store.objects
+
+
+# ---------------------------------------------------------------------------------------------------------- sweep
+
+
+def test_parts_that_no_pointer_names_go_after_48_hours_of_its_generation(race):
+    modified = {}
+    plain = race.store.listing
+
+    async def listing(prefix):
+        for listed in await plain(prefix):
+            modified.setdefault(listed.key, race.now)
+        return [Listed(one.key, one.size, modified[one.key]) for one in await plain(prefix)]
+
+    race.store.listing = listing
+    orphan = f"lake/_parts/{'0' * 16}/2025-12-02-14/part-00000.parquet"
+    race.store.objects[orphan] = b"of a run that was killed"
+    race.store.objects["lake/_parts/notes.txt"] = b"not ours"
+    alone = f"lake/_parts/{'1' * 16}/2025-12-02-15/part-00000.parquet"
+    race.store.objects[alone] = b"of an hour without a pointer"
+    kept = {alone, "lake/_parts/notes.txt"}
+
+    def swept():
+        return asyncio.run(sweep(race.lake(), [HOUR]))
+
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    first = race.parts - kept - {orphan}
+    assert swept() == 0
+    race.now += 48 * 3600 - 1
+    assert swept() == 0
+    race.now += 2
+    assert swept() == 1
+    assert race.parts == first | kept
+    race.put(2, numbered(3, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    second = race.parts - first - kept
+    assert swept() == 0, "the first generation is old, but it was in force until now"
+    race.now += 48 * 3600 + 1
+    assert swept() == 1
+    assert race.parts == second | kept
+
+
+def test_what_a_pointer_names_is_never_swept_however_old(race):
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    race.now += 3650 * 86400
+    assert asyncio.run(sweep(race.lake(), [HOUR])) == 0
+
+
+def test_inputs_are_known_by_keys_and_events_whatever_their_order():
+    one, two = Source("a", 1), Source("b", 2)
+    assert Inputs.of([one, two]) == Inputs.of([two, one])
+    assert Inputs.of([one, two]) != Inputs.of([one, Source("b", 3)])
+    assert Inputs.of([one]) != Inputs.of([Source("c", 1)])
+
+
+def test_how_far_a_range_of_hours_has_come_is_shown(compact, monkeypatch):
+    monkeypatch.setattr("ingest.commands.report.TOLD_EVERY", 0.0)
+    _, document = compact(hour="dt=2025-12-02/hr=12..dt=2025-12-02/hr=14")
+    assert "compact: 2 of 3 hours" in document["told"]
