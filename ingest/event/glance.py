@@ -129,6 +129,8 @@ def _process(status: Status) -> Iterator[Row]:
     about = status.about
     yield "version", about.version
     yield "running since", clock_time(about.started)
+    if about.workers > 1:
+        yield "workers", f"{about.workers:,}"
     yield "durability", about.durability
     for place, path in about.slots.items():
         yield f"slot of the {place}", path

@@ -124,6 +124,9 @@ def test_the_page_tells_what_an_operator_asks():
         "next try in": "12 s",
     }
     assert {name: rows[name] for name in expected} == expected
+    assert "workers" not in rows
+    several = replace(FULL, about=replace(FULL.about, workers=3))
+    assert Seen(glance(several)).rows["workers"] == "3"
     quiet = Seen(glance(WELL)).rows
     assert (quiet["half answered within"], quiet["full at this pace in"], quiet["last error"]) == (
         "no event came",
