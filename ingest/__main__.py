@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+_READERS: Final = (["compact"], ["reconcile"], ["abandon"])
+"""Commands of readers, whose jobs read the exit codes."""
 WORKER: Final = "worker"
 """The word by which a supervisor starts one of several processes; it is nobody else's."""
 
@@ -61,7 +63,7 @@ def _understood(words: Sequence[str]) -> argparse.Namespace:
     try:
         return _parser(words).parse_args(words)
     except SystemExit as ended:
-        if ended.code and words[:1] == ["compact"]:
+        if ended.code and words[:1] in _READERS:
             raise SystemExit(os.EX_USAGE) from None
         raise
 
@@ -127,6 +129,11 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = load(os.environ)
 
     log.configure(settings)
+    if arguments.command in {"reconcile", "abandon"}:
+        from ingest.commands import reconcile
+
+        run = reconcile.run_reconcile if arguments.command == "reconcile" else reconcile.run_abandon
+        return run(arguments, settings)
     if arguments.command == "dlq":
         from ingest.commands import dlq as dlq_cli
 
@@ -222,6 +229,26 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         from ingest.commands import compact as compacting
 
         compacting.add_arguments(compact)
+    reconcile = command(
+        "reconcile",
+        "tell whether hours are complete: what lies in the store against what was told of it; it only reads",
+        "0 every hour is complete; 1 one is open, and the text says who has not closed it;\n"
+        "  3 one differs from what was told; 64 the words are wrong; 2 the settings are; 69 the store failed;\n"
+        "  130 interrupted",
+        "RAW_BUCKET=estat-raw-data estat-ingest reconcile --hour dt=2026-11-25/hr=14 --deep",
+    )
+    abandon = command(
+        "abandon",
+        "say that nothing more will come of a process whose disk is gone, so that its hours are no longer open",
+        "0 it is said; 1 no process of this name is known; 64 the words are wrong; 2 the settings are;\n"
+        "  69 the store failed; 130 interrupted",
+        "RAW_BUCKET=estat-raw-data estat-ingest abandon ip-10-0-1-7-5c7c7655db6b0bea --why 'its volume was deleted'",
+    )
+    if words[:1] in (["reconcile"], ["abandon"]):
+        from ingest.commands import reconcile as reader
+
+        reader.add_reconcile(reconcile)
+        reader.add_abandon(abandon)
     if words[:1] == ["dlq"]:
         from ingest.commands import dlq as dlq_cli
 

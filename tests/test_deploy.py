@@ -272,7 +272,8 @@ def test_the_policy_allows_what_the_task_definition_puts():
     (statement,) = read_json("task-role-policy.json")["Statement"]
     assert statement["Action"] == "s3:PutObject"
     assert statement["Resource"] == [
-        f"arn:aws:s3:::{settings.raw_bucket}/{prefix}/*" for prefix in (settings.raw_prefix, settings.dlq_prefix)
+        f"arn:aws:s3:::{settings.raw_bucket}/{prefix}/*"
+        for prefix in (settings.raw_prefix, settings.dlq_prefix, settings.manifest_prefix)
     ]
 
 

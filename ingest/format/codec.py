@@ -74,6 +74,14 @@ def lines_of(body: bytes) -> bytes:
     return lines
 
 
+def whole_lines(body: bytes) -> bytes | None:
+    """Return the lines of an object; None if it is damaged."""
+    try:
+        return lines_of(body)
+    except BadGzip:
+        return None
+
+
 def event_count(head: bytes) -> int | None:
     """Return how many events a file's first `HEAD_BYTES` declare; None if `encode` did not write them."""
     if len(head) < HEAD_BYTES or not head.startswith(_SIGNATURE):

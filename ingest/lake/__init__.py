@@ -1,8 +1,10 @@
-"""The reader's end: whole hours as Parquet, which no collector ever loads."""
+"""The reader's end, which no collector ever loads: whether an hour is complete, and whole hours as Parquet."""
 
 from ingest.lake.compact import Contended, Done, Lake, Result, compact
 from ingest.lake.engine import Engine, EngineError
 from ingest.lake.generation import Generation, Recipe, decode, pointer_key
+from ingest.lake.judging import Finding, Kind, Open, Seen, Verdict, judge
+from ingest.lake.looking import Looking
 from ingest.lake.patience import Patient
 from ingest.lake.sources import Differs
 from ingest.lake.sweep import sweep
@@ -13,13 +15,20 @@ __all__ = [
     "Done",
     "Engine",
     "EngineError",
+    "Finding",
     "Generation",
+    "Kind",
     "Lake",
+    "Looking",
+    "Open",
     "Patient",
     "Recipe",
     "Result",
+    "Seen",
+    "Verdict",
     "compact",
     "decode",
+    "judge",
     "pointer_key",
     "sweep",
 ]

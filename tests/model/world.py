@@ -35,6 +35,7 @@ from ingest.disk.filesystem import Filesystem
 from ingest.format import codec, ledger
 from ingest.format.keys import parse_key, partition_of
 from ingest.format.manifest import parse, parse_name
+from ingest.lake.judging import UNKNOWN, Seen, judge
 from ingest.ledger import entries_in, is_of_ledger
 from tests.model.ledger import Ledger, events_in, numbers_in
 from tests.model.loop import Died
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
     from ingest.config.settings import Settings
     from ingest.format.ledger import Fate
+    from ingest.format.manifest import Name
+    from ingest.lake.judging import Verdict
     from tests.model.store import PutFate
     from tests.stand_ins.disk import Choice, Rule
 
@@ -371,7 +374,13 @@ class World:
         assert self.files() == [], "recovery left files"
         told = self.told().keys() | {one["key"] for document in self.manifests() for one in document["objects"]}
         untold = [key for key in self.store.objects if key.startswith("raw/") and key not in told]
-        assert self.lines_may_be_lost or self.fs.was_told_to_fail or not untold, f"in no ledger: {untold}"
+        if self.lines_may_be_lost or self.fs.was_told_to_fail:
+            return
+        assert not untold, f"in no ledger: {untold}"
+        for verdict in self.verdicts():
+            assert verdict.findings == [], verdict
+            unknown = [one for one in verdict.still_open if one.why != UNKNOWN]
+            assert not unknown, f"nothing waits, and an hour is open: {verdict}"
 
     def files(self) -> list[str]:
         """Every file on the disk but the locks of slots and their ledgers."""
@@ -380,13 +389,31 @@ class World:
 
     def told(self) -> dict[str, Fate]:
         """What the ledgers on the disk say, by key."""
-        files = [path for path in self.root.rglob("*") if is_of_ledger(path) and path.is_file()]
+        files = [*self.root.glob("dlq/*/.ledger/dt=*"), *self.root.glob("dlq/journal/*/.ledger/dt=*")]
         return ledger.settle(entry for path in files for entry in entries_in(Filesystem(), path))
 
     def manifests(self) -> list[dict[str, Any]]:
         """All that was put."""
+        return [document for name, document in self._documents().items() if name.kind is None]
+
+    def verdicts(self) -> list[Verdict]:
+        """What `reconcile` says of each hour that has objects."""
+        documents, tz = self._documents(), self.settings.partition_tz
+        found = []
+        for hour in sorted({parse_key(key).partition for key in self.store.objects if key.startswith("raw/")}):
+            there = {
+                key: Seen(len(body), codec.event_count(body))
+                for key, body in self.store.objects.items()
+                if key.startswith(f"raw/{hour}/")
+            }
+            told = {name: document for name, document in documents.items() if name.hour == hour}
+            registry = {name: document for name, document in documents.items() if not name.hour}
+            found.append(judge(hour, there, told, registry, tz=tz))
+        return found
+
+    def _documents(self) -> dict[Name, dict[str, Any]]:
         found = {parse_name("raw_manifest", key): parse(body) for key, body in self.documents.items()}
-        return [document for name, document in found.items() if name is not None and name.kind is None]
+        return {name: document for name, document in found.items() if name is not None and document is not None}
 
     def _hold_ledgers(self) -> None:
         """A ledger never says *stored* of what is not, nor more than is; nor does a manifest."""
