@@ -1,6 +1,7 @@
 # Estat Ingest: `make` lists what there is. Needs GNU make, bash and a Python >= 3.11 with venv; everything else
-# comes from the lock files into .venv (to run and to test), .venv-bench (to measure), .venv-api (to check the API) and
-# .venv-sdks (to check the SDKs; their Node halves, and what drives a browser, go into node_modules beside their tests).
+# comes from the lock files into .venv (to run and to test), .venv-bench (to measure), .venv-api (to check the API),
+# .venv-lake (to check Iceberg and Spark) and .venv-sdks (to check the SDKs; their Node halves, and what drives a browser,
+# go into node_modules beside their tests).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
 # made anew. That happens here, and not in a rule, because make looks at the stamps in it before it runs the first rule.
 heal = $(shell [[ ! -e $(1) ]] || { $(1)/bin/python -c 'import pip' && head -2 $(1)/bin/pip | grep -qF "$(CURDIR)/$(1)/bin/python"; } \
   >/dev/null 2>&1 || { echo "$(1) does not work any more: making it anew" >&2; rm -rf $(1); })
-$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)$(call heal,.venv-sdks)
+$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)$(call heal,.venv-lake)$(call heal,.venv-sdks)
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -113,6 +114,9 @@ api: .venv-api/.installed ## what docs/openapi.yaml says, asked of a running ser
 manifests: .venv-api/.installed ## deploy/kubernetes against the schemas of Kubernetes, old and new
 	@.venv-api/bin/python -m tests.check_manifests
 
+lake: .venv-lake/.installed ## hours to Iceberg, and by Spark (needs Java 17 or newer)
+	@.venv-lake/bin/python -m pytest -m lake --timeout=0 -o faulthandler_timeout=0 tests/lake
+
 sdks: .venv-sdks/.installed tests/sdks/node_modules/.installed ## every SDK there is a route for, from its registry, against a real server (needs Node, Chromium)
 	@.venv-sdks/bin/python -m tests.sdks
 
@@ -171,8 +175,9 @@ lock: ## write the lock files anew from pyproject.toml and tests/sdks/package.js
 	@$(UV_COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra bench --output-file requirements-bench.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra api --output-file requirements-api.lock
+	@$(UV_COMPILE) --constraints requirements-dev.lock --extra dev --extra lake --extra spark --output-file requirements-lake.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra sdks --output-file requirements-sdks.lock
 	@npm --prefix tests/sdks update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel error
 
 clean: ## remove what the other targets made, never ./data
-	@rm -rf .venv .venv-bench .venv-api .venv-sdks tests/sdks/node_modules tests/browser/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-api .venv-lake .venv-sdks tests/sdks/node_modules tests/browser/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis

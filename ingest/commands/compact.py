@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ingest.config import Settings
-    from ingest.lake import Engine, Lake
+    from ingest.lake import Compactor, Engine, Patient, Shelf
+    from ingest.lake import Verdict as Told
 
 DONE: Final = 0
 OPEN: Final = 1
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `compact` takes."""
     parser.add_argument("--hour", required=True, metavar="HOUR", help=FORM)
     parser.add_argument("--engine", choices=["duckdb"], default="duckdb", help="what makes the rows; default: duckdb")
+    parser.add_argument("--table", choices=["iceberg"], help="commit to a table, through PyIceberg")
+    parser.add_argument("--catalog", default="default", metavar="NAME", help="PyIceberg's catalog; default: default")
+    parser.add_argument(
+        "--name", type=_table_name, default="estat.events", metavar="NAMESPACE.TABLE", help="default: estat.events"
+    )
     parser.add_argument("--force", action="store_true", help="also an hour that is open, or has lost events")
     parser.add_argument("--memory", type=_mebibytes, metavar="MIB", help="what DuckDB may take; default: 256")
     parser.add_argument("--local", type=Path, metavar="DIR", help="holds copies while they are read; default: TMPDIR")
@@ -66,9 +72,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     except ValueError as error:
         report.say(f"--hour: {error}")
         return WRONG_WORDS
-    if find_spec(arguments.engine) is None:
-        report.say(f"{arguments.engine} is not installed: pip install 'estat-ingest[lake]'")
-        return FAILED
+    for module in (arguments.engine, *(("pyiceberg",) if arguments.table else ())):
+        if find_spec(module) is None:
+            report.say(f"{module} is not installed: pip install 'estat-ingest[lake]'")
+            return FAILED
     return interrupt.run(_run(arguments, settings, hours, report))
 
 
@@ -78,25 +85,31 @@ async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequenc
     with ThreadPoolExecutor(4) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
         try:
-            from ingest.lake import Lake, Patient, Recipe
+            from ingest.lake import Compactor, Looking, Patient, Recipe
 
             if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
                 report.say(f"STORE_DIR {settings.store_dir.absolute()} is not there")
                 return FAILED
-            lake = Lake(
-                Patient(store),
+            patient = Patient(store)
+            by = Compactor(
+                patient,
                 fs,
                 settings.raw_prefix,
                 settings.compact_prefix,
                 Recipe.of(settings.body_format),
                 _engine(arguments, settings),
+                _shelf(arguments, settings, patient),
                 (arguments.local or usual_base()).absolute(),
             )
 
+            looking = Looking(settings, store, report.say)
+
             async def verdict(hour: Hour) -> Verdict:
+                if settings.manifests:
+                    return by_manifests(await looking.verdict(hour.path))
                 return by_the_clock(hour, settings, time.time())
 
-            return await compact_hours(lake, hours, report, verdict, force=arguments.force)
+            return await compact_hours(by, hours, report, verdict, force=arguments.force)
         except StorageError as error:
             report.say(str(error))
             return FAILED
@@ -105,7 +118,7 @@ async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequenc
 
 
 async def compact_hours(
-    lake: Lake,
+    by: Compactor,
     hours: Sequence[Hour],
     report: Report,
     verdict: Callable[[Hour], Awaitable[Verdict]],
@@ -116,15 +129,15 @@ async def compact_hours(
     told: list[dict[str, Any]] = []
     with progress("compact", len(hours), unit="hour") as show:
         for number, hour in enumerate(hours, 1):
-            told.append(await _compact(lake, hour, report, verdict, force=force))
+            told.append(await _compact(by, hour, report, verdict, force=force))
             if len(hours) > 1:
                 show(number)
+    from ingest.lake import EngineError, sweep
+
     swept, code = 0, max((row["exit"] for row in told), key=_GRAVITY.index)
     try:
-        from ingest.lake import sweep
-
-        swept = await sweep(lake, [row["hour"] for row in told])
-    except StorageError as error:
+        swept = await sweep(by, [row["hour"] for row in told])
+    except (StorageError, EngineError) as error:
         report.say(f"not swept: {error}")
         code = FAILED
     published = [row for row in told if row["result"] == "published"]
@@ -136,7 +149,7 @@ async def compact_hours(
 
 
 async def _compact(
-    lake: Lake,
+    by: Compactor,
     hour: Hour,
     report: Report,
     verdict: Callable[[Hour], Awaitable[Verdict]],
@@ -155,11 +168,16 @@ async def _compact(
         if judged.code != DONE and not force:
             return row(judged.code, "open" if judged.code == OPEN else "differs", judged.why)
         began = time.monotonic()
-        done = await compact(lake, hour.path, force=force)
+        done = await compact(by, hour.path, force=force)
     except Differs as error:
         return row(DIFFERS, "differs", str(error))
     except (StorageError, EngineError, Contended, OSError) as error:
         return row(FAILED, "failed", str(error))
+    except ExceptionGroup as group:
+        errors = group.subgroup(StorageError)
+        if errors is None:
+            raise
+        return row(FAILED, "failed", str(errors.exceptions[0]))
     for key in done.strange:
         report.say(f"{key}: it is left out, because no collector makes such a key")
     made = done.generation
@@ -176,6 +194,18 @@ async def _compact(
     )
 
 
+def by_manifests(told: Told) -> Verdict:
+    """Judge an hour by what `reconcile` says of it."""
+    more = "`reconcile` tells all, and --force goes on"
+    if told.findings:
+        kind, key, says = told.findings[0]
+        return Verdict(DIFFERS, f"{told.hour} differs: {kind.value} {key}: {says}; {more}")
+    if told.still_open:
+        instance, why = told.still_open[0]
+        return Verdict(OPEN, f"{told.hour} is open: {instance or '-'}: {why}; {more}")
+    return Verdict(DONE)
+
+
 def by_the_clock(hour: Hour, settings: Settings, now: float) -> Verdict:
     """Judge an hour by the time alone: for stores in which nobody keeps manifests."""
     left = hour.end + settings.flush_interval + LEEWAY - now
@@ -189,6 +219,22 @@ def _engine(arguments: argparse.Namespace, settings: Settings) -> Engine:
 
     memory: int = arguments.memory or MEMORY
     return DuckDB(settings.body_format, memory)
+
+
+def _shelf(arguments: argparse.Namespace, settings: Settings, patient: Patient) -> Shelf:
+    from ingest.lake import Pointers
+    from ingest.lake.iceberg import Table
+
+    if arguments.table is None:
+        return Pointers(patient, settings.compact_prefix)
+    base = f"s3://{settings.raw_bucket}" if settings.raw_bucket else settings.store_dir.absolute().as_uri()
+    return Table(arguments.catalog, arguments.name, base)
+
+
+def _table_name(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")) or "." not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE.TABLE")
+    return text
 
 
 def _mebibytes(text: str) -> int:

@@ -1,15 +1,17 @@
 """The reader's end, which no collector ever loads: whether an hour is complete, and whole hours as Parquet."""
 
-from ingest.lake.compact import Contended, Done, Lake, Result, compact
+from ingest.lake.compact import Compactor, Contended, Done, Result, compact
 from ingest.lake.engine import Engine, EngineError
 from ingest.lake.generation import Generation, Recipe, decode, pointer_key
 from ingest.lake.judging import Finding, Kind, Open, Seen, Verdict, judge
 from ingest.lake.looking import Looking
 from ingest.lake.patience import Patient
+from ingest.lake.shelf import Pointers, Shelf
 from ingest.lake.sources import Differs
 from ingest.lake.sweep import sweep
 
 __all__ = [
+    "Compactor",
     "Contended",
     "Differs",
     "Done",
@@ -18,13 +20,14 @@ __all__ = [
     "Finding",
     "Generation",
     "Kind",
-    "Lake",
     "Looking",
     "Open",
     "Patient",
+    "Pointers",
     "Recipe",
     "Result",
     "Seen",
+    "Shelf",
     "Verdict",
     "compact",
     "decode",

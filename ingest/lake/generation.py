@@ -1,8 +1,9 @@
 """The pointer of an hour: one small document that says which files are the hour.
 
 Owns its form and its place, `<COMPACT_PREFIX>/_hours/dt=…/hr=….json`, and where the files lie that it names,
-`<COMPACT_PREFIX>/_parts/<random run>/YYYY-MM-DD-HH/`. A folder of parts belongs to one run and is never used again. No
-part of its path looks like a partition's, because readers would take `dt` and `hr` from there, as other types.
+`<COMPACT_PREFIX>/_parts/<random run>/YYYY-MM-DD-HH/` (`_table` for those of a table). A folder of parts belongs to one
+run and is never used again. No part of its path looks like a partition's, because readers would take `dt` and `hr` from
+there, as other types.
 Promises that what `encode` writes `decode` reads, and that a document of a later form is an error, not a guess.
 Never touches a store.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 HOURS: Final = "_hours"
 PARTS: Final = "_parts"
+TABLE: Final = "_table"
 PARQUET: Final = "application/vnd.apache.parquet"
 JSON: Final = "application/json"
 
@@ -121,15 +123,15 @@ def pointer_key(prefix: str, hour: str) -> str:
     return f"{prefix}/{HOURS}/{hour}.json"
 
 
-def part_key(prefix: str, run: str, hour: str, number: int) -> str:
+def part_key(prefix: str, folder: str, run: str, hour: str, number: int) -> str:
     """Return where a part of a run is."""
-    return f"{prefix}/{PARTS}/{run}/{'-'.join(of_partition(hour))}/part-{number:05d}.parquet"
+    return f"{prefix}/{folder}/{run}/{'-'.join(of_partition(hour))}/part-{number:05d}.parquet"
 
 
-def hour_of_part(prefix: str, key: str) -> str | None:
+def hour_of_part(prefix: str, folder: str, key: str) -> str | None:
     """Return the hour that a part is of; None if it is no part."""
     found = re.fullmatch(
-        rf"{re.escape(prefix)}/{PARTS}/[0-9a-f]{{16}}/([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})-([0-9]{{2}})/part-[0-9]{{5,}}\.parquet",
+        rf"{re.escape(prefix)}/{folder}/[0-9a-f]{{16}}/([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})-([0-9]{{2}})/part-[0-9]{{5,}}\.parquet",
         key,
     )
     return f"dt={found[1]}/hr={found[2]}" if found else None

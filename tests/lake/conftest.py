@@ -21,6 +21,7 @@ def store_dir(tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("STORE_DIR", str(folder))
+    monkeypatch.setenv("MANIFESTS", "false")  # the clock decides, but where a test sets it
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("ingest.telemetry.log.configure", lambda _: None)

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Final
 
 from ingest import __main__
-from ingest.lake import embedded
+from ingest.lake import embedded, iceberg
 from ingest.store.directory import DirectoryStore
 from ingest.store.s3 import S3Store
 
@@ -23,11 +23,13 @@ POINTS: Final = {
     "fetched": ("get", "raw/", "after"),
     "rows_begin": ("write", "", "before"),
     "rows_written": ("write", "", "after"),
-    "part_put_begins": ("replace", "raw_parquet/_parts/", "before"),
-    "part_put": ("replace", "raw_parquet/_parts/", "after"),
+    "part_put_begins": ("replace", ("raw_parquet/_parts/", "raw_parquet/_table/"), "before"),
+    "part_put": ("replace", ("raw_parquet/_parts/", "raw_parquet/_table/"), "after"),
     "publish_begins": ("replace", "raw_parquet/_hours/", "before"),
     "published": ("replace", "raw_parquet/_hours/", "after"),
     "sweep_begins": ("listing", "raw_parquet/_parts/", "before"),
+    "commit_begins": ("_publish", "", "before"),
+    "committed": ("_publish", "", "after"),
     "swept_one": ("delete", "raw_parquet/_parts/", "after"),
 }
 
@@ -42,10 +44,11 @@ def main() -> int:
             os.write(2, f"died at {point}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if call == "write":
-        plain = embedded.DuckDB.write
+    if call in ("write", "_publish"):
+        owner = embedded.DuckDB if call == "write" else iceberg.Table
+        plain = getattr(owner, call)
 
-        def write(self, *arguments):
+        def wrapped(self, *arguments):
             if when == "before":
                 die("")
             result = plain(self, *arguments)
@@ -53,7 +56,7 @@ def main() -> int:
                 die("")
             return result
 
-        embedded.DuckDB.write = write
+        setattr(owner, call, wrapped)
     else:
         for store in (DirectoryStore, S3Store):
             _wrap(store, call, when, die)

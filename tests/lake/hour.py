@@ -75,3 +75,8 @@ def numbers(store_dir: Path) -> list[int]:
 
 def all_bytes(count: int = 256) -> str:
     return base64.b64encode(bytes(range(count))).decode()
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """The environment of a run over `folder / "objects"`, where nobody keeps manifests."""
+    return {"STORE_DIR": str(folder / "objects"), "MANIFESTS": "false", "TMPDIR": str(folder / "scratch")}

@@ -15,7 +15,7 @@ from ingest.commands.compact import DIFFERS, FAILED, OPEN
 from ingest.disk import Filesystem, StorageError
 from ingest.format import codec
 from ingest.format.record import KEYS
-from ingest.lake import Contended, Lake, Patient, Recipe, Result, sweep
+from ingest.lake import Compactor, Contended, Patient, Pointers, Recipe, Result, sweep
 from ingest.lake import compact as compact_hour
 from ingest.lake.embedded import DuckDB
 from ingest.lake.generation import Inputs, Source
@@ -235,12 +235,19 @@ class Race:
         self.store.clock = lambda: self.now
         self.local = tmp_path
 
-    def lake(self, store=None, engine=None) -> Lake:
+    def lake(self, store=None, engine=None, **more) -> Compactor:
         patient = Patient(store or self.store, (0.0, 0.0))
-        recipe = Recipe.of("text")
-        local = self.local
-        return Lake(
-            patient, Filesystem(), "raw", "lake", recipe, engine or DuckDB("text", threads=1), local, lambda: self.now
+        return Compactor(
+            patient,
+            Filesystem(),
+            "raw",
+            "lake",
+            Recipe.of("text"),
+            engine or DuckDB("text", threads=1),
+            Pointers(patient, "lake"),
+            self.local,
+            lambda: self.now,
+            **more,
         )
 
     def put(self, number, lines) -> None:
@@ -348,10 +355,8 @@ def test_a_run_that_took_longer_than_a_day_publishes_nothing(race):
     """By then its parts may be swept."""
     race.put(1, numbered(0, 3))
     passed = iter([0.0, 24 * 3600.0 + 1])
-    lake = race.lake()
-    object.__setattr__(lake, "monotonic", lambda: next(passed))
     with pytest.raises(Contended):
-        asyncio.run(compact_hour(lake, HOUR))
+        asyncio.run(compact_hour(race.lake(monotonic=lambda: next(passed)), HOUR))
     assert f"lake/_hours/{HOUR}.json" not in race.store.objects
 
 
