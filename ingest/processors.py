@@ -28,7 +28,7 @@ def _quotas(groups: Path, ours: Path) -> Iterator[float]:
     """Yield every quota that holds for us, in processors."""
     lines: list[str] = []
     with suppress(OSError):
-        lines = ours.read_text().splitlines()
+        lines = ours.read_text(errors="surrogateescape").splitlines()
     for line in lines:
         _, controllers, path = line.split(":", 2)
         here = Path(path.lstrip("/"))

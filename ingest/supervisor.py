@@ -21,6 +21,7 @@ serves; and with the code of the last one if none has served for START_SECONDS.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from ingest import shared_page
 from ingest.shared_page import SharedPage
@@ -151,7 +152,11 @@ def supervise(opening: Callable[[socket.socket], None]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     log.start(plan.service, plan.log_level, pretty=plan.log_pretty)
-    code = Supervisor(plan, sockets).run()
+    try:
+        supervisor = Supervisor(plan, sockets)
+    except OSError as error:
+        _refuse(f"WORKERS: cannot supervise {plan.workers}: {error.strerror or error}")
+    code = supervisor.run()
     log.finish()
     os._exit(code)
 
@@ -173,11 +178,19 @@ def receive(opening: Callable[[socket.socket], None]) -> tuple[Plan | None, list
         told = json.loads(message)
         while len(sockets) < told["for_operators"] + told["workers"] * told["for_events"]:
             ours.settimeout(START_SECONDS)
-            _, more, _, _ = socket.recv_fds(ours, 1, _DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC)
+            piece, more, _, _ = socket.recv_fds(ours, 1, _DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC)
+            if not piece:  # the kernel leaves out those for which we have no room, and says no word
+                _refuse(f"WORKERS: cannot supervise {told['workers']}: {os.strerror(errno.EMFILE)}")
             sockets += more
     os.waitpid(child, 0)
     plan = Plan(**told)
     return (plan if plan.workers > 1 else None), sockets
+
+
+def _refuse(problem: str) -> NoReturn:
+    sys.stderr.write(f"{problem}\n")
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _open(opening: Callable[[socket.socket], None], to: socket.socket) -> None:

@@ -30,6 +30,7 @@ MANY = 1 << 10
         ),
         ("0::/task\n", {"task/cpu.max": "nonsense"}, MANY),
         ("0::/task\n", {}, MANY),
+        ("1:name=\udcff:/\udcff\n0::/task\n", {"task/cpu.max": "200000 100000"}, 2),
         (None, {}, MANY),
     ],
 )
@@ -40,7 +41,7 @@ def test_the_count_is_the_least_quota_in_whole_processors(tmp_path, monkeypatch,
         (tmp_path / name).write_text(text + "\n")
     file = tmp_path / "ours"
     if ours is not None:
-        file.write_text(ours)
+        file.write_bytes(os.fsencode(ours))
     assert processors.count(tmp_path, file) == count
 
 

@@ -146,6 +146,33 @@ def test_what_an_operator_can_mend_is_said_once_and_exits_with_2(tmp_path, env, 
     assert re.fullmatch(line, said)
 
 
+@pytest.mark.parametrize("limit", [66, 70])
+def test_too_few_descriptors_for_all_workers_are_said_once_and_exit_with_2(tmp_path, limit):
+    run = subprocess.run(
+        ["bash", "-c", f'ulimit -n {limit}; exec "$@"', "bash", *SERVE],
+        cwd=tmp_path, env=bare_environment({"WORKERS": "64", "HTTP_ADDR": "127.0.0.1:0"}, measured=False),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    (said,) = run.stderr.splitlines()
+    assert re.fullmatch(r"(HTTP_ADDR: cannot listen on .*|WORKERS: cannot supervise 64): Too many open files", said)
+
+
+FEWER = """
+from ingest import supervisor
+plan = supervisor.Plan(2, 0, 0, "s", "info", False, None, 0, 1)
+supervisor.receive(lambda to: supervisor.send(to, plan, [1]))
+"""
+
+
+def test_sockets_that_do_not_arrive_end_the_supervisor_and_not_its_patience(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", FEWER],
+        cwd=tmp_path, env=bare_environment({}), capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (2, "WORKERS: cannot supervise 2: Too many open files\n")
+
+
 def test_a_worker_that_cannot_use_its_disk_ends_the_supervisor_with_2(collectors):
     collector = collectors({**TWO, "DLQ_DIR": "/proc/none"}).spawn()
     assert collector.wait(30) == 2
