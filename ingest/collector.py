@@ -34,7 +34,7 @@ from ingest.delivery import Drain, Uploader
 from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
-from ingest.ledger import Closing, Ledger, Post, Side, Writing, is_of_ledger
+from ingest.ledger import Closing, Ledger, Post, Side, Writing, is_of_ledger, is_strange
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import About, Books, Budget, Metrics, Place, StoreHealth, Story
@@ -237,7 +237,7 @@ class Collector:
 
     async def _look_after(self, base: Path, lane: Lane, place: Backlog | Spool) -> None:
         # Without manifests nobody would ever have done with a ledger that an earlier process has left.
-        passes_over = _nothing if self._settings.manifests else is_of_ledger
+        passes_over = is_strange if self._settings.manifests else is_of_ledger
         adoption = Adoption(self._world.fs, base, lane, place, passes_over=passes_over)
         await place.scan()
         if place.files:
@@ -392,10 +392,6 @@ class Collector:
         gauges.refused_files = lambda: uploader.aside.refused
         gauges.backlog_files = lambda: backlog.files
         gauges.backlog_bytes = lambda: backlog.size
-
-
-def _nothing(_: Path) -> bool:
-    return False
 
 
 def _take_slot(variable: str, fs: Filesystem, base: Path) -> Slot:

@@ -17,6 +17,8 @@ import re
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ingest.format.keys import parse_key
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -74,6 +76,10 @@ def parse(line: bytes) -> Entry | None:
     if found is None:
         return None
     key = found[1]
+    try:
+        parse_key(key)
+    except ValueError:
+        return None
     if found["events"] is not None:
         return Entry(key, int(found["events"]), int(found["size"]), int(found["crc"], 16), stored=True)
     if found["reason"] is not None:

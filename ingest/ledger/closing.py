@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.format import KeyFactory
-    from ingest.format.ledger import Fate
+    from ingest.format.ledger import Entry, Fate
     from ingest.ledger.files import File
     from ingest.ledger.post import Post
     from ingest.ledger.sides import Side, Slot
@@ -229,7 +229,15 @@ class Closing:
             return ""
         if any(file.path in side.ledger.forgotten for side, file in files):
             return LOST_LINES
-        fates = self._ours(ledger.settle([line for side, file in files for line in await side.entries([file.path])]))
+        if not self._post.is_due:  # nothing is read for a document that may not be put
+            return NOT_TOLD
+        lines: list[Entry] = []
+        for side, file in files:
+            read = await side.entries([file.path])
+            if read is None:
+                return NOT_READ
+            lines += read
+        fates = self._ours(ledger.settle(lines))
         found = sum((fate.stored.events if fate.stored else 0) + sum(fate.dropped.values()) for fate in fates.values())
         if found != mine.accepted and not mine.doubted:
             mine.doubted = True
@@ -295,9 +303,16 @@ class Closing:
                 continue
             if estate.told.get(file.hour) == file.size:
                 continue
+            if not self._post.is_due:  # nothing is read for a document that may not be put
+                untold[file.hour] = NOT_TOLD
+                continue
             if numbers is None:
                 numbers = await self._numbers(side, hours)
-            fates = self._ours(ledger.settle(await side.entries([file.path])))
+            lines = await side.entries([file.path])
+            if numbers is None or lines is None:
+                untold[file.hour] = NOT_READ
+                continue
+            fates = self._ours(ledger.settle(lines))
             generation = estate.generations.get(file.hour, 0) + 1
             body = manifest.manifest(
                 instance=instance,
@@ -341,10 +356,15 @@ class Closing:
             why=IN_MEMORY if in_memory else "",
         )
 
-    async def _numbers(self, side: Side, files: Iterable[File]) -> dict[str, list[int]]:
-        return {
-            file.hour: [parse_key(entry.key).sequence for entry in await side.entries([file.path])] for file in files
-        }
+    async def _numbers(self, side: Side, files: Iterable[File]) -> dict[str, list[int]] | None:
+        """Return the numbers of each hour; None if one cannot be read: who closes another would call them missing."""
+        numbers: dict[str, list[int]] = {}
+        for file in files:
+            lines = await side.entries([file.path])
+            if lines is None:
+                return None
+            numbers[file.hour] = [parse_key(line.key).sequence for line in lines]
+        return numbers
 
     async def _drop_old(self, side: Side, files: Iterable[File]) -> None:
         old = [file for file in files if self._now() - self._start_of(file.hour) > LONGEST_KEPT]

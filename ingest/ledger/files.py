@@ -18,13 +18,16 @@ removal of the object's file. Blocking, and for the thread of one lane.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from contextlib import suppress
+from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from ingest.disk import StorageError, make_dirs, read_file
+from ingest.disk import StorageError, is_folder, make_dirs, read_file
 from ingest.disk.append import append
 from ingest.format import ledger, parse_key
 
@@ -41,6 +44,11 @@ KEPT_MAX: Final = 10_000
 TAIL: Final = 4096
 
 STARTED: Final = "started"
+
+_NAME: Final = re.compile(
+    rf"(?:{STARTED}|dt=(?P<day>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})_hr=(?P<hour>[01][0-9]|2[0-3]))"
+    r"_(?P<instance>[A-Za-z0-9-]+-[0-9a-f]{16})"
+)
 
 log = structlog.get_logger()
 
@@ -110,24 +118,23 @@ class Ledger:
         folder = root / FOLDER
         found = []
         for path in self._names(folder):
+            name = _parsed(path.name)
+            if name is None:
+                continue
             try:
                 size = self._fs.stat(path).st_size
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise StorageError.of("stat", path, error) from error
-            word, _, rest = path.name.partition("_")
-            hour, _, instance = rest.partition("_")
-            if word == STARTED:
-                found.append(File(path, rest, "", size))
-            elif instance:
-                found.append(File(path, instance, f"{word}/{hour}", size))
+            hour, instance = name
+            found.append(File(path, instance, hour, size))
         # Lines that wait in memory are of a file that may not be there yet.
         known = {file.path for file in found}
         for path in self._kept.keys() - known:
-            if path.parent == folder:
-                day, hour, instance = path.name.split("_", 2)
-                found.append(File(path, instance, f"{day}/{hour}", 0))
+            name = _parsed(path.name)
+            if path.parent == folder and name is not None:
+                found.append(File(path, name[1], name[0], 0))
         if not found:
             self._settled.add(root)
         return sorted(found)
@@ -201,6 +208,9 @@ class Ledger:
     def _append(self, path: Path, lines: bytes) -> None:
         size = self._sizes.get(path)
         if size is None:
+            if not is_folder(self._fs, path.parent.parent):
+                # Somebody removed the slot, or its volume is not mounted: nobody holds what would be made in its place.
+                raise StorageError.of("write", path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
             make_dirs(self._fs, path.parent, path.parent.parent, sync=self._sync)
         fd = self._fs.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
@@ -247,9 +257,27 @@ class Ledger:
 
 def path_of(root: Path, key: str) -> Path:
     """Return the file of a slot's ledger that tells of a key."""
+    return root / FOLDER / _name_for(key)
+
+
+def _name_for(key: str) -> str:
     parsed = parse_key(key)
     day, hour = parsed.partition.split("/")
-    return root / FOLDER / f"{day}_{hour}_{parsed.instance}"
+    return f"{day}_{hour}_{parsed.instance}"
+
+
+def _parsed(name: str) -> tuple[str, str] | None:
+    """Return hour and instance of a file of ours, no hour if it says that a process has begun; None of any other."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    if found["day"] is None:
+        return "", found["instance"]
+    try:
+        date.fromisoformat(found["day"])
+    except ValueError:
+        return None
+    return f"dt={found['day']}/hr={found['hour']}", found["instance"]
 
 
 def is_of_ledger(path: Path) -> bool:
@@ -257,7 +285,13 @@ def is_of_ledger(path: Path) -> bool:
     return path.parent.name == FOLDER
 
 
+def is_strange(path: Path) -> bool:
+    """Tell whether a path lies where ledgers are and is none: it is no reason to hold a slot."""
+    return is_of_ledger(path) and _parsed(path.name) is None
+
+
 def entries_in(fs: Filesystem, path: Path) -> list[Entry]:
-    """Read one file; `OSError` passes. A line that is none of ours, or has no end, is passed over."""
+    """Read one file; `OSError` passes. A line that is none of ours or of this file, or has no end, is passed over."""
     *lines, _ = read_file(fs, path).split(b"\n")
-    return [entry for entry in map(ledger.parse, lines) if entry is not None]
+    found = (entry for entry in map(ledger.parse, lines) if entry is not None)
+    return [entry for entry in found if _name_for(entry.key) == path.name]

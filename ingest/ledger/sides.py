@@ -7,11 +7,15 @@ line in the ledger that is read after it. Never touches a disk on the loop.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+
+from ingest.disk import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from pathlib import Path
 
     from ingest.disk import Lane
     from ingest.format.ledger import Entry
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from ingest.spool import Held
 
 WAIT: Final = 10.0
+
+log = structlog.get_logger()
 
 
 class Slot(NamedTuple):
@@ -37,7 +43,7 @@ class Slot(NamedTuple):
 class Side:
     """See the module's text. `held` tells of each slot what waits in it, the first one is this process's own."""
 
-    __slots__ = ("_held", "_lane", "ledger", "on_settled", "place")
+    __slots__ = ("_held", "_lane", "_told", "ledger", "on_settled", "place")
 
     def __init__(
         self,
@@ -53,16 +59,30 @@ class Side:
         """Called when the ledger of a slot was removed: it may be let go."""
         self._lane = lane
         self._held = held
+        self._told: set[Path] = set()
+        """Slots and files of ledgers that could not be read, from the line about one until it can be."""
 
     async def look(self) -> list[Slot]:
         """Look at every slot; `StorageError` if the disk does not answer."""
         held = await self._held()
         found = await self._lane.run(self._list, list(held), within=WAIT)
-        return [Slot(root, held[root], files) for root, files in found.items()]
+        return [
+            Slot(root, held[root] if files is not None else held[root]._replace(sure=False), files or [])
+            for root, files in found.items()
+        ]
 
-    async def entries(self, paths: Iterable[Path]) -> list[Entry]:
-        """Read files of a ledger; `StorageError`: nothing is known of them."""
-        return await self._lane.run(self.ledger.entries, list(paths), within=WAIT)
+    async def entries(self, paths: Iterable[Path]) -> list[Entry] | None:
+        """Read files of a ledger; None, and told once, if one cannot be read, `StorageError` if nothing can be."""
+        paths = list(paths)
+        try:
+            found = await self._lane.run(self.ledger.entries, paths, within=WAIT)
+        except StorageError as error:
+            if error.errno is None:
+                raise
+            self._complain(Path(error.subject), error)
+            return None
+        self._told.difference_update(paths)
+        return found
 
     async def said(self, path: Path) -> bytes:
         """Read what a process said when it began."""
@@ -77,6 +97,21 @@ class Side:
         """Leave word in a slot that a process has begun; False if the disk does not take it."""
         return await self._lane.run(self.ledger.begin, root, instance, said, within=WAIT)
 
-    def _list(self, roots: list[Path]) -> dict[Path, list[File]]:
+    def _list(self, roots: list[Path]) -> dict[Path, list[File] | None]:
         self.ledger.write_kept()
-        return {root: self.ledger.files(root) for root in roots}
+        return {root: self._files(root) for root in roots}
+
+    def _files(self, root: Path) -> list[File] | None:
+        """List the ledger of one slot; None, and told once, if it cannot be read: that keeps no other slot waiting."""
+        try:
+            files = self.ledger.files(root)
+        except StorageError as error:
+            self._complain(root, error)
+            return None
+        self._told.discard(root)
+        return files
+
+    def _complain(self, path: Path, error: StorageError) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            log.warning("ledger_not_read", path=str(path), error=str(error), hint=error.hint)

@@ -353,3 +353,43 @@ def test_the_ledger_of_an_hour_goes_some_hours_after_it_was_told(world):
 def test_a_name_of_another_kind_is_none_of_ours(name):
     assert parse_name(PREFIX, f"{PREFIX}/{name}") is None
     assert orjson.loads(manifest.abandoned(instance="h-0", at=1, hour=None, why="w"))["why"] == "w"
+
+
+STRANGE = ("a_b_c", ".nfs0000_00001_2", "dt=2025-99-01_hr=00_h-0123456789abcdef", "dt=2025-12-03_hr=24_x", "started_")
+
+
+def test_whatever_lies_where_ledgers_are_ends_no_process_and_keeps_no_hour_open(world):
+    one = world()
+    first, second = one.start(), one.start()
+    send(second)
+    one.kill(second)
+    (line,) = [path for path in ledgers(one) if second.token in path.name and "dt=" in path.name]
+    line.write_bytes(b"x void\n" + line.read_bytes() + b"\xff\n")
+    for name in STRANGE:
+        for folder in {path.parent for path in ledgers(one)}:
+            (folder / name).write_bytes(b"x void\n")
+    one.advance(60)
+    send(first)
+    one.advance(HOUR + 60)
+    assert told(one) == keys(one)
+    assert (first.dlq.adopted, first.backlog.adopted) == (0, 0)
+    one.advance(120)
+    assert (first.dlq.adopted, first.backlog.adopted) == (0, 0), "what is strange is no reason to hold a slot"
+    first.stop()
+    assert {path.name for path in ledgers(one)} <= set(STRANGE)
+
+
+@pytest.mark.parametrize("operation", ["listdir", "stat", "read"])
+def test_a_ledger_that_cannot_be_read_keeps_no_other_hour_open_and_is_told_in_the_end(world, operation):
+    one = world()
+    first, second = one.start(), one.start()
+    send(second)
+    one.kill(second)
+    its = f"/{second.journal_slot.number}/.ledger"
+    one.fs.on(operation, when=lambda path: its in str(path)).fail(errno.EIO)
+    send(first)
+    one.advance(HOUR + 60)
+    assert told(one) == [key for key in keys(one) if first.token in key]
+    one.heal()
+    one.advance(60)
+    assert told(one) == keys(one)

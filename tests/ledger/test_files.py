@@ -167,8 +167,9 @@ def test_a_torn_line_is_cut_off_before_the_next_one_is_written(tmp_path, torn):
 
 
 def test_a_line_that_note_returned_for_survives_a_power_cut_with_its_name(tmp_path):
-    fs = CrashableDisk(tmp_path)
     slot = tmp_path / "0"
+    slot.mkdir()
+    fs = CrashableDisk(tmp_path)
     for number in (1, 2):
         told = Ledger(fs, sync=True)
         told.note(slot, ledger.stored(key(number), 3, body(3)))
@@ -178,6 +179,7 @@ def test_a_line_that_note_returned_for_survives_a_power_cut_with_its_name(tmp_pa
 
 def test_a_line_whose_sync_failed_is_written_anew(tmp_path):
     """The kernel may have dropped it, and calls the next sync a success."""
+    (tmp_path / "0").mkdir()
     fs = CrashableDisk(tmp_path)
     told = Ledger(fs, sync=True)
     fs.on("fdatasync", times=1).fail(errno.EIO)
@@ -186,3 +188,23 @@ def test_a_line_whose_sync_failed_is_written_anew(tmp_path):
     told.write_kept()
     fs.crash(lambda _: 0)
     assert [entry.key for entry in entries_in(fs, path_of(tmp_path / "0", key(1)))] == [key(1)]
+
+
+def test_a_slot_that_was_removed_is_not_made_anew_by_its_ledger(tmp_path):
+    """Nobody would hold it, and its volume may only be away."""
+    told = Ledger(Disk(), sync=False)
+    told.note(tmp_path / "0", ledger.void(key(1)))
+    assert (told.waiting, list(tmp_path.iterdir())) == (1, [])
+    (tmp_path / "0").mkdir()
+    told.write_kept()
+    assert [entry.key for entry in entries_in(Disk(), path_of(tmp_path / "0", key(1)))] == [key(1)]
+
+
+@pytest.mark.parametrize(
+    "line", [b"x void", b"raw/x 3 100 0000abcd", ledger.void(key(1).replace("hr=14", "hr=15")).strip(), b"\xff" * 80]
+)
+def test_a_line_of_no_key_of_its_file_is_passed_over(tmp_path, line):
+    Ledger(Disk(), sync=False).note(tmp_path, ledger.void(key(1)))
+    path = path_of(tmp_path, key(1))
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert [entry.key for entry in entries_in(Disk(), path)] == [key(1)]
