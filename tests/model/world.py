@@ -223,9 +223,10 @@ class World:
         """Let time pass until the condition holds, for so long at most."""
         end = self.time.monotonic + seconds
         self.run()
-        while not condition() and self.time.monotonic < end:
+        # Asked once a step, because asking may change what holds: it sends an event, say.
+        while not (holds := condition()) and self.time.monotonic < end:
             self.advance(step)
-        return condition()
+        return holds
 
     def _see_who_died(self) -> None:
         if self.struck is not None:
