@@ -7,6 +7,7 @@ never removes the name of one.
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -67,6 +68,8 @@ class Worker:
         self._region = self._page.regions[int(region)]
         self._lifeline = int(lifeline)
         """The descriptor whose other end the supervisor has: it ends with it."""
+        for descriptor in (int(page), self._lifeline):
+            os.set_inheritable(descriptor, False)  # a helper for credentials has no use for it
         self.for_events = _sockets(for_events)
         self.for_operators = _sockets(for_operators)
         self._together: Together | None = None
