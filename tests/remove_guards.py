@@ -57,6 +57,7 @@ LAKE = "lake/test_compact.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
 LEDGER = "ledger/test_files.py::"
+CLOSING = "ledger/test_closing.py::"
 SOCKET = "disk/test_socket_file.py::"
 STORES = "store/test_conformance.py::"
 
@@ -402,6 +403,35 @@ GUARDS: tuple[Guard, ...] = (
         "            self._fs.truncate(fd, end)\n",
         "            pass\n",
         LEDGER + "test_a_torn_line_is_cut_off_before_the_next_one_is_written",
+    ),
+    # Hours that are complete.
+    _guard(
+        "an hour of which something waits is not told",
+        "ledger/closing.py",
+        "in_memory.get(hour) or self._waits(hour, seen) or await",
+        "await",
+        CLOSING + "test_an_hour_of_which_something_waits_is_open_and_says_so_until_it_is_stored",
+    ),
+    _guard(
+        "a slot with a file that cannot be read closes nothing",
+        "ledger/closing.py",
+        "            if not slot.held.sure:\n",
+        "            if False:\n",
+        CLOSING + "test_files_that_cannot_be_read_leave_their_hours_open",
+    ),
+    _guard(
+        "a slot is kept until what its process left is told",
+        "spool/backlog.py",
+        " and self._is_settled(slot.path):\n",
+        ":\n",
+        CLOSING + "test_a_slot_is_kept_until_what_its_process_left_is_told_and_then_let_go",
+    ),
+    _guard(
+        "a ledger that has grown since it was told stays",
+        "ledger/files.py",
+        "            if file.path in self._kept or self._sizes.get(file.path, file.size) != file.size:\n",
+        "            if False:\n",
+        LEDGER + "test_a_file_that_has_grown_since_it_was_listed_is_not_removed",
     ),
     # When the disk fails.
     _guard(

@@ -22,18 +22,20 @@ from ingest.commands.shelf import Shelf
 from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery
 from ingest.delivery.choice import choose
 from ingest.disk import Lane, Slot
-from ingest.format import codec, parse_key
-from ingest.ledger import Ledger, is_of_ledger
+from ingest.format import KeyFactory, codec, parse_key
+from ingest.ledger import Closing, Ledger, Post, Side, is_of_ledger
 from ingest.spool import Backlog, Letter, Places, Spool, Whereabouts
 from ingest.store import Head, Refusal, create_store
 from ingest.telemetry import DropReason, Metrics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ingest.commands.report import Report
     from ingest.config import Settings
     from ingest.disk import Filesystem
-    from ingest.spool import Waiting
-    from ingest.store import Outcome
+    from ingest.spool import Held, Waiting
+    from ingest.store import ObjectStore, Outcome
 
 
 MOST_TOLD: Final = 20
@@ -101,10 +103,15 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     unread += dead_journals.unread
     done = len(slots) + len(dead_journals.slots)
     found = done > 0
+    journals = dead_journals.slots
+    if settings.manifests:
+        # What a process has left to be told, though none of its files waits any more.
+        slots += Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most - done).slots
+        journals += Slot.adopt_free(fs, settings.journal_dir, at_most=at_most - done).slots
     metrics, aside = Metrics(), _Told()
-    if found:
+    if slots or journals:
         slots = slots or [Slot.take_first_free(fs, settings.dlq_dir)]  # a spool has one of its own
-        await _recover(fs, settings, slots, dead_journals.slots, metrics, aside, hour, what)
+        await _recover(fs, settings, slots, journals, metrics, aside, hour, what)
     left = Shelf(fs, settings, hour, free_only=True)
     groups = list(left.measured())
     files, events = sum(map(len, groups)), sum(letter.events for group in groups for letter in group)
@@ -166,9 +173,10 @@ async def _recover(
     token = secrets.token_hex(8)
     with ThreadPoolExecutor(2) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
-        note = Ledger(fs, sync=settings.durability == "fsync", kept=settings.manifests).note
-        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=token, note=note)
-        backlog = Backlog(fs, None, metrics, lane, executor, places, token=token, note=note)
+        told = Ledger(fs, sync=settings.durability == "fsync", kept=settings.manifests)
+        note, is_settled = told.note, told.is_settled
+        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=token, note=note, is_settled=is_settled)
+        backlog = Backlog(fs, None, metrics, lane, executor, places, token=token, note=note, is_settled=is_settled)
         try:
             await store.start()
             await backlog.adopt(dead_journals)
@@ -195,6 +203,8 @@ async def _recover(
                 )
                 course.enter(Phase.HURRYING)
                 await recovery.run()
+            if settings.manifests:
+                await _close_hours(settings, store, metrics, lane, told, dlq, backlog, token)
         finally:
             dlq.close()
             backlog.close()
@@ -202,6 +212,30 @@ async def _recover(
                 slot.release()  # those that were not adopted, should the store not start
             lane.abandon()
             await store.close()
+
+
+async def _close_hours(
+    settings: Settings,
+    store: ObjectStore,
+    metrics: Metrics,
+    lane: Lane,
+    told: Ledger,
+    dlq: Spool,
+    backlog: Backlog,
+    token: str,
+) -> None:
+    """Tell of the hours of which nothing waits any more in these slots, as a server that recovered them would."""
+
+    async def held_in_journal() -> dict[Path, Held]:
+        return backlog.held()
+
+    keys = KeyFactory(settings.raw_prefix, settings.partition_tz, token=token)
+    post = Post(store, metrics, keys.instance, limit=settings.s3_timeout, clock=time.monotonic)
+    sides = (
+        Side("journal", lane, told, held_in_journal, backlog.release_emptied),
+        Side("dlq", lane, told, dlq.held, backlog.release_emptied),
+    )
+    await Closing(settings, keys, post, metrics, sides, in_memory=dict, refused=set).settle()
 
 
 def _tell(report: Report, what: str, causes: dict[str, str]) -> None:

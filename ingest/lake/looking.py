@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ingest.format import codec, manifest
 from ingest.lake.judging import Seen, Verdict, judge
+from ingest.lake.patience import Patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -31,7 +32,7 @@ class Looking:
 
     def __init__(self, settings: Settings, store: ObjectStore, say: Callable[[str], None]) -> None:
         self._settings = settings
-        self._store = store
+        self._store = Patient(store)
         self._say = say
         self._registry: dict[Name, dict[str, Any]] | None = None
         self._places = asyncio.Semaphore(AT_ONCE)

@@ -163,6 +163,16 @@ class Closing:
         self._is_over = True
         await self.look()
 
+    async def settle(self) -> None:
+        """Close what others have left in the slots that are held, and nothing else: for who takes no events."""
+        async with self._turn:
+            try:
+                for side in self._sides:
+                    for slot in await side.look():
+                        await self._close_theirs(side, slot)
+            except StorageError as error:
+                log.warning("hours_not_looked_at", error=str(error), hint=error.hint)
+
     async def look(self) -> None:
         """Make one round; a disk that does not answer ends it."""
         async with self._turn:

@@ -256,3 +256,22 @@ def test_s3_has_the_same_verdict(lake, capsys, monkeypatch, s3_server, bucket):
     client.delete_object(Bucket=bucket, Key=gone)
     code, text = reconcile(capsys, "--hour", hour(0), json_too=False)
     assert (code, f"missing: {gone}" in text) == (3, True)
+
+
+def test_replay_tells_the_hours_that_a_dead_process_left(lake, capsys, monkeypatch):
+    """Its volume came home by hand: nobody will ever recover its slots, and its hours are complete all the same."""
+    world = lake.world
+    process = world.start()
+    lake.send(process, batches=3)
+    world.store.fail_next(1)
+    lake.send(process, batches=1)
+    process.commit(2)
+    world.kill(process)
+    lake.lay()
+    code, (one,) = reconcile(capsys, "--hour", hour(0))
+    assert (code, [told["instance"] for told in one["open"]]) == (1, [process.collector.keys.instance])
+    monkeypatch.setenv("DLQ_DIR", str(world.root / "dlq"))
+    assert main(["dlq", "replay"]) == 0
+    assert not [path for path in world.root.rglob("*") if path.is_file() and path.name != "lock"]
+    code, (one,) = reconcile(capsys, "--hour", hour(0), "--deep")
+    assert (code, one["objects"], one["events"], one["findings"]) == (0, 5, 14, [])

@@ -146,12 +146,11 @@ def test_an_hour_of_which_something_waits_is_open_and_says_so_until_it_is_stored
     one = world(**({"dlq_max_size_bytes": 1} if place == "memory" else {}))
     process = one.start()
     send(process)
-    one.store.down = True
+    one.store.down = one.documents_land = True
     send(process)
-    one.advance(HOUR)
-    process.metrics.store.stored()  # for an instant somebody thinks that the store is well
-    one.advance(60)
+    one.advance(HOUR + 700)
     assert manifests(one) == []
+    assert FIRST in {each["hour"] for each in registry(one, Kind.OPEN)[0]["open"]}
     one.store.down = False
     one.advance(700)
     (document,) = manifests(one)

@@ -208,3 +208,16 @@ def test_a_line_of_no_key_of_its_file_is_passed_over(tmp_path, line):
     path = path_of(tmp_path, key(1))
     path.write_bytes(line + b"\n" + path.read_bytes())
     assert [entry.key for entry in entries_in(Disk(), path)] == [key(1)]
+
+
+def test_a_file_that_has_grown_since_it_was_listed_is_not_removed(tmp_path):
+    """A line that came while the manifest was on its way is told by the next one."""
+    told = Ledger(Disk(), sync=False)
+    told.note(tmp_path, ledger.stored(key(1), 3, body(3)))
+    listed = told.files(tmp_path)
+    told.note(tmp_path, ledger.void(key(2)))
+    told.remove(listed)
+    assert [entry.key for entry in entries_in(Disk(), path_of(tmp_path, key(1)))] == [key(1), key(2)]
+    told.remove(told.files(tmp_path))
+    assert told.files(tmp_path) == []
+    assert told.is_settled(tmp_path)

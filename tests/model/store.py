@@ -71,7 +71,7 @@ class Link:
             await asyncio.Event().wait()
         if world.documents_fail is not None:
             raise world.documents_fail
-        if world.store.down:
+        if world.store.down and not world.documents_land:
             raise StorageError("put", key, "the store is down", transient=True)
         world.documents[key] = body
 

@@ -99,6 +99,8 @@ class World:
         """Manifests and the registry, apart from the objects."""
         self.documents_fail: Exception | None = None
         self.documents_hang = False
+        self.documents_land = False
+        """Whether they are taken though the store is down for objects."""
         self.document_tries = 0
         self.fuse: Fuse | None = None
         self.struck: Process | None = None

@@ -65,11 +65,11 @@ def bodies(data: bytes) -> list[str]:
 
 
 def files(folder: Path) -> list[str]:
-    """Every file below a folder but the locks and the ledgers, relative to it."""
+    """Every file below a folder but the locks, the ledgers and the manifests, relative to it."""
     found = [
         os.path.join(at, name)
         for at, _, names in os.walk(folder)
-        if os.path.basename(at) != LEDGER
+        if os.path.basename(at) != LEDGER and "raw_manifest" not in at
         for name in names
         if name != "lock"
     ]
