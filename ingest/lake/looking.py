@@ -2,7 +2,8 @@
 
 Owns the reads: listings, the first bytes of each object, manifests, and the registry, which is read once. Promises that
 nothing is changed; that no more than `AT_ONCE` objects are asked for, and with `deep` held in memory, at a time.
-A document that is none of ours, or of a later version, is told and passed over, so that its process is not taken for
+The words of a process that ended a day before the hour are not read, because they are many and say nothing of it. A
+document that is none of ours, or of a later version, is told and passed over, so that its process is not taken for
 one that closed anything.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ingest.format import codec, manifest
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from ingest.store import ObjectStore
 
 AT_ONCE: Final = 16
+DAY: Final = 24 * 3600.0
+"""More than clocks differ by."""
 T = TypeVar("T")
 
 
@@ -42,7 +46,7 @@ class Looking:
         prefix = self._settings.manifest_prefix
         # What is told is read first: an object that is stored meanwhile is one too many at worst, and never missing.
         if self._registry is None:
-            self._registry = await self._documents(f"{prefix}/{manifest.INSTANCES}/")
+            self._registry = await self._documents(f"{prefix}/{manifest.INSTANCES}/", since=self._start_of(hour) - DAY)
         manifests = await self._documents(f"{prefix}/{hour}/")
         found = await self._store.listing(f"{self._settings.raw_prefix}/{hour}/")
         seen = await _each(self._see(listed.key, listed.size, deep=deep) for listed in found)
@@ -53,12 +57,17 @@ class Looking:
         """Read the registry."""
         return await self._documents(f"{self._settings.manifest_prefix}/{manifest.INSTANCES}/")
 
-    async def _documents(self, prefix: str) -> dict[Name, dict[str, Any]]:
-        names = {
-            listed.key: name
-            for listed in await self._store.listing(prefix)
-            if (name := manifest.parse_name(self._settings.manifest_prefix, listed.key)) is not None
-        }
+    async def _documents(self, prefix: str, *, since: float = 0) -> dict[Name, dict[str, Any]]:
+        """Read the documents below a prefix, but for those of processes that have ended before `since`."""
+        names: dict[str, Name] = {}
+        written: dict[str, float] = {}
+        for listed in await self._store.listing(prefix):
+            name = manifest.parse_name(self._settings.manifest_prefix, listed.key)
+            if name is not None:
+                names[listed.key] = name
+                written[name.instance] = max(written.get(name.instance, 0.0), listed.modified)
+        over = {instance for instance in _ended(names.values()) if written[instance] < since}
+        names = {key: name for key, name in names.items() if name.instance not in over}
         bodies = await _each(self._get(key) for key in names)
         found = {}
         for (key, name), body in zip(names.items(), bodies, strict=True):
@@ -79,6 +88,19 @@ class Looking:
     async def _get(self, key: str) -> bytes:
         async with self._places:
             return await self._store.get(key)
+
+    def _start_of(self, hour: str) -> float:
+        return datetime.strptime(hour, "dt=%Y-%m-%d/hr=%H").replace(tzinfo=self._settings.partition_tz).timestamp()
+
+
+def _ended(names: Iterable[Name]) -> set[str]:
+    """Name the processes that have ended by their own word, or by that of whoever recovered each of their slots."""
+    places: dict[str, set[str]] = {}
+    for name in names:
+        if name.kind is manifest.Kind.ENDED:
+            place = name.writer.rpartition(".")[2].rstrip("0123456789")
+            places.setdefault(name.instance, set()).update((place,) if name.writer else manifest.PLACES)
+    return {instance for instance, known in places.items() if known.issuperset(manifest.PLACES)}
 
 
 async def _each(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
