@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ingest.commands import interrupt
 from ingest.commands.hours import FORM, Hour, hours_of
 from ingest.commands.report import Report, progress
-from ingest.disk import Filesystem, StorageError, is_folder, usual_base
+from ingest.disk import Filesystem, StorageError, is_folder, sync_file, usual_base
 from ingest.format import codec
 from ingest.store import Head, create_store
 
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ingest.config import Settings
-    from ingest.lake import Compactor, Engine, Patient, Shelf
+    from ingest.lake import Compactor, Patient, Shelf
     from ingest.lake import Verdict as Told
+    from ingest.lake.cluster import Spark
+    from ingest.lake.embedded import DuckDB
 
+_ENGINES: Final = {"duckdb": "duckdb", "spark": "pyspark"}
+"""Which module each needs."""
 DONE: Final = 0
 OPEN: Final = 1
 DIFFERS: Final = 3
@@ -52,7 +57,13 @@ class Verdict:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `compact` takes."""
     parser.add_argument("--hour", required=True, metavar="HOUR", help=FORM)
-    parser.add_argument("--engine", choices=["duckdb"], default="duckdb", help="what makes the rows; default: duckdb")
+    parser.add_argument(
+        "--engine", choices=list(_ENGINES), default="duckdb", help="what makes the rows; default: duckdb"
+    )
+    parser.add_argument("--master", metavar="URL", help="where Spark runs; default: as it is configured, or local[*]")
+    parser.add_argument(
+        "--store-url", metavar="URL", help="how Spark reaches the store; default: s3a://<RAW_BUCKET>, or STORE_DIR"
+    )
     parser.add_argument("--table", choices=["iceberg"], help="commit to a table, through PyIceberg")
     parser.add_argument("--catalog", default="default", metavar="NAME", help="PyIceberg's catalog; default: default")
     parser.add_argument(
@@ -72,9 +83,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     except ValueError as error:
         report.say(f"--hour: {error}")
         return WRONG_WORDS
-    for module in (arguments.engine, *(("pyiceberg",) if arguments.table else ())):
+    for module in (_ENGINES[arguments.engine], *(("pyiceberg",) if arguments.table else ())):
         if find_spec(module) is None:
-            report.say(f"{module} is not installed: pip install 'estat-ingest[lake]'")
+            report.say(f"{module} is not installed: pip install 'estat-ingest[lake,spark]'")
             return FAILED
     return interrupt.run(_run(arguments, settings, hours, report))
 
@@ -82,24 +93,29 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequence[Hour], report: Report) -> int:
     fs = Filesystem()
     settings = replace(settings, s3_timeout=max(settings.s3_timeout, LEAST_TRY))
-    with ThreadPoolExecutor(4) as executor:
+    with ThreadPoolExecutor(4) as executor, ExitStack() as closing:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
         try:
             from ingest.lake import Compactor, Looking, Patient, Recipe
+            from ingest.lake.cluster import Spark
 
             if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
                 report.say(f"STORE_DIR {settings.store_dir.absolute()} is not there")
                 return FAILED
             patient = Patient(store)
+            engine = _engine(arguments, settings, fs)
+            if isinstance(engine, Spark):
+                closing.callback(engine.close)
             by = Compactor(
                 patient,
                 fs,
                 settings.raw_prefix,
                 settings.compact_prefix,
                 Recipe.of(settings.body_format),
-                _engine(arguments, settings),
+                engine,
                 _shelf(arguments, settings, patient),
                 (arguments.local or usual_base()).absolute(),
+                works_on_store=isinstance(engine, Spark),
             )
 
             looking = Looking(settings, store, report.say)
@@ -214,11 +230,18 @@ def by_the_clock(hour: Hour, settings: Settings, now: float) -> Verdict:
     return Verdict(DONE)
 
 
-def _engine(arguments: argparse.Namespace, settings: Settings) -> Engine:
+def _engine(arguments: argparse.Namespace, settings: Settings, fs: Filesystem) -> DuckDB | Spark:
+    from ingest.lake.cluster import Spark
     from ingest.lake.embedded import MEMORY, DuckDB
 
-    memory: int = arguments.memory or MEMORY
-    return DuckDB(settings.body_format, memory)
+    if arguments.engine == "duckdb":
+        memory: int = arguments.memory or MEMORY
+        return DuckDB(settings.body_format, memory)
+    if settings.raw_bucket:
+        return Spark(settings.body_format, arguments.store_url or f"s3a://{settings.raw_bucket}", arguments.master)
+    root = settings.store_dir.absolute()
+    base = arguments.store_url or root.as_uri()
+    return Spark(settings.body_format, base, arguments.master, lambda key: sync_file(fs, root / key, root))
 
 
 def _shelf(arguments: argparse.Namespace, settings: Settings, patient: Patient) -> Shelf:

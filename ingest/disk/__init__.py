@@ -6,7 +6,7 @@
 from ingest.disk.append import create
 from ingest.disk.errors import StorageError, TornTail
 from ingest.disk.filesystem import Entries, Filesystem
-from ingest.disk.folders import make_dirs, prune
+from ingest.disk.folders import make_dirs, prune, sync_file
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
@@ -43,5 +43,6 @@ __all__ = [
     "read_file",
     "scratch_folder",
     "slot_folders",
+    "sync_file",
     "usual_base",
 ]

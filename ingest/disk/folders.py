@@ -55,6 +55,22 @@ def sync_folder(fs: Filesystem, folder: Path) -> None:
         raise StorageError.of("fsync", folder, error) from error
 
 
+def sync_file(fs: Filesystem, path: Path, root: Path) -> None:
+    """Return once a file that somebody else wrote is on the device, with its name and the folders below `root`."""
+    try:
+        fd = fs.open(path, os.O_RDONLY)
+        try:
+            fs.fdatasync(fd)
+        finally:
+            fs.close(fd)
+    except OSError as error:
+        raise StorageError.of("fdatasync", path, error) from error
+    for folder in path.parents:
+        sync_folder(fs, folder)
+        if folder == root:
+            return
+
+
 def discard(fs: Filesystem, path: Path) -> None:
     """Remove a file that nobody needs; one that stays is only untidy."""
     with suppress(OSError):

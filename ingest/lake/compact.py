@@ -23,11 +23,11 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ingest.disk import read_file, scratch_folder
 from ingest.lake.engine import EngineError
-from ingest.lake.generation import PARQUET, Generation, Inputs, Part, Recipe, part_key
+from ingest.lake.generation import PARQUET, Generation, Inputs, Part, Recipe, part_folder, part_key
 from ingest.lake.sources import Differs, batches, fetch, freeze, unsound
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingest.disk import Filesystem
-    from ingest.lake.engine import Engine, Written
+    from ingest.lake.engine import Cluster, Engine, Written
     from ingest.lake.patience import Patient
     from ingest.lake.shelf import Shelf
     from ingest.lake.sources import Frozen
@@ -75,11 +75,13 @@ class Compactor:
     raw_prefix: str
     prefix: str
     recipe: Recipe
-    engine: Engine
+    engine: Engine | Cluster
     shelf: Shelf
     """Where a generation is published."""
     local: Path
     """Holds the copies of a batch and their Parquet files while a run lasts."""
+    works_on_store: bool = False
+    """The engine is a `Cluster`."""
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -114,6 +116,18 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
 async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs) -> Generation:
     """Put the parts of a new generation, which nobody sees yet."""
     run = secrets.token_hex(8)
+    if to.works_on_store:
+        parts = await _make_there(to, hour, frozen, inputs, part_folder(to.prefix, to.shelf.folder, run, hour))
+    else:
+        parts = await _make_here(to, hour, frozen, run)
+    rows = sum(part.rows for part in parts)
+    _check_rows(hour, rows, inputs.events)
+    return Generation(0, hour, to.recipe, inputs, tuple(parts), rows, 0)
+
+
+async def _make_here(to: Compactor, hour: str, frozen: Frozen, run: str) -> list[Part]:
+    """Have the engine work on copies, a batch at a time, and put what it wrote."""
+    engine = cast("Engine", to.engine)
     parts: list[Part] = []
     for batch in batches(frozen):
         with scratch_folder(to.fs, to.local) as folder:
@@ -121,7 +135,7 @@ async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs) -> Gen
             to.fs.mkdir(into)
             copies = await fetch(to.store, to.fs, batch, folder)
             try:
-                files = await asyncio.to_thread(to.engine.write, copies, hour, into)
+                files = await asyncio.to_thread(engine.write, copies, hour, into)
                 _check_rows(hour, sum(file.rows for file in files), copies.events)
             except EngineError as error:
                 bad = await asyncio.to_thread(unsound, to.fs, batch, copies.files)
@@ -131,9 +145,29 @@ async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs) -> Gen
             for file in files:
                 parts.append(await _put(to, part_key(to.prefix, to.shelf.folder, run, hour, len(parts)), file))
                 # Crash point "part put": parts lie under names that nothing refers to.
-    rows = sum(part.rows for part in parts)
-    _check_rows(hour, rows, inputs.events)
-    return Generation(0, hour, to.recipe, inputs, tuple(parts), rows, 0)
+    return parts
+
+
+async def _make_there(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs, folder: str) -> list[Part]:
+    """Have a cluster work on the store. If its rows are not the events, find the object to blame among copies."""
+    cluster = cast("Cluster", to.engine)
+    try:
+        rows = await asyncio.to_thread(cluster.write, [source.key for source in frozen.sources], hour, folder)
+        _check_rows(hour, sum(rows.values()), inputs.events)
+    except EngineError:
+        for batch in batches(frozen):
+            with scratch_folder(to.fs, to.local) as copies:
+                fetched = await fetch(to.store, to.fs, batch, copies)
+                bad = await asyncio.to_thread(unsound, to.fs, batch, fetched.files)
+                if bad:
+                    raise Differs(f"{', '.join(bad)}: a line is no event") from None
+        raise
+    sizes = {listed.key: listed.size for listed in await to.store.listing(f"{folder}/")}
+    if missing := rows.keys() - sizes.keys():
+        raise EngineError(
+            f"{min(missing)}: the engine wrote it, and the store does not have it: do both name one place?"
+        )
+    return [Part(key, count, sizes[key]) for key, count in rows.items()]
 
 
 async def _put(to: Compactor, key: str, file: Written) -> Part:

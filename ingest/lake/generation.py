@@ -123,15 +123,20 @@ def pointer_key(prefix: str, hour: str) -> str:
     return f"{prefix}/{HOURS}/{hour}.json"
 
 
+def part_folder(prefix: str, folder: str, run: str, hour: str) -> str:
+    """Return where the parts of a run are."""
+    return f"{prefix}/{folder}/{run}/{'-'.join(of_partition(hour))}"
+
+
 def part_key(prefix: str, folder: str, run: str, hour: str, number: int) -> str:
     """Return where a part of a run is."""
-    return f"{prefix}/{folder}/{run}/{'-'.join(of_partition(hour))}/part-{number:05d}.parquet"
+    return f"{part_folder(prefix, folder, run, hour)}/part-{number:05d}.parquet"
 
 
 def hour_of_part(prefix: str, folder: str, key: str) -> str | None:
     """Return the hour that a part is of; None if it is no part."""
     found = re.fullmatch(
-        rf"{re.escape(prefix)}/{folder}/[0-9a-f]{{16}}/([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})-([0-9]{{2}})/part-[0-9]{{5,}}\.parquet",
+        rf"{re.escape(prefix)}/{folder}/[0-9a-f]{{16}}/([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})-([0-9]{{2}})/part-[0-9]{{5,}}[A-Za-z0-9.-]*\.parquet",
         key,
     )
     return f"dt={found[1]}/hr={found[2]}" if found else None

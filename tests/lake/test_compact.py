@@ -246,7 +246,7 @@ class Race:
             engine or DuckDB("text", threads=1),
             Pointers(patient, "lake"),
             self.local,
-            lambda: self.now,
+            clock=lambda: self.now,
             **more,
         )
 
