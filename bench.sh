@@ -12,5 +12,6 @@ if [[ $(uname -s) != Linux ]]; then
   exit 1
 fi
 make .venv-bench/.installed
+[[ " $* " != *" lake "* ]] || make .venv-lake/.installed # PyIceberg, Spark; needs Java
 ulimit -n "$(ulimit -Hn)"
 .venv-bench/bin/python loadtest/bench.py "$@"

@@ -314,6 +314,14 @@ class Bench:
             results[files] = json.loads(finished.stdout)
         return results
 
+    def lake(self):
+        say("hours to Parquet, by DuckDB and by Spark")
+        command = [str(LAKE_PYTHON), str(subjects.HERE / "lake.py"), str(self.work)]
+        command += ["--objects", *(map(str, [30, 60] if self.plan.name == "quick" else [30, 60, 120, 240]))]
+        environment = {**os.environ, "PYTHONPATH": str(subjects.HERE.parent)}
+        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return json.loads(finished.stdout)
+
 
 def _summary(subject, readings, ratios):
     spent = [reading["cpu_us"] for reading in readings]
@@ -375,6 +383,9 @@ def say(text):
 
 STARTED = time.monotonic()
 SECTIONS = ["cpu_per_event", "fronts", "variants", "batches", "workers", "held", "memory", "start_up", "recovery"]
+ON_REQUEST = ["lake"]
+"""Sections that `--only` names, because they need a virtual environment of their own."""
+LAKE_PYTHON = subjects.HERE.parent / ".venv-lake/bin/python"
 
 
 def main():
@@ -382,7 +393,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     parser.add_argument("--quick", action="store_true", help="two minutes: few rounds, few peers")
     parser.add_argument("--full", action="store_true", help="as standard, with 1,000,000 dead-letter files")
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="this section only (again for more)")
+    parser.add_argument(
+        "--only", choices=[*SECTIONS, *ON_REQUEST], action="append", help="this section only (again for more)"
+    )
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     try:

@@ -166,6 +166,18 @@ def recovery(*, drained):
     return figure
 
 
+def lake(engine):
+    def figure(results):
+        taken = found(results, "lake")
+        if taken is None or engine not in taken[0]:
+            return None
+        small, *_, large = (hour[engine]["cpu_seconds"] / hour[engine]["rows"] for hour in taken)
+        times = taken[-1]["objects"] / taken[0]["objects"]
+        return Figure(large / small, f"{times:g} x the objects")
+
+    return figure
+
+
 BUDGETS = (
     Budget("CPU per event, x floor", 2.0, cpu("saturation"), goal=1.5),
     Budget("CPU per event, x Starlette", 0.25, cpu("saturation", over="starlette"), form="{:.3f}"),
@@ -193,4 +205,6 @@ BUDGETS = (
     Budget("start to first 200, S3, a whole core, s", 0.5, start("journal-s3")),
     Budget("recovery step, x 1,000 files", 1.2, recovery(drained=False)),
     Budget("recovery step after 99 % drained, x 1,000 files", 1.2, recovery(drained=True)),
+    Budget("an hour to Parquet, DuckDB, CPU an event x a small hour", 1.1, lake("duckdb")),
+    Budget("an hour to Parquet, Spark, CPU an event x a small hour", 1.1, lake("spark")),
 )

@@ -145,6 +145,57 @@ def _tables(results):
                     ["after 99 % were drained", f"{drained['step_us']:.0f}", f"{drained['first_step_us'] / 1000:.1f}"]
                 )
         yield from _table("A step of recovery", ["", "µs", "the first, ms"], rows)
+    yield from _lake(results.get("lake"))
+
+
+def _lake(taken):
+    if taken is None:
+        return
+    engines = [name for name in ("duckdb", "spark") if name in taken[0]]
+    rows = []
+    for hour in taken:
+        for engine in engines:
+            one = hour[engine]
+            rows.append(
+                [
+                    f"{hour['acknowledged']:,} events, {hour['objects']} objects, {engine}",
+                    f"{one['seconds']:.1f}",
+                    f"{one['cpu_seconds']:.1f}",
+                    f"{1e6 * one['cpu_seconds'] / one['rows']:.1f}",
+                    f"{one['mib']:.0f}",
+                    f"{hour['raw_bytes'] / MIB:.1f}",
+                    f"{one['bytes'] / MIB:.1f}",
+                    f"{one['iceberg']['seconds']:.1f}" if "iceberg" in one else "-",
+                ]
+            )
+    yield from _table(
+        "An hour to Parquet, the whole process, two cores",
+        ["", "s", "CPU s", "µs an event", "peak MiB", "raw MiB", "Parquet MiB", "to Iceberg s"],
+        rows,
+    )
+    yield from _table(
+        "Events of that hour, counted by number",
+        ["", "acknowledged", "raw lines", "Parquet rows", "Iceberg rows"],
+        [
+            [
+                engine,
+                f"{hour['acknowledged']:,}",
+                f"{hour['lines']:,}",
+                f"{hour[engine]['distinct']:,}",
+                f"{hour[engine]['scanned_distinct']:,}" if "scanned" in hour[engine] else "-",
+            ]
+            for hour in taken
+            for engine in engines
+        ],
+    )
+    yield from _table(
+        "A query that groups by a field of the body, DuckDB, ms",
+        ["", "raw", "Parquet"],
+        [
+            [f"{hour['acknowledged']:,} events", *(f"{hour['query'][when] * 1000:.0f}" for when in ("before", "after"))]
+            for hour in taken
+        ],
+    )
 
 
 def _batches(taken):

@@ -197,7 +197,13 @@ def a_run():
         },
         "start_up": {"journal": {"whole core": 0.2}, "journal-s3": {"whole core": 0.3}},
         "recovery": {1000: few, 100_000: many | {"after_99_percent_drained": few | {"step_us": 230.0}}},
+        "lake": [an_hour(30, duckdb=1.0, spark=10.0), an_hour(240, duckdb=7.2, spark=32.0)],
     }
+
+
+def an_hour(objects, **cpu_seconds):
+    rows = objects * 5000
+    return {"objects": objects} | {name: {"cpu_seconds": cpu, "rows": rows} for name, cpu in cpu_seconds.items()}
 
 
 def test_each_budget_finds_its_own_figure_in_a_whole_run():
@@ -231,6 +237,8 @@ def test_each_budget_finds_its_own_figure_in_a_whole_run():
         "start to first 200, S3, a whole core, s": 0.3,
         "recovery step, x 1,000 files": 1.1,
         "recovery step after 99 % drained, x 1,000 files": 1.15,
+        "an hour to Parquet, DuckDB, CPU an event x a small hour": 0.9,
+        "an hour to Parquet, Spark, CPU an event x a small hour": 0.4,
     }
 
 
