@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -462,3 +462,68 @@ def test_a_worker_that_the_kernel_kills_short_of_memory_ends_neither_the_others_
         figure(f"{len(collector.said('worker_ended')) - 2} workers killed by the kernel, short of memory", found)
     finally:
         limit.end()
+
+
+COUNTS = re.compile(r"^(estat_\w+_(?:total|count|bucket)(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+
+
+def disturb(rng, supervisor, workers):
+    """Do one thing to them that an operator, a kernel or a host may do; return its name."""
+    one = rng.choice(workers)
+    act = rng.choice(["kill", "kill all", "stop", "stop the supervisor", "roll", "storm of rolls", "tell one to go"])
+    match act:
+        case "kill":
+            os.kill(one, signal.SIGKILL)
+        case "kill all":
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+        case "stop" | "stop the supervisor":
+            stopped = one if act == "stop" else supervisor
+            os.kill(stopped, signal.SIGSTOP)
+            if stopped != one:
+                os.kill(one, signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1.5))
+            os.kill(stopped, signal.SIGCONT)
+        case "roll":
+            os.kill(supervisor, signal.SIGHUP)
+        case "storm of rolls":
+            for _ in range(100):
+                os.kill(supervisor, signal.SIGHUP)
+        case "tell one to go":
+            os.kill(one, rng.choice([signal.SIGTERM, signal.SIGHUP, signal.SIGINT]))
+    return act
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("durability", ["journal", "fsync"])
+def test_whatever_is_done_to_them_nothing_is_lost_and_the_page_stays_right(collectors, figure, rng, durability):
+    sent = Sent()
+    env = {"WORKERS": "3", "DURABILITY": durability, "BATCH_SIZE": "300", "FLUSH_INTERVAL": "250ms"}
+    collector = collectors(env, measured=False).start()
+    pids_of(collector, 3)
+    load = Load(sent, collector.port, rate=1500, connections=24).start()
+    last, acts, scrapes = {}, Counter(), 0
+    until = time.monotonic() + 45
+    while time.monotonic() < until:
+        children = Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split()
+        if children:
+            with suppress(ProcessLookupError):
+                acts[disturb(rng, collector.pid, [int(pid) for pid in children])] += 1
+        # A page is kept for a second, so that one that is asked for sooner may be older.
+        time.sleep(rng.uniform(1.05, 1.6))
+        with suppress(OSError):  # the one that was asked was killed
+            metrics = collector.metrics()
+            scrapes += 1
+            taken, left = books(metrics)
+            assert taken == left, metrics.text
+            counts = {name: float(value) for name, value in COUNTS.findall(metrics.text)}
+            assert {name for name, value in last.items() if counts[name] < value} == set()
+            last = counts
+    load.stop()
+    pids_of(collector, 3)
+    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
+    assert sent.acknowledged <= accepted <= len(sent)
+    assert stored_now == accepted + recovered_more
+    collector.stop()
+    found = audit(sent, stored(collector)).assert_kept()
+    figure(f"{dict(acts)}, {durability}, {scrapes} scrapes: accepted {accepted} on the page", found)
