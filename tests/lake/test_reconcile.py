@@ -11,6 +11,8 @@ import pytest
 
 from ingest.__main__ import main
 from ingest.format import codec, parse_key
+from ingest.intake import journal
+from ingest.lake.patience import Patient
 from tests.model.time import START
 from tests.model.world import World
 from tests.process.s3 import s3_client, s3_environment
@@ -20,6 +22,12 @@ HOUR = 3600
 
 def hour(number):
     return f"dt=2025-12-03/hr={number:02d}"
+
+
+@pytest.fixture(autouse=True)
+def few_looks(monkeypatch):
+    """Let the hours of a test cost little: names are not looked at twice a second."""
+    monkeypatch.setattr(journal, "WATCH_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -235,6 +243,7 @@ def test_a_store_that_does_not_answer_is_no_verdict(monkeypatch, capsys):
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(Patient.__init__, "__defaults__", ((),))
     assert main(["reconcile", "--hour", hour(0)]) == 69
     assert "127.0.0.1:9" in capsys.readouterr().err
 
