@@ -32,6 +32,7 @@ def supervise() -> None:
     supervisor.SELDOM = 0.05
     supervisor.LONGEST_STEP = 0.1
     supervisor.LEAST_PARTING = 0.1
+    supervisor.ENDS_AFTER = 0.2
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: as the first process of a container
     signal.pthread_sigmask(signal.SIG_BLOCK, {*HEARD, signal.SIGINT, signal.SIGCHLD})
     supervisor.log.start("odd", "info", pretty=False)
