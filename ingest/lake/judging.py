@@ -164,7 +164,7 @@ class _Instance:
     def judge(self, verdict: Verdict) -> None:
         """Add to the verdict what is to be said of this process."""
         why = self._why_open()
-        is_given_up = any(said.get("hour") in (None, self.hour) for said in self.given_up)
+        is_given_up = any(self._is_given_up(said) for said in self.given_up)
         if is_given_up:
             verdict.abandoned.append(self.instance)
         elif why:
@@ -175,6 +175,10 @@ class _Instance:
                 verdict.dropped[reason] = verdict.dropped.get(reason, 0) + events
 
     # Whether it has closed the hour.
+
+    def _is_given_up(self, said: Document) -> bool:
+        """Tell whether an operator gave up this hour of it, and it has said nothing since."""
+        return said["hour"] in (None, self.hour) and (self.opened is None or said["at"] >= self.opened["at"])
 
     def _why_open(self) -> str:
         opened = self.opened

@@ -54,8 +54,8 @@ def ended(places=("journal", "dlq"), still_open=(), instance=A, writer="", at=ST
     return {Name(instance, writer, kind=Word.ENDED): said}
 
 
-def abandoned(instance=A, hour=None):
-    return {Name(instance, "", hour=hour or "", kind=Word.ABANDONED): {"hour": hour}}
+def abandoned(instance=A, hour=None, at=START + 9000):
+    return {Name(instance, "", hour=hour or "", kind=Word.ABANDONED): {"hour": hour, "at": at}}
 
 
 def verdict(there, manifests=None, registry=None):
@@ -110,6 +110,7 @@ def test_complete_is_what_everybody_has_closed_and_is_as_it_was_told(there, mani
         ({}, {}, TAKES | ended(places=(), writer=f"{B[5:]}.dlq0", why="in memory"), "in memory"),
         (objects(1), told(1, accepted=None, **JOURNAL), {}, "not registered"),
         ({}, {}, TAKES | abandoned(hour=NEXT), "it takes events"),
+        ({}, {}, TAKES | abandoned(at=START), "it takes events"),
         (objects(1), told(1), opened() | opened(through=HOUR, instance=B), "it takes events"),
     ],
 )
