@@ -124,8 +124,9 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(10)
 
     def puts(self, prefix: str = "") -> list[Exchange]:
-        """PUTs seen so far whose target contains `prefix`."""
-        return [e for e in list(self.exchanges) if e.method == "PUT" and prefix in e.target]
+        """PUTs of objects seen so far whose target contains `prefix`; what is told of hours does not count."""
+        seen = [e for e in list(self.exchanges) if e.method == "PUT" and "_manifest/" not in e.target]
+        return [e for e in seen if prefix in e.target]
 
     async def _listen(self) -> None:
         if self._server is None:

@@ -38,6 +38,7 @@ class Point:
     when: str = "after"  # or "before" the call
     temporary: bool = False  # the path is a temporary's
     ledger: bool = False  # the path is the ledger's
+    document: bool = False  # the path is a manifest's, or the registry's
     inherited: bool | None = None  # the file was (not) there when the process started
     published: bool = False  # for fsync_dir: of a folder in which a name has just been made
     armed: bool = False
@@ -80,6 +81,8 @@ POINTS: dict[str, Point] = {
     "recovery_released": Point(("unlink",), "journal", inherited=True),
     "recovery_of_dlq_file_done": Point(("unlink",), "dlq", inherited=True),
     "drain_put_stored_answer_lost": Point(("rename",), "store", armed=True),
+    "drain_manifest_temporary_synced": Point(("fdatasync",), "store", temporary=True, document=True, armed=True),
+    "drain_manifest_stored": Point(("rename",), "store", document=True, armed=True),
     "drain_segment_released": Point(("unlink",), "journal", inherited=False, armed=True),
     "drain_dlq_save_synced": _save(calls=("fdatasync",), temporary=True, armed=True),
     "drain_dlq_save_renamed": _save(calls=("rename", "link"), armed=True),
@@ -99,6 +102,7 @@ def crashing_disk(name: str, nth: int, settings: Settings) -> Disk:
             room(path) == point.room
             and (path.suffix == ".tmp") == point.temporary
             and is_of_ledger(path) == point.ledger
+            and (".json" in path.name and ".jsonl" not in path.name) == point.document
             and point.inherited in (None, os.path.abspath(path) in inherited)
             and path.name != "lock"
             and (not point.armed or armed())
