@@ -9,10 +9,12 @@ Never listens, takes a slot, or touches the dead-letter queue; without `--store`
 """
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -140,12 +142,15 @@ async def _try_store(settings: Settings) -> list[str]:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=Filesystem(), executor=executor)
         try:
             await store.start()
-            # The second canary is for the permission alone: policies that name a prefix tend to forget this one.
-            return [
+            # The second prefix is for the permission alone: policies that name a prefix tend to forget this one.
+            problems = [
                 problem
                 for prefix in (settings.raw_prefix, settings.dlq_prefix)
                 for problem in await _try_prefix(store, settings, prefix)
             ]
+            if settings.raw_bucket is not None and settings.s3_conditional_puts and not problems:
+                await _try_replace(store, settings)
+            return problems  # noqa: TRY300 - within `try`, so that the store is closed
         except StorageError as error:
             return [_one_line(error)]
         finally:
@@ -167,6 +172,10 @@ async def _try_prefix(store: ObjectStore, settings: Settings, prefix: str) -> li
     try:
         replaced = await store.create(key, _SECOND, metadata)
         body = await _read_back(store, key)
+        if not replaced and not await _is_created(
+            store, f"{prefix}/_canary/{unix}_{keys.instance}_1.jsonl.gz", metadata
+        ):
+            problems.append(f"create {prefix}/_canary/: {_TAKEN}")
     except StorageError as error:
         problems.append(_one_line(error))
     else:
@@ -188,6 +197,36 @@ async def _try_prefix(store: ObjectStore, settings: Settings, prefix: str) -> li
     return problems
 
 
+async def _is_created(store: ObjectStore, key: str, metadata: ObjectMetadata) -> bool:
+    """Create a key that is free. Without conditional puts a look has to tell: by `NoSuchKey`."""
+    created = await store.create(key, _FIRST, metadata)
+    await _remove_quietly(store, key)
+    return created
+
+
+async def _try_replace(store: ObjectStore, settings: Settings) -> None:
+    """Replace a canary as `compact` does an hour. A warning only, because no server ever replaces an object."""
+    key = f"{settings.raw_prefix}/_canary/{int(time.time())}_{secrets.token_hex(8)}.json"
+    try:
+        if not await store.replace(key, _FIRST, None, _JSON):
+            _warn(f"replace {key}: {_TAKEN}; compact cannot publish")
+            return
+        found = await store.find(key)
+        version = found.version if found is not None else ""
+        if not await store.replace(key, _SECOND, version, _JSON):
+            _warn(
+                f"replace {key}: the store refuses If-Match with the object's own ETag; run compact with "
+                "S3_CONDITIONAL_PUTS=false, one at a time"
+            )
+        elif await store.replace(key, _FIRST, version, _JSON):
+            _warn(f"replace {key}: the store ignores If-Match; run one compact at a time")
+        else:
+            _print("# replacing on condition is honoured")
+    except StorageError as error:
+        _warn(f"{_one_line(error)} (only compact replaces an object)")
+    await _remove_quietly(store, key)
+
+
 async def _read_back(store: ObjectStore, key: str) -> bytes | None:
     try:
         body = await store.get(key)
@@ -205,6 +244,12 @@ async def _remove(store: ObjectStore, key: str) -> None:
         _warn(f"{_one_line(error)} (the server itself never deletes an object; this empty one stays)")
     else:
         _print(f"# removed {key}")
+
+
+async def _remove_quietly(store: ObjectStore, key: str) -> None:
+    """Remove a further canary: that the role may not delete was told of the first."""
+    with suppress(StorageError):
+        await store.delete(key)
 
 
 def _print(line: str) -> None:
@@ -233,3 +278,5 @@ _A_WORKERS_OWN: Final = (
 # Two bodies that differ, each gzip of no lines, with the head by which the store knows a file of ours.
 _FIRST: Final = codec.encode(b"", 0)
 _SECOND: Final = _FIRST * 2
+_TAKEN: Final = "the store says that a key is taken which nobody has used"
+_JSON: Final = "application/json"

@@ -15,6 +15,7 @@ from ingest.commands import check
 from ingest.config.settings import load
 from ingest.config.variables import GROUPS, VARIABLES
 from ingest.disk.errors import StorageError
+from ingest.store import Found
 from tests.process.s3 import S3Process, s3_environment
 from tests.stand_ins.tls import issue
 
@@ -333,9 +334,11 @@ def test_check_store_names_a_store_that_is_away(tmp_path):
 class Shelf:
     """A store that forgets conditions, refuses or alters, as told."""
 
-    def __init__(self, *, honours=True, denies=(), alters=False):
+    def __init__(self, *, honours=True, denies=(), alters=False, taken=False, matches=None):
         self.objects = {}
         self.honours = honours
+        self.taken = taken
+        self.matches = matches
         self.denies = denies
         self.alters = alters
 
@@ -350,7 +353,7 @@ class Shelf:
 
     async def create(self, key, body, metadata):
         self._allow("create", key)
-        if self.honours and key in self.objects:
+        if self.taken or (self.honours and key in self.objects):
             return False
         await self.put(key, body, metadata)
         return True
@@ -361,7 +364,23 @@ class Shelf:
 
     async def delete(self, key):
         self._allow("delete", key)
-        del self.objects[key]
+        self.objects.pop(key, None)
+
+    async def find(self, key):
+        self._allow("find", key)
+        return Found(self.objects[key], self.objects[key].hex()) if key in self.objects else None
+
+    async def replace(self, key, body, version, content_type):
+        assert content_type == "application/json"
+        self._allow("replace", key)
+        found = await self.find(key)
+        if version is not None and self.matches is not None:
+            is_right = self.matches
+        else:
+            is_right = version == (None if found is None else found.version)
+        if is_right:
+            self.objects[key] = body
+        return is_right
 
 
 def tried(shelf, settings=None):
@@ -379,6 +398,33 @@ def test_a_store_that_replaces_despite_the_condition_is_a_problem_that_names_the
     (problem,) = tried(shelf)
     assert problem.startswith("S3_CONDITIONAL_PUTS: accepted false ")
     assert problem.endswith("got 'true'; write S3_CONDITIONAL_PUTS=false")
+    assert shelf.objects == {}
+
+
+def test_a_store_that_tells_no_free_key_from_a_taken_one_is_a_problem():
+    """Nothing that lies on a disk would ever reach it."""
+    shelf = Shelf(taken=True)
+    (problem,) = tried(shelf)
+    assert problem.startswith("create raw/_canary/: the store says that a key is taken ")
+    assert shelf.objects == {}
+
+
+@pytest.mark.parametrize(
+    ("matches", "denies", "told"),
+    [
+        (None, (), ""),
+        (True, (), "ignores If-Match; run one compact at a time"),
+        (False, (), "refuses If-Match with the object's own ETag; run compact with S3_CONDITIONAL_PUTS=false"),
+        (None, ("find",), "not allowed (only compact replaces an object)"),
+    ],
+)
+def test_what_only_compact_needs_of_a_store_is_a_warning(matches, denies, told, capsys):
+    shelf = Shelf(matches=matches, denies=denies)
+    asyncio.run(check._try_replace(shelf, load({})))
+    out, err = capsys.readouterr()
+    assert told in err
+    assert err.count("\n") == bool(told)
+    assert ("# replacing on condition is honoured" in out) is not bool(told)
     assert shelf.objects == {}
 
 
