@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -188,8 +189,8 @@ def test_help_has_the_exit_codes_and_an_example_that_is_understood(capsys, words
     told = capsys.readouterr().out
     assert re.search(r"(?m)^exit codes: 0 .*; (1|2) ", told)
     (example,) = re.findall(r"(?m)^example: (?:[A-Z_]+=\S+ )*estat-ingest ?([^|\n]*)", told)
-    assert example.split()[: len(words)] == list(words)
-    _parser(example.split()).parse_args(example.split())
+    assert shlex.split(example)[: len(words)] == list(words)
+    _parser(shlex.split(example)).parse_args(shlex.split(example))
 
 
 def test_f2_a_misspelt_name_is_a_warning_and_with_strict_a_problem(environment, capsys):
