@@ -1,13 +1,13 @@
 # Estat Ingest: `make` lists what there is. Needs GNU make, bash and a Python >= 3.11 with venv; everything else
 # comes from the lock files into .venv (to run and to test), .venv-bench (to measure), .venv-api (to check the API),
-# .venv-lake (to check Iceberg and Spark), .venv-readers (what reads the objects) and .venv-sdks (to check the SDKs; their
-# Node halves, and what drives a browser, go into node_modules beside their tests).
+# .venv-lake (to check Iceberg and Spark), .venv-readers (what reads the objects), .venv-stores (S3 servers) and .venv-sdks
+# (to check the SDKs; their Node halves, a store's, and what drives a browser, go into node_modules beside their tests).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks readers pages-check image-check bench outage micro instructions build push dist lock clean
+.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks stores readers pages-check image-check bench outage micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -23,7 +23,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install -qq --no-deps
 # made anew. That happens here, and not in a rule, because make looks at the stamps in it before it runs the first rule.
 heal = $(shell [[ ! -e $(1) ]] || { $(1)/bin/python -c 'import pip' && head -2 $(1)/bin/pip | grep -qF "$(CURDIR)/$(1)/bin/python"; } \
   >/dev/null 2>&1 || { echo "$(1) does not work any more: making it anew" >&2; rm -rf $(1); })
-$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)$(call heal,.venv-lake)$(call heal,.venv-sdks)$(call heal,.venv-readers)
+$(call heal,.venv)$(call heal,.venv-bench)$(call heal,.venv-api)$(call heal,.venv-lake)$(call heal,.venv-sdks)$(call heal,.venv-readers)$(call heal,.venv-stores)
 
 # Which Python: PYTHON if given; else of those that are new enough and have a working venv one built with profile-guided
 # optimisation, since it spends 5-12 % less on an event (Debian's and Ubuntu's own are built so but do not say it), else the first.
@@ -126,6 +126,15 @@ tests/sdks/node_modules/.installed: tests/sdks/package-lock.json
 	@npm --prefix tests/sdks ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
+stores: .venv-stores/.installed tests/stores/node_modules/.installed ## the S3 servers that install from registries, under a collector: the tables of docs/stores.md (needs Node; Ceph if it is there)
+	@.venv-stores/bin/python -m tests.stores $(STORES)
+
+tests/stores/node_modules/.installed: tests/stores/package-lock.json
+	@command -v npm >/dev/null || { echo "One of the stores is Node's: npm is not there (Debian: apt-get install nodejs npm)." >&2; exit 1; }
+	@echo "Installing $<"
+	@npm --prefix tests/stores ci --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
+
 readers: .venv-readers/.installed ## what reads the objects, with the recipes of docs/reading.md, on the hardest events (Spark needs Java)
 	@.venv-readers/bin/python -m tests.readers $(READERS)
 
@@ -173,7 +182,7 @@ dist: install ## the wheel, the source and the bill of materials (CycloneDX), in
 # The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-index-url --no-emit-find-links pyproject.toml
-lock: ## write the lock files anew from pyproject.toml and tests/sdks/package.json (needs uv and npm)
+lock: ## write the lock files anew from pyproject.toml and the package.json of tests/sdks and tests/stores (needs uv and npm)
 	@$(UV_COMPILE) --extra dev --output-file requirements-dev.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra bench --output-file requirements-bench.lock
@@ -181,7 +190,9 @@ lock: ## write the lock files anew from pyproject.toml and tests/sdks/package.js
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra dev --extra lake --extra spark --output-file requirements-lake.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra sdks --output-file requirements-sdks.lock
 	@$(UV_COMPILE) --constraints requirements-dev.lock --extra readers --output-file requirements-readers.lock
+	@$(UV_COMPILE) --constraints requirements-dev.lock --extra stores --output-file requirements-stores.lock
 	@npm --prefix tests/sdks update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel error
+	@npm --prefix tests/stores update --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel error
 
 clean: ## remove what the other targets made, never ./data
-	@rm -rf .venv .venv-bench .venv-api .venv-lake .venv-sdks .venv-readers tests/sdks/node_modules tests/browser/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-api .venv-lake .venv-sdks .venv-readers .venv-stores tests/sdks/node_modules tests/stores/node_modules tests/browser/node_modules bench-out dist .coverage .coverage.* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
