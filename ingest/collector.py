@@ -325,6 +325,7 @@ class Collector:
             post,
             self.metrics,
             (journal, dlq),
+            executor=world.gzip,
             in_memory=self._hours_in_memory,
             refused=self.uploader.aside.refused_hours,
             clock=world.clock,

@@ -29,6 +29,7 @@ from ingest.store import Head, Refusal, create_store
 from ingest.telemetry import DropReason, Metrics
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from ingest.commands.report import Report
@@ -204,7 +205,7 @@ async def _recover(
                 course.enter(Phase.HURRYING)
                 await recovery.run()
             if settings.manifests:
-                await _close_hours(settings, store, metrics, lane, told, dlq, backlog, token)
+                await _close_hours(settings, store, metrics, lane, executor, told, dlq, backlog, token)
         finally:
             dlq.close()
             backlog.close()
@@ -219,6 +220,7 @@ async def _close_hours(
     store: ObjectStore,
     metrics: Metrics,
     lane: Lane,
+    executor: Executor,
     told: Ledger,
     dlq: Spool,
     backlog: Backlog,
@@ -235,7 +237,7 @@ async def _close_hours(
         Side("journal", lane, told, held_in_journal, backlog.release_emptied),
         Side("dlq", lane, told, dlq.held, backlog.release_emptied),
     )
-    await Closing(settings, keys, post, metrics, sides, in_memory=dict, refused=set).settle()
+    await Closing(settings, keys, post, metrics, sides, executor=executor, in_memory=dict, refused=set).settle()
 
 
 def _tell(report: Report, what: str, causes: dict[str, str]) -> None:

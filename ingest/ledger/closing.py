@@ -14,7 +14,7 @@ Promises:
                the manifest of another process
     kept       a ledger's file goes when the store has its manifest and nothing of its process waits in the slot. Our
                own stays some hours longer
-    beside     no event waits for any of it, and `end` takes what time is left of a drain
+    beside     no event waits for any of it, not for its computing either, and `end` takes what time is left of a drain
 
 Never feeds the breaker, never removes a file that holds events.
 """
@@ -25,7 +25,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 import orjson
 import structlog
@@ -33,18 +34,23 @@ import structlog
 from ingest.disk import StorageError
 from ingest.format import ledger, manifest, parse_key
 from ingest.format.manifest import PLACES, Kind, Taken
+from ingest.ledger.files import entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from ingest.config import Settings
     from ingest.format import KeyFactory
-    from ingest.format.ledger import Entry, Fate
+    from ingest.format.ledger import Fate
     from ingest.ledger.files import File
     from ingest.ledger.post import Post
     from ingest.ledger.sides import Side, Slot
     from ingest.telemetry import Metrics
+
+A = TypeVarTuple("A")
+T = TypeVar("T")
 
 LOOK_SECONDS: Final = 15.0
 RETELL_SECONDS: Final = 60.0
@@ -95,8 +101,8 @@ class _Estate:
 class Closing:
     """See the module's text.
 
-    `in_memory` tells the hours of batches that are in memory or in segments of this process, each with why; `refused`
-    the hours of files that the store refuses.
+    `executor` makes the documents. `in_memory` tells the hours of batches that are in memory or in segments of this
+    process, each with why; `refused` the hours of files that the store refuses.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class Closing:
         metrics: Metrics,
         sides: Sequence[Side],
         *,
+        executor: Executor,
         in_memory: Callable[[], Mapping[str, str]],
         refused: Callable[[], set[str]],
         clock: Callable[[], float] = time.monotonic,
@@ -121,6 +128,7 @@ class Closing:
         self._post = post
         self._metrics = metrics
         self._sides = sides
+        self._executor = executor
         self._in_memory = in_memory
         self._refused = refused
         self._clock = clock
@@ -241,20 +249,20 @@ class Closing:
             return LOST_LINES
         if not self._post.is_due:  # nothing is read for a document that may not be put
             return NOT_TOLD
-        lines: list[Entry] = []
+        texts: list[tuple[Path, bytes]] = []
         for side, file in files:
-            read = await side.entries([file.path])
-            if read is None:
+            lines = await side.lines(file.path)
+            if lines is None:
                 return NOT_READ
-            lines += read
-        fates = self._ours(ledger.settle(lines))
-        found = sum((fate.stored.events if fate.stored else 0) + sum(fate.dropped.values()) for fate in fates.values())
+            texts.append((file.path, lines))
+        fates, found = await self._compute(_fates, self._raw_prefix, texts)
         if found != mine.accepted and not mine.doubted:
             mine.doubted = True
             return NOT_FOUND
         mine.doubted = False
         volume = self._volumes.get(hour)
-        body = manifest.manifest(
+        make = partial(
+            manifest.manifest,
             instance=self._keys.instance,
             writer=self._keys.token,
             hour=hour,
@@ -263,8 +271,9 @@ class Closing:
             places=PLACES,
             fates=fates,
             taken=Taken(mine.accepted, mine.first_ts, mine.last_ts),
-            elsewhere=_elsewhere(fates, self._other_numbers(hour)),
         )
+        others = [tuple(one.numbers) for other, one in self._hours.items() if other != hour]
+        body = await self._compute(_with_elsewhere, make, fates, others)
         writer = f"{self._keys.token}.{volume}" if volume else self._keys.token
         if not await self._post.put(manifest.manifest_key(self._prefix, hour, self._keys.instance, writer), body):
             return NOT_TOLD
@@ -318,13 +327,14 @@ class Closing:
                 continue
             if numbers is None:
                 numbers = await self._numbers(side, hours)
-            lines = await side.entries([file.path])
+            lines = await side.lines(file.path)
             if numbers is None or lines is None:
                 untold[file.hour] = NOT_READ
                 continue
-            fates = self._ours(ledger.settle(lines))
+            fates, _ = await self._compute(_fates, self._raw_prefix, [(file.path, lines)])
             generation = estate.generations.get(file.hour, 0) + 1
-            body = manifest.manifest(
+            make = partial(
+                manifest.manifest,
                 instance=instance,
                 writer=writer,
                 hour=file.hour,
@@ -333,10 +343,9 @@ class Closing:
                 places=(side.place,),
                 fates=fates,
                 taken=None,
-                elsewhere=_elsewhere(
-                    fates, [number for hour, has in numbers.items() if hour != file.hour for number in has]
-                ),
             )
+            others = [has for hour, has in numbers.items() if hour != file.hour]
+            body = await self._compute(_with_elsewhere, make, fates, others)
             if not await self._post.put(manifest.manifest_key(self._prefix, file.hour, instance, writer), body):
                 untold[file.hour] = NOT_TOLD
                 continue
@@ -344,9 +353,11 @@ class Closing:
             estate.generations[file.hour] = generation
             log.info("hour_closed", hour=file.hour, instance=instance, objects=len(fates), generation=generation)
         started = [file for file in files if not file.hour]
-        if started and estate.ended != waits and NOT_TOLD not in untold.values():
-            body = await self._ending(side, instance, started[0], waits)
-            if not await self._post.put(manifest.registry_key(self._prefix, instance, Kind.ENDED, writer), body):
+        if started and estate.ended != waits and untold.keys() <= waits.keys():
+            ending = await self._ending(side, instance, started[0], waits)
+            if ending is None:
+                return untold
+            if not await self._post.put(manifest.registry_key(self._prefix, instance, Kind.ENDED, writer), ending):
                 return untold or dict.fromkeys(estate.told, NOT_TOLD)
             estate.ended = waits
         if not untold and not (waits and started):
@@ -355,8 +366,12 @@ class Closing:
             await self._drop_old(side, hours)
         return untold
 
-    async def _ending(self, side: Side, instance: str, started: File, still_open: Mapping[str, str]) -> bytes:
-        in_memory = b'"durability":"memory"' in await side.said(started.path)
+    async def _ending(self, side: Side, instance: str, started: File, still_open: Mapping[str, str]) -> bytes | None:
+        """Make the word of a process's end; None if what it said when it began cannot be read."""
+        said = await side.lines(started.path)
+        if said is None:
+            return None
+        in_memory = b'"durability":"memory"' in said
         return manifest.ended(
             instance=instance,
             by=self._keys.instance,
@@ -370,10 +385,10 @@ class Closing:
         """Return the numbers of each hour; None if one cannot be read: who closes another would call them missing."""
         numbers: dict[str, list[int]] = {}
         for file in files:
-            lines = await side.entries([file.path])
+            lines = await side.lines(file.path)
             if lines is None:
                 return None
-            numbers[file.hour] = [parse_key(line.key).sequence for line in lines]
+            numbers[file.hour] = await self._compute(_numbers, file.path, lines)
         return numbers
 
     async def _drop_old(self, side: Side, files: Iterable[File]) -> None:
@@ -422,13 +437,9 @@ class Closing:
         self._metrics.oldest_open_hour = self._start_of(min(hours))
         self._metrics.ledger_lines_waiting = sum(side.ledger.waiting for side in self._sides)
 
-    def _ours(self, fates: dict[str, Fate]) -> dict[str, Fate]:
-        """Leave out the keys of former prefixes, which nobody lists."""
-        return {key: fate for key, fate in fates.items() if parse_key(key).prefix == self._raw_prefix}
-
-    def _other_numbers(self, hour: str) -> set[int]:
-        """Return the numbers of this process that were drawn for other hours."""
-        return {number for other, one in self._hours.items() if other != hour for number in one.numbers}
+    async def _compute(self, work: Callable[[*A], T], *args: *A) -> T:
+        """Have a thread compute it: it may take a second, which no event waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
     def _hour_now(self) -> str:
         return self._keys.partition_of(int(self._now())).path
@@ -440,7 +451,23 @@ class Closing:
         return datetime.strptime(hour, "dt=%Y-%m-%d/hr=%H").replace(tzinfo=self._tz).timestamp()
 
 
-def _elsewhere(fates: Mapping[str, Fate], numbers: Iterable[int]) -> list[int]:
-    """Return those of other hours that lie between these: nobody is to miss them here."""
-    here = [parse_key(key).sequence for key in fates]
-    return sorted(number for number in numbers if here and min(here) < number < max(here))
+def _fates(prefix: str, files: list[tuple[Path, bytes]]) -> tuple[dict[str, Fate], int]:
+    """Return the fate of each key that the lines of these files tell of, and the events of all.
+
+    Keys of former prefixes are left out, because nobody lists them.
+    """
+    fates = ledger.settle(entry for path, lines in files for entry in entries_of(path, lines))
+    ours = {key: fate for key, fate in fates.items() if parse_key(key).prefix == prefix}
+    found = sum((fate.stored.events if fate.stored else 0) + sum(fate.dropped.values()) for fate in ours.values())
+    return ours, found
+
+
+def _numbers(path: Path, lines: bytes) -> list[int]:
+    return [parse_key(entry.key).sequence for entry in entries_of(path, lines)]
+
+
+def _with_elsewhere(make: Callable[..., bytes], fates: Mapping[str, Fate], others: Iterable[Sequence[int]]) -> bytes:
+    """Make a manifest that names those numbers of other hours which lie between its own: nobody is to miss them."""
+    here = {parse_key(key).sequence for key in fates}
+    least, most = min(here, default=0), max(here, default=0)
+    return make(elsewhere=sorted({number for numbers in others for number in numbers if least < number < most}))

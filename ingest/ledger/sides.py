@@ -7,7 +7,6 @@ line in the ledger that is read after it. Never touches a disk on the loop.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
@@ -16,9 +15,9 @@ from ingest.disk import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from pathlib import Path
 
     from ingest.disk import Lane
-    from ingest.format.ledger import Entry
     from ingest.ledger.files import File, Ledger
     from ingest.spool import Held
 
@@ -71,22 +70,17 @@ class Side:
             for root, files in found.items()
         ]
 
-    async def entries(self, paths: Iterable[Path]) -> list[Entry] | None:
-        """Read files of a ledger; None, and told once, if one cannot be read, `StorageError` if nothing can be."""
-        paths = list(paths)
+    async def lines(self, path: Path) -> bytes | None:
+        """Read a file of a ledger; None, and told once, if it cannot be read, `StorageError` if nothing can be."""
         try:
-            found = await self._lane.run(self.ledger.entries, paths, within=WAIT)
+            found = await self._lane.run(self.ledger.lines, path, within=WAIT)
         except StorageError as error:
             if error.errno is None:
                 raise
-            self._complain(Path(error.subject), error)
+            self._complain(path, error)
             return None
-        self._told.difference_update(paths)
+        self._told.discard(path)
         return found
-
-    async def said(self, path: Path) -> bytes:
-        """Read what a process said when it began."""
-        return await self._lane.run(self.ledger.said, path, within=WAIT)
 
     async def remove(self, files: Iterable[File]) -> None:
         """Remove files of a ledger, of which everything was told, unless they have grown since."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import traceback
 
 import orjson
 import pytest
 
 from ingest.disk import StorageError
-from ingest.format import manifest
+from ingest.format import ledger, manifest
 from ingest.format.manifest import Kind, parse_name
 from ingest.intake import journal
 from ingest.ledger import is_of_ledger
@@ -399,3 +400,40 @@ def test_a_ledger_that_cannot_be_read_keeps_no_other_hour_open_and_is_told_in_th
     one.heal()
     one.advance(60)
     assert told(one) == keys(one)
+
+
+def test_the_loop_computes_no_manifest(world, monkeypatch):
+    """Over an hour of 36,000 objects it would stand for a second."""
+    one, where = world(), []
+    for owner, name in ((ledger, "parse"), (manifest, "manifest")):
+        work = getattr(owner, name)
+
+        def watched(*args, work=work, name=name, **words):
+            called_by = {frame.name for frame in traceback.extract_stack()}
+            where.append((name, "run_one" in called_by))
+            return work(*args, **words)
+
+        monkeypatch.setattr(owner, name, watched)
+    first, second = one.start(), one.start()
+    send(second)
+    one.kill(second)
+    send(first)
+    one.advance(HOUR + 60)
+    assert told(one) == keys(one)
+    assert set(where) == {("parse", True), ("manifest", True)}
+
+
+def test_a_process_of_which_an_hour_cannot_be_read_is_not_told_to_have_ended(world):
+    one = world()
+    first, second = one.start(), one.start()
+    send(second)
+    one.kill(second)
+    one.fs.on("read", when=lambda path: second.token in str(path) and path.name.startswith("dt=")).fail(errno.EIO)
+    one.advance(HOUR + 60)
+    ended = registry(one, Kind.ENDED, second)
+    assert [document["places"] for document in ended] == [["dlq"]]
+    one.heal()
+    one.advance(60)
+    assert told(one) == keys(one)
+    assert {tuple(document["places"]) for document in registry(one, Kind.ENDED, second)} == {("journal",), ("dlq",)}
+    first.stop()
