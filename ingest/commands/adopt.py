@@ -12,6 +12,7 @@ expires here. Never looks at the directories that the settings name.
 from __future__ import annotations
 
 import secrets
+import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,13 +84,18 @@ def _find(fs: Filesystem, folder: Path, journal: Path | None, report: Report) ->
         report.say(f"{journal}: no slot is in it; name the JOURNAL_DIR that the server had")
         return None
     slots = slot_folders(fs, folder)
+    below = folder / _BELOW
+    journals = slot_folders(fs, journal or below) if journal or is_folder(fs, below) else []
+    for name in (*slots, *(() if journal else (below,)), *journals):
+        if _is_link(fs, name):
+            report.say(f"{name} is a symbolic link, which leads off the volume: name the folder that was meant")
+            return None
     segments = Segments(fs, secrets.token_hex(8))
     if any(segments.names(root).segments for root in slots):
         if journal is None:
             return _Volume(None, folder)
         report.say(f"{folder}: segments are in it, so it is a JOURNAL_DIR itself; name the DLQ_DIR in its place")
         return None
-    below = folder / _BELOW
     if journal is None and is_folder(fs, below):
         journal = below
     if not slots and (journal is None or not slot_folders(fs, journal)):
@@ -100,6 +106,15 @@ def _find(fs: Filesystem, folder: Path, journal: Path | None, report: Report) ->
     if journal is None:
         report.say(f"{below}: there is no such directory; if that server had a JOURNAL_DIR, name it with --journal-dir")
     return _Volume(folder, journal)
+
+
+def _is_link(fs: Filesystem, path: Path) -> bool:
+    try:
+        return stat.S_ISLNK(fs.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError.of("stat", path, error) from error
 
 
 def _held(fs: Filesystem, volume: _Volume) -> Path | None:

@@ -162,3 +162,16 @@ def test_a_volume_without_a_journal_is_told_because_it_may_have_been_elsewhere(h
     code, _, err = adopted(capsys, home / "mnt/dlq")
     assert code == 0
     assert err.endswith("if that server had a JOURNAL_DIR, name it with --journal-dir\n")
+
+
+@pytest.mark.parametrize("name", ["2", "journal", "journal/0"])
+def test_a_link_that_leads_off_the_volume_is_not_followed(home, capsys, name):
+    """A path of the host that is gone means something else here."""
+    dead = home / "mnt/dlq"
+    letter(dead, 1, body(3))
+    mine = segment(home / "ours", 4, lines(1))
+    (dead / name).parent.mkdir(exist_ok=True)
+    (dead / name).symlink_to(home / "ours" / ("" if name == "journal" else "0"))
+    code, _, err = adopted(capsys, dead)
+    assert (code, files(home / "objects"), mine.exists()) == (2, [], True)
+    assert err.startswith(f"{dead / name} is a symbolic link")
