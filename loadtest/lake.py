@@ -167,6 +167,7 @@ def measure(folder, objects, events, engines, *, tables):
         words = ["--engine", engine, *(["--master", "local[2]"] if engine == "spark" else [])]
         (store / "raw_parquet/_hours" / f"{HOUR}.json").unlink(missing_ok=True)
         one = result[engine] = compact(folder, *words)
+        print(f"{objects} objects, {engine}: {one}", file=sys.stderr, flush=True)
         with duckdb.connect() as connection:
             counted = connection.execute(
                 "SELECT count(*), count(DISTINCT body ->> '$.n') FROM read_parquet($parts)", {"parts": parts_of(store)}

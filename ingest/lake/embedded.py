@@ -3,13 +3,14 @@
 Owns the SQL by which lines become rows. Every line is taken as it is, and `body` is cut out of it as text where it is
 no string, because a JSON reader renders numbers, blanks and escapes anew. Promises that the rows it counts have an
 instant, so that a line which is no event is an error and not a row of nulls. Memory: `memory_limit` for DuckDB, which
-spills to the folder it writes to; a group of rows is written once it has `ROW_GROUP_BYTES`.
+spills to the folder it writes to; a group of rows is written once it has `ROW_GROUP_BYTES`. Where that does not suffice
+for all threads, one does the work alone.
 Never reads what it is not given, infers a type, or goes to the network: extensions are neither installed nor loaded.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ingest.lake.columns import OF_LINE, Kind, of_partition
 from ingest.lake.engine import EngineError, Written
@@ -44,6 +45,24 @@ class DuckDB:
         """Write the rows of all copies to Parquet files in a folder that is there."""
         import duckdb
 
+        query = statement(self._body_format, hour, copies.files, max(copies.longest + 1, _LEAST_LINE), into)
+        try:
+            try:
+                rows = self._run(query, into, self._threads)
+            except duckdb.OutOfMemoryException:
+                # Each thread holds 2,048 lines several times over; with long ones there is room for one thread alone.
+                rows = self._run(query, into, 1)
+        except duckdb.OutOfMemoryException as error:
+            longest = f"the longest line has {copies.longest:,} bytes"
+            raise EngineError(f"DuckDB: {self._memory >> 20} MiB do not suffice, {longest}: --memory") from error
+        except duckdb.Error as error:
+            raise EngineError(f"DuckDB: {' '.join(str(error).split())[:500]}") from error
+        files = [_written(*row[:5]) for row in rows]
+        return [file for file in files if file.rows]
+
+    def _run(self, query: str, into: Path, threads: int | None) -> list[tuple[Any, ...]]:
+        import duckdb
+
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{self._memory}B",
             "temp_directory": str(into),
@@ -51,17 +70,11 @@ class DuckDB:
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         }
-        if self._threads is not None:
-            settings["threads"] = self._threads
-        try:
-            with duckdb.connect(config=settings) as connection:
-                rows = connection.execute(
-                    statement(self._body_format, hour, copies.files, max(copies.longest + 1, _LEAST_LINE), into)
-                ).fetchall()
-        except duckdb.Error as error:
-            raise EngineError(f"DuckDB: {' '.join(str(error).split())[:500]}") from error
-        files = [_written(*row[:5]) for row in rows]
-        return [file for file in files if file.rows]
+        if threads is not None:
+            settings["threads"] = threads
+        with duckdb.connect(config=settings) as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(query).fetchall()
+            return rows
 
 
 def statement(body_format: str, hour: str, files: Sequence[Path], longest: int, into: Path) -> str:

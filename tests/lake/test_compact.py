@@ -223,6 +223,34 @@ def test_without_a_store_nothing_is_made(store_dir, compact):
     assert not store_dir.exists()
 
 
+def test_lines_too_long_for_all_threads_are_done_by_one(store_dir, compact, monkeypatch):
+    """Each thread of DuckDB holds 2,048 lines at a time."""
+    import duckdb
+
+    put(store_dir, 1, numbered(0, 10))
+    plain, asked = DuckDB._run, []
+
+    def run(self, query, into, threads):
+        asked.append(threads)
+        if threads != 1:
+            raise duckdb.OutOfMemoryException("told to fail")
+        return plain(self, query, into, threads)
+
+    monkeypatch.setattr(DuckDB, "_run", run)
+    assert compact()[0] == 0
+    assert asked == [None, 1]
+    assert numbers(store_dir) == list(range(10))
+
+
+def test_memory_that_does_not_suffice_is_told_and_nothing_is_published(store_dir, compact, monkeypatch):
+    monkeypatch.setattr("ingest.lake.embedded.MEMORY", 4 << 20)
+    put(store_dir, 1, [text_line("x" * 60_000, number) for number in range(200)])
+    code, document = compact()
+    assert (code, pointer(store_dir)) == (FAILED, None)
+    assert "the longest line has 60," in document["told"]
+    assert "--memory" in document["told"]
+
+
 # ------------------------------------------------------------------------------------------- rivals, and the store
 
 
