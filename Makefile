@@ -177,7 +177,7 @@ push: build ## the image to ECR (AWS_ACCOUNT_ID, AWS_REGION, TAG)
 
 dist: install ## the wheel, the source and the bill of materials (CycloneDX), into dist/
 	@$(BIN)/python -m hatchling build --clean
-	@$(BIN)/python release/sbom.py dist
+	@$(BIN)/python deploy/sbom.py dist
 
 # The dev lock comes first and binds the others, so that what is tested is what is shipped and measured.
 UV_COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

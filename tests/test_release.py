@@ -30,7 +30,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "SOURCE_DATE_EPOCH": "1795612800"}
-    for step in (command, [sys.executable, "-W", "error", "release/sbom.py", str(folder)]):
+    for step in (command, [sys.executable, "-W", "error", "deploy/sbom.py", str(folder)]):
         done = subprocess.run(step, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     return folder

@@ -1,6 +1,6 @@
 """The bill of materials of a release: what runs beside our own code, as CycloneDX.
 
-    .venv/bin/python release/sbom.py dist      # writes dist/estat_ingest-VERSION.cdx.json
+    .venv/bin/python deploy/sbom.py dist      # writes dist/estat_ingest-VERSION.cdx.json
 
 Owns that document. Promises exactly the packages of `requirements.lock`, each with the hashes that pip is
 held to, its licenses as the package states them, and which of the others it wants. Names no registry: the lock does not
