@@ -75,23 +75,25 @@ def compact(folder, *words):
         "PYICEBERG_CATALOG__DEFAULT__WAREHOUSE": (folder / "warehouse").as_uri(),
     }
     command = [sys.executable, "-m", "ingest", "compact", "--hour", HOUR, "--json", *words]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     with (folder / "stderr").open("wb") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors)
-        peak = 0
+        peak, spent = 0, {}
         while process.poll() is None:
-            peak = max(peak, _resident(process.pid))
+            resident = 0
+            for pid, size, ticks in _tree(process.pid):
+                resident += size
+                spent[pid] = ticks
+            peak = max(peak, resident)
             time.sleep(0.02)
         told = process.stdout.read()
     seconds = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit((folder / "stderr").read_text())
     (row,) = json.loads(told)["hours"]
     return {
         "seconds": seconds,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_seconds": sum(spent.values()) / os.sysconf("SC_CLK_TCK"),
         "mib": peak / MIB,
         "rows": row["rows"],
         "bytes": row["bytes"],
@@ -100,18 +102,19 @@ def compact(folder, *words):
     }
 
 
-def _resident(pid):
-    """Sum up the resident bytes of a process and those it started."""
-    total, pending = 0, [pid]
+def _tree(pid):
+    """Yield number, resident bytes and ticks of CPU of a process and of those it started, Spark's Java too."""
+    pending = [pid]
     while pending:
         one = pending.pop()
         try:
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * resource.getpagesize()
+            size = int(Path(f"/proc/{one}/statm").read_text().split()[1]) * resource.getpagesize()
+            user, system = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]
             for task in Path(f"/proc/{one}/task").iterdir():
                 pending += map(int, (task / "children").read_text().split())
         except OSError:
             continue
-    return total
+        yield one, size, int(user) + int(system)
 
 
 def parts_of(store):

@@ -29,6 +29,12 @@ _SETTINGS: Final = {
 }
 _BODY: Final = ',"body":'
 _AFTER_HEADERS: Final = '},"body'
+_FIELDS: Final = [(column.name, _TYPES[column.kind]) for column in OF_LINE if column.name != "body"]
+_STRUCTURE: Final = ", ".join(f"`{name}` {kind}" for name, kind in _FIELDS)
+_HALVES: Final = (
+    f"from_json(concat(left(value, at - 1), '}}'), '{_STRUCTURE}') AS line",
+    f"substring(value, at + {len(_BODY)}, length(value) - at - {len(_BODY)}) AS body",
+)
 
 
 class Spark:
@@ -67,7 +73,9 @@ class Spark:
         session = self._started()
         lines = session.read.text([f"{self._base}/{key}" for key in keys], lineSep="\n")
         target = f"{self._base}/{folder}"
-        rows = lines.selectExpr("value", f"{_place()} AS at").selectExpr(*expressions(self._body_format, hour))
+        # Step by step, so that a line is taken apart once, and not once for each of its columns.
+        rows = lines.selectExpr("value", f"{_place()} AS at").selectExpr(*_HALVES)
+        rows = rows.selectExpr(*expressions(self._body_format, hour))
         rows.write.option("compression", "zstd").parquet(target)
         found = (
             session.read.parquet(target)
@@ -94,17 +102,12 @@ class Spark:
 
 
 def expressions(body_format: str, hour: str) -> list[str]:
-    """Return one expression a column, over a line `value` and the place `at` in it where its body begins."""
+    """Return one expression a column, over the halves of a line: `line` without its body, and the body as it stands."""
     dt, hr = of_partition(hour)
-    fields = [column for column in OF_LINE if column.name != "body"]
-    structure = ", ".join(f"`{column.name}` {_TYPES[column.kind]}" for column in fields)
-    line = f"from_json(concat(left(value, at - 1), '}}'), '{structure}')"
-    raw = f"substring(value, at + {len(_BODY)}, length(value) - at - {len(_BODY)})"
-    text = f"from_json(concat('{{\"body\":', {raw}, '}}'), 'body STRING').body"
-    is_text = f"WHEN startswith({raw}, '\"') THEN {text} " if body_format == "text" else ""
-    body = f"CASE WHEN {raw} = 'null' THEN NULL {is_text}ELSE {raw} END"
-    columns = [f"{line}.`{column.name}` AS `{column.name}`" for column in fields]
-    return [f"'{dt}' AS dt", f"'{hr}' AS hr", *columns, f"{body} AS body"]
+    text = "from_json(concat('{\"body\":', body, '}'), 'body STRING').body"
+    is_text = f"WHEN startswith(body, '\"') THEN {text} " if body_format == "text" else ""
+    body = f"CASE WHEN body = 'null' THEN NULL {is_text}ELSE body END"
+    return [f"'{dt}' AS dt", f"'{hr}' AS hr", *(f"line.`{name}`" for name, _ in _FIELDS), f"{body} AS body"]
 
 
 def _place() -> str:
