@@ -64,6 +64,12 @@ def main() -> int:
             else:
                 lines[READERS[name][0]] = line
                 _say(line)
+        try:
+            if not given.name:
+                through_the_pointer("athena", text, bodies)
+        except Wrong as finding:
+            _say(f"Athena's lists: {finding}")
+            bad = True
     return 1 if _compare(lines, write=given.write) or bad else 0
 
 
