@@ -148,6 +148,8 @@ async def _try_store(settings: Settings) -> list[str]:
                 for prefix in (settings.raw_prefix, settings.dlq_prefix)
                 for problem in await _try_prefix(store, settings, prefix)
             ]
+            if settings.manifests and not problems:
+                await _try_manifest(store, settings)
             if settings.raw_bucket is not None and settings.s3_conditional_puts and not problems:
                 await _try_replace(store, settings)
             return problems  # noqa: TRY300 - within `try`, so that the store is closed
@@ -202,6 +204,19 @@ async def _is_created(store: ObjectStore, key: str, metadata: ObjectMetadata) ->
     created = await store.create(key, _FIRST, metadata)
     await _remove_quietly(store, key)
     return created
+
+
+async def _try_manifest(store: ObjectStore, settings: Settings) -> None:
+    """Put a canary where manifests go. A warning only, because events do without them."""
+    unix = int(time.time())
+    key = f"{settings.manifest_prefix}/_canary/{unix}_{secrets.token_hex(8)}.json"
+    try:
+        await store.put(key, _FIRST, ObjectMetadata(events=0, first_ts=unix, last_ts=unix, instance="canary"))
+    except StorageError as error:
+        _warn(f"{_one_line(error)} (without manifests every hour stays open; events are stored all the same)")
+    else:
+        _print(f"# put {key}")
+        await _remove(store, key)
 
 
 async def _try_replace(store: ObjectStore, settings: Settings) -> None:

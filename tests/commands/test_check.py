@@ -302,7 +302,7 @@ def test_check_store_tries_a_bucket_and_leaves_no_object(s3, tmp_path):
     ended = run("check", "--store", cwd=tmp_path, **s3_environment(s3.url, "events", IDLE_TIMEOUT="1s"))
     assert ended.returncode == 0, ended.stderr
     assert [line.split(":")[1].strip() for line in ended.stderr.splitlines()][:1] == ["IDLE_TIMEOUT"]
-    assert ended.stdout.count("\n# put raw") == ended.stdout.count("\n# removed raw") == 2
+    assert ended.stdout.count("\n# put raw") == ended.stdout.count("\n# removed raw") == 3
     assert "# create-only puts are honoured\n" in ended.stdout
     assert s3.client().list_objects_v2(Bucket="events")["KeyCount"] == 0
 
@@ -426,6 +426,17 @@ def test_what_only_compact_needs_of_a_store_is_a_warning(matches, denies, told, 
     assert told in err
     assert err.count("\n") == bool(told)
     assert ("# replacing on condition is honoured" in out) is not bool(told)
+    assert shelf.objects == {}
+
+
+@pytest.mark.parametrize(("denies", "told"), [((), ""), (("put",), "put raw_manifest/_canary/")])
+def test_that_manifests_may_not_be_put_is_a_warning(denies, told, capsys):
+    shelf = Shelf(denies=denies)
+    asyncio.run(check._try_manifest(shelf, load({})))
+    out, err = capsys.readouterr()
+    assert err.startswith(f"warning: {told}" if told else "")
+    assert err.count("\n") == bool(told)
+    assert ("# put raw_manifest/_canary/" in out) is not bool(told)
     assert shelf.objects == {}
 
 
