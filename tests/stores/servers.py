@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -144,7 +145,13 @@ class Running:
 
     def run(self, *command: str, seconds: float = 60) -> str:
         """Run a program to its end, and return what it printed."""
-        done = subprocess.run(
+        done = self.ended(*command, seconds=seconds)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    def ended(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end, whatever that is."""
+        return subprocess.run(
             command,
             cwd=self.home.folder,
             env=self.environment(),
@@ -154,8 +161,6 @@ class Running:
             timeout=seconds,
             check=False,
         )
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
-        return done.stdout
 
     def environment(self) -> dict[str, str]:
         return {
@@ -279,14 +284,20 @@ def _prepare_ceph(running: Running) -> None:
     monitor, disk, _ = _ceph(home)
     running.spawn(monitor)
     disk_id = str(uuid.uuid4())
-    running.run("ceph", "-c", conf, "osd", "new", disk_id, "0")
+    tell = partial(_tell_monitor, running, "ceph", "-c", conf, "osd")
+    tell("new", disk_id, "0")
     running.run("ceph-osd", "-c", conf, "-i", "0", "--mkfs", "--osd-uuid", disk_id)
     # The disk does not say this itself: what it says in its first moment a monitor may refuse, and then it ends.
-    running.run("ceph", "-c", conf, "osd", "crush", "add", "osd.0", "1.0", "root=default", "host=here")
+    tell("crush", "add", "osd.0", "1.0", "root=default", "host=here")
     running.spawn(disk)
     running.wait_for(lambda: " 1 up" in running.run("ceph", "-c", conf, "osd", "stat"), "its disk is not up")
     user = ["--uid=testing", "--display-name=testing", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
     running.run("radosgw-admin", "-c", conf, "user", "create", *user, seconds=120)
+
+
+def _tell_monitor(running: Running, *command: str) -> None:
+    """Say it until it is taken: a young monitor refuses for a moment what it took a moment before."""
+    running.wait_for(lambda: running.ended(*command).returncode == 0, f"{' '.join(command)} is not taken")
 
 
 def _ceph(home: Home) -> list[list[str]]:
