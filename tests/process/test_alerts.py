@@ -292,6 +292,7 @@ def restarts(scene):
 
 def workers_killed(scene):
     scene.start({"WORKERS": "2"})
+    scene.collector.wait_said("worker_serves", 2)
     yield
     children = Path(f"/proc/{scene.collector.pid}/task/{scene.collector.pid}/children")
     for times in range(1, 4):
