@@ -123,7 +123,8 @@ def rivals(store: Store) -> str:
 def damaged(store: Store) -> str:
     """A body that is not the one its sum is of."""
     key = f"{HOUR}/damaged"
-    by_crc = store.put(key, ChecksumCRC32=crc(OTHER)) and store.get(key) != BODY
+    # A server that fails (500) has refused nothing.
+    by_crc = store.put(key, ChecksumCRC32=crc(OTHER)).startswith("4") and store.get(key) != BODY
 
     def break_it(request: Any, **_: object) -> None:
         body = bytearray(request.body.read() if hasattr(request.body, "read") else request.body)
