@@ -289,4 +289,6 @@ def test_a_drain_that_is_stopped_and_goes_on_after_its_time_is_gone_at_once(coll
     os.kill(collector.pid, signal.SIGCONT)
     assert collector.wait(1.0) == 0, collector.tail()
     load.stop(grace=0)
-    assert collector.said("stopped")[0]["cut_short_at"]
+    # Whoever was first ended it: the thread that counts, or the drain, whose steps had no time left.
+    assert len(collector.said("stopped")) == 1
+    assert "Traceback" not in collector.stderr.read_text()
