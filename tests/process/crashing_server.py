@@ -102,6 +102,7 @@ def crashing_disk(name: str, nth: int, settings: Settings) -> Disk:
             room(path) == point.room
             and (path.suffix == ".tmp") == point.temporary
             and is_of_ledger(path) == point.ledger
+            and (not point.ledger or path.name.startswith("dt="))  # a line, not the word that a process has started
             and (".json" in path.name and ".jsonl" not in path.name) == point.document
             and point.inherited in (None, os.path.abspath(path) in inherited)
             and path.name != "lock"
