@@ -111,6 +111,17 @@ def _refuse_to_start(problem: str) -> NoReturn:
     _leave(2)
 
 
+def _began_with_us(error: BaseException) -> bool:
+    """Tell whether the outermost function that the error came through, past those of the loop, is of this package."""
+    frame = error.__traceback__
+    while frame is not None:
+        package = str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in {"uvloop", "asyncio"}:
+            return package == __name__.partition(".")[0]
+        frame = frame.tb_next
+    return False
+
+
 class DrainStep(Enum):
     """The steps of `DRAIN`, and before them `RUNNING`."""
 
@@ -336,12 +347,13 @@ class Server:
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say what the loop caught. Errors of the network are survived; a bug of ours meets one client, or ends us.
 
-        An `OSError` is the network's unless a callback of the loop raised it (`handle`): ours are given no socket, so
-        that it is of a disk, and what the callback had to do was not done.
+        An `OSError` is the network's unless a callback of ours raised it: they are given no socket, so that it is of a
+        disk, and what the callback had to do was not done.
         """
         error = context.get("exception")
         log.error("unhandled", message=context.get("message"), exc_info=error)
-        survived = "connection" in context or (isinstance(error, OSError) and "handle" not in context)
+        ours = "handle" in context and error is not None and _began_with_us(error)
+        survived = "connection" in context or (isinstance(error, OSError) and not ours)
         if error is not None and not survived:
             self._fail(error)
 

@@ -252,7 +252,7 @@ import os
 def broken(self, reason):
     raise OSError(errno.EIO, "Input/output error")
 
-admission.Intake._seal_if_room = broken
+admission.Intake.seal = broken
 serve(load(os.environ))
 """
 
