@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, cast
 
@@ -82,7 +82,7 @@ class Compactor:
     """Holds the copies of a batch and their Parquet files while a run lasts."""
     works_on_store: bool = False
     """The engine is a `Cluster`."""
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=lambda: time.time)
     monotonic: Callable[[], float] = time.monotonic
 
 
