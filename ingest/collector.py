@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ingest.spool import Held
     from ingest.store import ObjectStore
 
+LEFT_SECONDS: Final = 0.25
+"""Seconds of a drain that the telling of hours leaves: the process has ended when the time is up."""
 ADOPT_SECONDS: Final = 30.0
 ADOPT_MORE_SECONDS: Final = 1.0
 STORAGE_THREADS: Final = 4
@@ -264,7 +266,7 @@ class Collector:
         await Drain(self.uploader, clock=clock).run(deadline, skip)
         if self.closing is not None and not skip.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(deadline - clock(), 0.0)):
+                async with asyncio.timeout(max(deadline - clock() - LEFT_SECONDS, 0.0)):
                     await self.closing.end()
 
     async def close(self, within: float) -> None:
