@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ingest.commands import interrupt
-from ingest.commands.hours import FORM, Hour, hours_of
+from ingest.commands.hours import FAILED, FORM, WRONG_WORDS, Hour, hours_of
 from ingest.commands.report import Report, progress
 from ingest.disk import Filesystem, StorageError, is_folder, sync_file, usual_base
 from ingest.format import codec
@@ -37,8 +37,6 @@ _ENGINES: Final = {"duckdb": "duckdb", "spark": "pyspark"}
 DONE: Final = 0
 OPEN: Final = 1
 DIFFERS: Final = 3
-WRONG_WORDS: Final = 64
-FAILED: Final = 69
 _GRAVITY: Final = (DONE, OPEN, DIFFERS, FAILED)
 LEAST_TRY: Final = 300.0
 """Seconds that one try of a put or a get may take: parts are larger than batches."""
@@ -190,10 +188,10 @@ async def _compact(
     except (StorageError, EngineError, Contended, OSError) as error:
         return row(FAILED, "failed", str(error))
     except ExceptionGroup as group:
-        errors = group.subgroup(StorageError)
-        if errors is None:
+        failure = StorageError.first_of(group)
+        if failure is None:
             raise
-        return row(FAILED, "failed", str(errors.exceptions[0]))
+        return row(FAILED, "failed", str(failure))
     for key in done.strange:
         report.say(f"{key}: it is left out, because no collector makes such a key")
     made = done.generation

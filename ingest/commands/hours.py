@@ -1,7 +1,7 @@
 """Hours as an operator names them.
 
-Owns the words: an hour, a day, or a first and a last of them with `..` between. Promises hours in their order, each
-once, with the instant at which it is over. Never reads a clock.
+Owns the words: an hour, a day, or a first and a last of them with `..` between; and the exit codes beside verdicts.
+Promises hours in their order, each once, with the instant at which it is over. Never reads a clock.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from ingest.format.keys import partition_of
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
+WRONG_WORDS: Final = 64
+FAILED: Final = 69
+"""Exit codes of commands that judge hours, where 1 to 3 are verdicts: `EX_USAGE` and `EX_UNAVAILABLE` of sysexits."""
 FORM: Final = "dt=YYYY-MM-DD/hr=HH, a day dt=YYYY-MM-DD, or two of them: FIRST..LAST"
 _WORD: Final = re.compile(r"dt=(\d{4}-\d{2}-\d{2})(?:/hr=(\d{2}))?", re.ASCII)
 _MOST: Final = 24 * 3660

@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ingest.commands import interrupt
-from ingest.commands.hours import FORM, hours_of
+from ingest.commands.hours import FAILED, FORM, WRONG_WORDS, hours_of
 from ingest.commands.report import Report, progress
 from ingest.disk import Filesystem, StorageError
 from ingest.format import codec, manifest
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.lake.judging import Verdict
     from ingest.store import ObjectStore
-
-WRONG_USAGE: Final = 64
-STORE_FAILED: Final = 69
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +60,13 @@ def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
         return interrupt.run(_reconcile(settings, report, hours, deep=arguments.deep))
     except StorageError as error:
         report.say(str(error))
-        return STORE_FAILED
+        return FAILED
     except ExceptionGroup as group:
-        errors = group.subgroup(StorageError)
-        if errors is None:
+        failure = StorageError.first_of(group)
+        if failure is None:
             raise
-        report.say(str(errors.exceptions[0]))
-        return STORE_FAILED
+        report.say(str(failure))
+        return FAILED
 
 
 def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -87,7 +84,7 @@ def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
         return interrupt.run(_abandon(settings, report, arguments.instance, hour, arguments.why))
     except StorageError as error:
         report.say(str(error))
-        return STORE_FAILED
+        return FAILED
 
 
 async def _reconcile(settings: Settings, report: Report, hours: list[str], *, deep: bool) -> int:
@@ -153,7 +150,7 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
 
 def _wrong(problem: str) -> int:
     sys.stderr.write(f"{problem}\n")
-    return WRONG_USAGE
+    return WRONG_WORDS
 
 
 class _Opened:

@@ -79,6 +79,15 @@ class StorageError(Exception):
         hint, transient = _ADVICE.get(error.errno or 0, (error.strerror or type(error).__name__, False))
         return cls(operation, subject, hint, transient=transient, errno=error.errno)
 
+    @classmethod
+    def first_of(cls, group: ExceptionGroup[Exception]) -> Self | None:
+        """Return the first of these errors that several tasks have raised; None if there is none among them."""
+        for error in group.exceptions:
+            found = cls.first_of(error) if isinstance(error, ExceptionGroup) else error
+            if isinstance(found, cls):
+                return found
+        return None
+
     def __str__(self) -> str:
         name = f" [{errno.errorcode.get(self.errno, self.errno)}]" if self.errno is not None else ""
         error = f" ({self.cause['error']})" if "error" in self.cause else ""

@@ -62,7 +62,7 @@ class SharedBooks(Books):
     def accepted(self, n: int, place: Place = Place.OPEN) -> None:
         """See `Books`, whose lines these are: a call costs every turn."""
         self.events_accepted += n
-        self.waiting.add(place, n)
+        self.waiting.counts[place] += n
         if self.checked:
             self._check(n)
         self.tell()

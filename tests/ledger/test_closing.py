@@ -11,7 +11,6 @@ import pytest
 from ingest.disk import StorageError
 from ingest.format import ledger, manifest
 from ingest.format.manifest import Kind, parse_name
-from ingest.intake import journal
 from ingest.ledger import is_of_ledger
 from ingest.store import Refusal
 from tests.model.world import World
@@ -19,12 +18,6 @@ from tests.model.world import World
 PREFIX = "raw_manifest"
 FIRST, SECOND = "dt=2025-12-03/hr=00", "dt=2025-12-03/hr=01"
 HOUR = 3600
-
-
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch):
-    """Let the hours of a test cost little: names are not looked at twice a second."""
-    monkeypatch.setattr(journal, "WATCH_SECONDS", 60.0)
 
 
 @pytest.fixture

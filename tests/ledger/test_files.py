@@ -8,7 +8,6 @@ import random
 import pytest
 
 from ingest.format import ledger
-from ingest.intake import journal
 from ingest.ledger import Ledger, entries_in, is_of_ledger, path_of
 from tests.model.world import World
 from tests.stand_ins.disk import CrashableDisk, Disk
@@ -16,12 +15,6 @@ from tests.stand_ins.letters import body, key
 
 EVERY_CALL = 25
 """More calls to the file system than a batch's way from its put to the removal of its segment takes."""
-
-
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch):
-    """Let the hours of a test cost little: names are not looked at twice a second."""
-    monkeypatch.setattr(journal, "WATCH_SECONDS", 60.0)
 
 
 @pytest.fixture

@@ -276,6 +276,15 @@ def wait_balanced_and_stored(collector, at_least):
         time.sleep(0.1)
 
 
+def stopped_with_all_on_the_page(collector, sent):
+    """Stops it once all is stored: the page had each event that was acknowledged, and those whose answer was lost."""
+    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
+    assert sent.acknowledged <= accepted <= len(sent)
+    assert stored_now == accepted + recovered_more
+    collector.stop()
+    return accepted, recovered_more, audit(sent, stored(collector)).assert_kept()
+
+
 def test_a_roll_under_load_refuses_and_resets_nobody(collectors, figure):
     kept, single = Sent(), Sent()
     collector = collectors({**TWO, "BATCH_SIZE": "500"}).start()
@@ -326,11 +335,7 @@ def test_a_kill_under_load_takes_nothing_out_of_the_figures_of_all(collectors, f
         collector.wait_said("worker_ended", ended + 1)
     load.stop()
     pids_of(collector)
-    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
-    assert sent.acknowledged <= accepted <= len(sent)
-    assert stored_now == accepted + recovered_more
-    collector.stop()
-    found = audit(sent, stored(collector)).assert_kept()
+    accepted, recovered_more, found = stopped_with_all_on_the_page(collector, sent)
     figure(f"three kills: accepted {accepted} on the page, {recovered_more} more recovered than were handed on", found)
 
 
@@ -371,11 +376,7 @@ def test_many_kills_under_load_take_nothing_out_of_the_figures_of_all(collectors
         assert taken == left, metrics.text
     load.stop()
     pids_of(collector, 3)
-    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
-    assert sent.acknowledged <= accepted <= len(sent)
-    assert stored_now == accepted + recovered_more
-    collector.stop()
-    found = audit(sent, stored(collector)).assert_kept()
+    accepted, recovered_more, found = stopped_with_all_on_the_page(collector, sent)
     figure(f"15 kills, {durability}: accepted {accepted} on the page, {recovered_more} more recovered", found)
 
 
@@ -521,9 +522,5 @@ def test_whatever_is_done_to_them_nothing_is_lost_and_the_page_stays_right(colle
             last = counts
     load.stop()
     pids_of(collector, 3)
-    accepted, stored_now, recovered_more = wait_balanced_and_stored(collector, sent.acknowledged)
-    assert sent.acknowledged <= accepted <= len(sent)
-    assert stored_now == accepted + recovered_more
-    collector.stop()
-    found = audit(sent, stored(collector)).assert_kept()
+    accepted, _, found = stopped_with_all_on_the_page(collector, sent)
     figure(f"{dict(acts)}, {durability}, {scrapes} scrapes: accepted {accepted} on the page", found)
