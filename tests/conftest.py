@@ -6,6 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from tests.stand_ins.s3_server import bucket, s3_server
 
@@ -21,6 +22,14 @@ def _signals_held():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_comes():
+    """Lets go of the log that a command has configured in a test: half of it, the writer, would meet the next one."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture
