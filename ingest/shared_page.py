@@ -64,6 +64,8 @@ _STATUS: Final = _SLOW + 2 * FIGURES
 _REGION: Final = _STATUS + 2 * STATUS_BYTES // WORD
 _TRIES: Final = 100
 """A writer that runs on another core is through within microseconds; one that was killed never stands in the way."""
+_A_MOMENT: Final = 0.0005
+"""Seconds between two tries to read while the supervisor moves figures, in which it may run: 0.05 of them in all."""
 
 
 class SharedPage:
@@ -140,6 +142,7 @@ class SharedPage:
             ]
             if before % 2 == 0 and self._words[_FOLDING] == before:
                 break
+            time.sleep(_A_MOMENT)  # the supervisor may have been put aside in the midst of it
         yield from found
 
 
