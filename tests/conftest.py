@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["bucket", "s3_server"]
 
+# Whoever began the tests with `nohup`, or in the background of a script, ignores these, and every process would inherit it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def _signals_held():
