@@ -49,7 +49,9 @@ class Privacy:
         self._ip_mode = settings.ip_mode
         self._pick = None if settings.cookies == (ALL,) else _pairs(settings.cookies)
         self._gpc_at = 1 + headers.index(SEC_GPC) if settings.respect_gpc else 0
-        self._named = tuple((name.decode(), 1 + headers.index(name)) for name in _named(settings))
+        self._named = tuple(
+            (name.decode(), 1 + headers.index(name)) for name in sorted(_named(settings), key=_after_body)
+        )
         self._beginnings = tuple(name[:-1].encode() for name in settings.extra_headers if name.endswith(_BEGINS))
         self._sources = frozenset(headers_read(settings))
         self.hides = self._ip_mode != "full" or self._pick is not None or bool(self._gpc_at)
@@ -76,7 +78,7 @@ class Privacy:
         named = {name for name, _ in self._named}
         return {
             name.decode(): header_text(value)
-            for name, value in head.items()
+            for name, value in sorted(head.items(), key=lambda one: _after_body(one[0]))
             if value and (name.decode() in named or self._is_begun(name))
         }
 
@@ -97,6 +99,11 @@ class Privacy:
         if self._pick is None or not value:
             return header_text(value)
         return header_text(b"; ".join(pair.rstrip(_BLANKS) for pair in self._pick(value)))
+
+
+def _after_body(name: bytes) -> bool:
+    """Sort a header `body` first: behind another one it would stand where readers look for the body of the event."""
+    return name != b"body"
 
 
 def mask(address: str) -> str:

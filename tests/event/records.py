@@ -45,7 +45,13 @@ def the_record(line: bytes | ClientError) -> dict[str, object]:
 
 
 def encode(
-    one: EventEncoder, method: str, body: bytes = b"", query: bytes = b"", peer: str = "203.0.113.9", **headers: bytes
+    one: EventEncoder,
+    method: str,
+    body: bytes = b"",
+    /,
+    query: bytes = b"",
+    peer: str = "203.0.113.9",
+    **headers: bytes,
 ) -> bytes | ClientError:
     """Return what the encoder makes of a request, as a connection asks it to."""
     head = {name.replace("_", "-").encode(): value for name, value in headers.items()}
