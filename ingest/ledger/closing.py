@@ -65,6 +65,8 @@ NOT_READ: Final = "files that cannot be read, or are not counted yet"
 NOT_TOLD: Final = "its manifest is not put yet"
 NOT_FOUND: Final = "events that are in no place"
 LOST_LINES: Final = "its ledger could not be written"
+_HOPELESS: Final = frozenset({NOT_TOLD, LOST_LINES})
+"""An hour that stays open for one of these reasons is given up after LONGEST_KEPT."""
 IN_MEMORY: Final = "it kept events in memory, and did not drain"
 IN_PLACE: Final = {"journal": "journal segments wait", "dlq": "dead letters wait"}
 
@@ -220,8 +222,8 @@ class Closing:
         still_open: dict[str, str] = {}
         for hour in sorted(self._hours.keys() | in_memory.keys()):
             why = in_memory.get(hour) or self._waits(hour, seen) or await self._close(hour, files.get(hour, []))
-            if why == NOT_TOLD and self._now() - self._start_of(hour) > LONGEST_KEPT:
-                log.warning("ledger_dropped", hour=hour, hint="its manifest could not be put for a month")
+            if why in _HOPELESS and self._now() - self._start_of(hour) > LONGEST_KEPT:
+                log.warning("ledger_dropped", hour=hour, hint=f"for a month: {why}")
                 await self._forget(hour, files.get(hour, []))
             elif why:
                 still_open[hour] = why

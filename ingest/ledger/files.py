@@ -82,7 +82,7 @@ class Ledger:
         self.waiting = 0
         """How many lines are kept."""
         self.forgotten: set[Path] = set()
-        """Files that lack lines which were too many to be kept."""
+        """Files that lack lines which were too many to be kept, until they are removed."""
 
     def __repr__(self) -> str:
         return f"<Ledger {len(self._sizes)} files, {self.waiting} lines wait>"
@@ -158,6 +158,7 @@ class Ledger:
             with suppress(OSError):
                 self._fs.unlink(file.path)
                 self._sizes.pop(file.path, None)
+                self.forgotten.discard(file.path)
                 self._fs.rmdir(file.path.parent)
                 self._settled.add(file.path.parent.parent)
 

@@ -11,7 +11,7 @@ import pytest
 from ingest.disk import StorageError
 from ingest.format import ledger, manifest
 from ingest.format.manifest import Kind, parse_name
-from ingest.ledger import is_of_ledger
+from ingest.ledger import closing, files, is_of_ledger
 from ingest.store import Refusal
 from tests.model.world import World
 
@@ -69,6 +69,10 @@ def send(process, *, batches=1, events=3):
 
 def ledgers(world):
     return [path for path in world.root.rglob("*") if path.is_file() and is_of_ledger(path)]
+
+
+def ledgers_of(world, hour):
+    return [path for path in ledgers(world) if hour.replace("/", "_") in path.name]
 
 
 def test_an_hour_that_is_over_is_told_with_what_was_accepted_and_stored(world):
@@ -331,6 +335,38 @@ def test_lines_that_the_disk_did_not_take_are_told_all_the_same(world):
     one.heal()
     one.advance(60)
     assert process.metrics.ledger_lines_waiting == 0
+
+
+def test_an_hour_whose_lines_were_too_many_to_be_kept_stays_open_and_goes_after_a_month(world, monkeypatch):
+    monkeypatch.setattr(files, "KEPT_MAX", 1)
+    monkeypatch.setattr(closing, "LONGEST_KEPT", 4 * HOUR)
+    one = world()
+    process = one.start()
+    one.fs.on("write", when=lambda path: ".ledger" in path.parts).fail(errno.ENOSPC)
+    send(process, batches=2)
+    one.heal()
+    one.advance(3 * HOUR)
+    assert manifests(one) == []
+    assert registry(one, Kind.OPEN)[0]["open"] == [{"hour": FIRST, "why": closing.LOST_LINES}]
+    send(process)
+    one.advance(2 * HOUR)
+    assert registry(one, Kind.OPEN)[0]["open"] == []
+    assert ledgers_of(one, FIRST) == []
+    assert len(manifests(one, "dt=2025-12-03/hr=03")) == 1, "the hours after it are told"
+
+
+@pytest.mark.parametrize("why", ["it may put no manifest", "it is told"])
+def test_an_hour_goes_after_a_month_though_its_manifest_was_never_put(world, monkeypatch, why):
+    monkeypatch.setattr(closing, "LONGEST_KEPT", 6 * HOUR)
+    one = world()
+    if why == "it may put no manifest":
+        one.documents_fail = Refusal("put", PREFIX, "not allowed", transient=False, cause={"status": 403})
+    process = one.start()
+    send(process)
+    one.advance(5.5 * HOUR)
+    assert bool(ledgers_of(one, FIRST)) == (why == "it may put no manifest")
+    one.advance(2 * HOUR)
+    assert ledgers_of(one, FIRST) == []
 
 
 def test_the_ledger_of_an_hour_goes_some_hours_after_it_was_told(world):
