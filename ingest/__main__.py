@@ -2,7 +2,8 @@
 
 Owns the words (serve, check, health, status, dlq, compact) and the exit codes: 0 done, 1 it failed, 2 the settings or
 the words are wrong, 130 interrupted; `compact` has more of them.
-Promises that each wrong setting ends in one line on standard error, and none in a traceback;
+Promises that each wrong setting ends in one line on standard error, and none in a traceback, too low a limit on open
+files included;
 that a signal during the start of `serve` is kept until the server hears it.
 Never does the work; each branch imports what it needs, for what `check` or `dlq` load must not stand between `serve`
 and its first answer.
@@ -11,6 +12,7 @@ and its first answer.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _READERS: Final = (["compact"], ["reconcile"], ["abandon"])
 """Commands of readers, whose jobs read the exit codes."""
+LEAST_DESCRIPTORS: Final = 64
+"""An idle collector with workers and S3 has about half as many open."""
 WORKER: Final = "worker"
 """The word by which a supervisor starts one of several processes; it is nobody else's."""
 
@@ -29,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit code."""
     _hold_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
+    if problem := _too_few_descriptors():
+        sys.stderr.write(f"{problem}\n")
+        return os.EX_USAGE if words[:1] in _READERS else 2
     if words == ["health"]:  # run every few seconds: it loads its own little
         from ingest.commands import health
 
@@ -87,6 +94,23 @@ def _hold_standard_descriptors() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _too_few_descriptors() -> str:
+    """Raise a limit on open files that is lower than LEAST_DESCRIPTORS; return what is wrong if it may not be.
+
+    Below it nothing would tell an operator what is wrong: a module that is not loaded yet could not be opened.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= LEAST_DESCRIPTORS:
+        return ""
+    if hard == resource.RLIM_INFINITY or hard >= LEAST_DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_DESCRIPTORS, hard))
+        return ""
+    return (
+        f"RLIMIT_NOFILE: expected at least {LEAST_DESCRIPTORS}, got {hard}: a process may not open enough files; "
+        "raise the limit (`ulimit -n`, LimitNOFILE of systemd, `ulimits` of a container)"
+    )
 
 
 def _work(words: Sequence[str]) -> int:
