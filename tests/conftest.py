@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bucket", "s3_server"]
 
-# Whoever began the tests with `nohup`, or in the background of a script, ignores these, and every process would inherit it.
+# Whoever began the tests with `nohup`, or in the background of a script, ignores these, and each process inherits it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,6 +22,7 @@ from ingest.config.variables import GROUPS, VARIABLES
 from ingest.event import ROUTES, refusals
 from ingest.event.access import IN_BODY
 from ingest.event.sdks import SDKS, routes_of
+from ingest.format import codec
 from ingest.format.record import KEYS
 from ingest.telemetry import DropReason, Metrics, SealReason
 from ingest.telemetry.metrics import METRICS
@@ -344,10 +345,16 @@ def test_the_pipeline_page_shows_an_answer_to_every_route_and_method():
     assert listed == known
 
 
-def test_the_page_on_reading_lists_every_key_of_a_line_in_its_order():
-    listed = rows(section("docs/reading.md"), "Key")
-    there = {False: "always", True: "where it says something"}
-    assert listed == [[f"`{key.name}`", there[key.optional], key.meaning] for key in KEYS]
+def test_the_page_on_the_format_lists_every_key_of_a_line_in_its_order():
+    listed = rows(section("docs/data-format.md"), "Key")
+    assert listed == [[f"`{key.name}`", key.type, key.there, key.meaning] for key in KEYS]
+
+
+def test_the_page_on_the_format_says_where_the_number_of_events_stands():
+    told = r"its first (\d+)\nbytes tell: bytes (\d+) to (\d+), little endian"
+    head, first, last = map(int, re.search(told, section("docs/data-format.md")).groups())
+    body = codec.encode(b'{"body":""}\n' * 300, 300)
+    assert codec.event_count(body[:head]) == int.from_bytes(body[first : last + 1], "little") == 300
 
 
 def test_the_pipeline_page_lists_every_refusal():
@@ -542,7 +549,7 @@ def test_the_image_has_every_module_compiled_once_and_by_unchecked_hash():
 def test_the_athena_table_has_the_keys_of_a_line_and_finds_the_hours_where_they_are():
     (table,) = re.findall(r"(?s)CREATE EXTERNAL TABLE.*?;\n", section("docs/reading.md"))
     (columns,) = re.findall(r"events \((.*?)\)", table)
-    (line,) = json_blocks("docs/reading.md")
+    (line,) = json_blocks("docs/data-format.md")
     assert [column.split() for column in columns.split(", ")] == [
         [key, "bigint" if isinstance(value, int) else "string"] for key, value in line.items()
     ]

@@ -11,29 +11,40 @@ from typing import Final, NamedTuple
 
 
 class Key(NamedTuple):
-    """One key of a line; an optional one is there only when it has something to say."""
+    """One key of a line; one that is not `ALWAYS` there is absent where it has nothing to say."""
 
     name: str
+    type: str
+    there: str
     meaning: str
-    optional: bool = False
 
 
+ALWAYS: Final = "always"
 KEYS: Final = (
-    Key("ts", "When the request was complete: UTC, whole seconds since 1970"),
-    Key("ip", "The client's address, also behind trusted proxies (`TRUSTED_PROXIES`, `CLIENT_IP_HEADERS`)"),
-    Key("user_agent", 'The header `User-Agent`, or `""`'),
-    Key("cookie", 'The header `Cookie`, or `""`'),
-    Key("ts_ms", "`ts` in milliseconds, with `TS_MS`", optional=True),
-    Key("path", "The path of a request to one of `SDK_ROUTES`", optional=True),
-    Key("query", "The query string of a request that `body` is not made of", optional=True),
-    Key("key", "The name of the write key that came with the request, with `WRITE_KEYS`", optional=True),
-    Key("headers", "The headers that `EXTRA_HEADERS` names, by their names in lower case", optional=True),
-    Key("body_b64", "In base64, a body that is not UTF-8", optional=True),
+    Key("ts", "integer", ALWAYS, "When the request was complete: UTC, whole seconds since 1970"),
+    Key(
+        "ip",
+        "text",
+        ALWAYS,
+        "The client's address, also behind trusted proxies (`TRUSTED_PROXIES`, `CLIENT_IP_HEADERS`)",
+    ),
+    Key("user_agent", "text", ALWAYS, 'The header `User-Agent`, or `""`'),
+    Key("cookie", "text", ALWAYS, 'The header `Cookie`, or `""`'),
+    Key("ts_ms", "integer", "with `TS_MS`", "`ts` in milliseconds"),
+    Key("path", "text", "on one of `SDK_ROUTES`", "The path of the request"),
+    Key("query", "text", "where `body` is not made of it", "The query string of the request"),
+    Key("key", "text", "with `WRITE_KEYS`, if a key came", "The name of the write key, never the key itself"),
+    Key(
+        "headers", "object of texts", "with `EXTRA_HEADERS`, if one came", "These headers, by their names in lower case"
+    ),
+    Key("body_b64", "text", "for a body that is not UTF-8", "That body in base64"),
     Key(
         "body",
+        "text",
+        ALWAYS,
         'The body as text, `""` beside `body_b64`; of a `GET`, and of a request without a body, the query string',
     ),
 )
 """With `BODY_FORMAT=json` the body of a request is a JSON value, `null` where there is none."""
-OPTIONAL: Final = tuple(key.name for key in KEYS if key.optional)
-PLAIN: Final = tuple(key.name for key in KEYS if not key.optional)
+OPTIONAL: Final = tuple(key.name for key in KEYS if key.there != ALWAYS)
+PLAIN: Final = tuple(key.name for key in KEYS if key.there == ALWAYS)
