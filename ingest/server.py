@@ -25,6 +25,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from enum import Enum
@@ -78,6 +79,8 @@ them is told to come again, and meets the successor."""
 SECOND_SIGNAL: Final = 1.0
 """A signal sooner than this after the first is the same one: `timeout(1)` and process groups send two at once."""
 PARTING_LOOK_SECONDS: Final = 0.05
+TELLING_SECONDS: Final = 0.1
+"""So long who comes to the end second lets the first tell what stays, before the process ends."""
 CLOSE_SECONDS: Final = 0.5
 """The last step may take so long beyond DRAIN_TIMEOUT; then the process ends as it is."""
 
@@ -152,6 +155,8 @@ class Server:
         """How long requests are taken after the drain has begun."""
         self._signalled_at: float | None = None
         self._deadline = 0.0
+        self._stopped = threading.Lock()
+        """Taken for good by who tells what stays."""
         self._failure: BaseException | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._pipeline: Collector | None = None
@@ -433,9 +438,9 @@ class Server:
             self._socket_file.remove()
 
     def _tell_stopped(self, *, at: str | None = None) -> None:
-        """Say what stays, and, where the time was up, `at` which step."""
+        """Say what stays, and, where the time was up, `at` which step; once, though two threads may come to the end."""
         collector = self._pipeline
-        if collector is None:
+        if collector is None or not self._stopped.acquire(timeout=TELLING_SECONDS):
             return
         left, books = collector.left(), collector.metrics.books
         cut = {} if at is None else {"cut_short_at": at}
