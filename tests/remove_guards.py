@@ -56,6 +56,7 @@ RIVALS = "delivery/test_rivals.py::"
 LAKE = "lake/test_compact.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
+READS = "store/test_reads.py::"
 LEDGER = "ledger/test_files.py::"
 CLOSING = "ledger/test_closing.py::"
 SOCKET = "disk/test_socket_file.py::"
@@ -738,6 +739,20 @@ GUARDS: tuple[Guard, ...] = (
         "if _is_stored(answer):",
         'if answer.get("ETag"):',
         S3 + "test_a10_a_200_that_is_no_stores_is_not_taken_for_stored",
+    ),
+    _guard(
+        "a page is no listing",
+        "store/evidence.py",
+        "if status_of(answer) != _OK or answer.get(ROOT) != LISTING_ROOT:",
+        "if False:",
+        READS + "test_what_is_no_page_of_a_listing_is_no_listing",
+    ),
+    _guard(
+        "a listing that stands still ends",
+        "store/evidence.py",
+        "if page.token in self._tokens:",
+        "if False:",
+        READS + "test_a_listing_that_does_not_go_on_ends",
     ),
     _guard(
         "a page is no object that was found",

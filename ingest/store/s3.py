@@ -12,6 +12,7 @@ A status alone proves nothing, because a proxy or a login page can stand where t
     stored         status 200, no content, a quoted ETag that is not weak
     already there  `create` sends `If-None-Match: *`; the answer is a 412 with S3's own code `PreconditionFailed` in its
                    body. A 409 means that somebody is storing the key at this moment: another try decides
+    a listing      see `evidence`
     anything else  a failed try
 
 `S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
@@ -53,7 +54,8 @@ from isal import isal_zlib
 from ingest.disk import StorageError
 from ingest.store import sdk
 from ingest.store.credentials import LONGEST_WAIT, Credentials
-from ingest.store.object_store import Found, Listed
+from ingest.store.evidence import Page, Pages, page_of
+from ingest.store.object_store import Found
 from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, is_answer, status_of, storage_error, verdict_of
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import PutObjectRequestTypeDef
 
     from ingest.config import Settings
-    from ingest.store.object_store import Head, ObjectMetadata
+    from ingest.store.object_store import Head, Listed, ObjectMetadata
 
 
 _Result = TypeVar("_Result")
@@ -178,12 +180,11 @@ class S3Store:
 
     async def listing(self, prefix: str) -> list[Listed]:
         """Return all objects whose keys begin with `prefix`, by key; each page has a try's time."""
-        listed: list[Listed] = []
-        after: str | None = ""
+        pages = Pages(prefix)
+        after = pages.add(await self._call("list", prefix, partial(self._page, prefix=prefix, after=None)))
         while after is not None:
-            page, after = await self._call("list", prefix, partial(self._page, prefix=prefix, after=after))
-            listed += page
-        return listed
+            after = pages.add(await self._call("list", prefix, partial(self._page, prefix=prefix, after=after)))
+        return pages.listed()
 
     async def first_bytes(self, key: str, size: int) -> bytes:
         """Return the first bytes of the body."""
@@ -329,22 +330,14 @@ class S3Store:
                 head += more
         return head, int(size[1]) if size else answer["ContentLength"]
 
-    async def _page(self, client: S3Client, *, prefix: str, after: str) -> tuple[list[Listed], str | None]:
-        """Return a page of a listing, and what the next one follows; None: it was the last."""
+    async def _page(self, client: S3Client, *, prefix: str, after: str | None) -> Page:
+        """Return the page of a listing to which the token `after` leads; None: the first."""
         bucket = self._put_arguments["Bucket"]
-        if after:
-            answer = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=after)
-        else:
+        if after is None:
             answer = await client.list_objects_v2(Bucket=bucket, Prefix=prefix)
-        page = [
-            Listed(listed["Key"], listed["Size"], listed["LastModified"].timestamp())
-            for listed in answer.get("Contents", ())
-        ]
-        if not answer.get("IsTruncated"):
-            return page, None
-        if token := answer.get("NextContinuationToken"):
-            return page, token
-        raise StorageError("list", prefix, _NOT_OURS, transient=True, cause={"error": "a page without its successor"})
+        else:
+            answer = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=after)
+        return page_of(prefix, cast("Mapping[str, Any]", answer))
 
     async def _find(self, client: S3Client, key: str) -> Found | None:
         try:

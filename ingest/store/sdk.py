@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from ingest.store import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
 
     from ingest.config import Settings
+
+# A prolog and a document type begin with no letter.
+_FIRST_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
+_IS_TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*(\w*)\s*</")
+_MARKER = re.compile(rb"<(?:[\w.-]+:)?(?:Next)?(Marker)\b")
+_DROPPED = {evidence.ROOT: _FIRST_ELEMENT, evidence.TRUNCATED: _IS_TRUNCATED, evidence.MARKER: _MARKER}
 
 
 class Models:
@@ -141,6 +150,7 @@ def hold_back(client: S3Client) -> None:
     client.meta.events.register("before-call.s3", _follow_no_redirect)
     client.meta.events.register("before-call.s3", _expect_nothing)
     client.meta.events.register("before-parse.s3.PutObject", _keep_length)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _keep_words)
 
 
 def _expect_nothing(params: dict[str, Any], **_: object) -> None:
@@ -158,3 +168,10 @@ def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
 def _keep_length(response_dict: Mapping[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     """Have the parsed answer to a put tell how much content came with it."""
     customized_response_dict["ContentLength"] = len(response_dict["body"])
+
+
+def _keep_words(response_dict: Mapping[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Have the parsed page of a listing tell what the parser drops: it takes any document, and any word for `false`."""
+    for name, pattern in _DROPPED.items():
+        if found := pattern.search(response_dict["body"]):
+            customized_response_dict[name] = found[1].decode("ascii", "replace")

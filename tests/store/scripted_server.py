@@ -43,6 +43,21 @@ def part_of(body: bytes, size: int = 20) -> bytes:
     return answered(206, body[:size], content_range=f"bytes 0-{min(size, len(body)) - 1}/{len(body)}", etag='"e"')
 
 
+def page(*keys: str, prefix: str = "raw/", token: str = "", truncated: str = "", more: str = "") -> bytes:
+    """Return a page of a listing; with a token it is not the last, unless it says otherwise."""
+    listed = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2026-11-23T00:00:00.000Z</LastModified><Size>7</Size></Contents>"
+        for key in keys
+    )
+    told = truncated or ("true" if token else "false")
+    following = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    body = (
+        f"<?xml version='1.0'?><ListBucketResult><Name>bucket</Name><Prefix>{prefix}</Prefix>{listed}"
+        f"<IsTruncated>{told}</IsTruncated>{following}{more}</ListBucketResult>"
+    )
+    return answered(200, body.encode(), content_type="application/xml")
+
+
 @dataclass
 class Request:
     method: str

@@ -1,0 +1,112 @@
+"""What is read from S3 is believed on evidence only: a listing and its pages, an object and its first bytes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ingest.disk.errors import StorageError
+from ingest.store import evidence
+from tests.store.scripted_server import answered, page, refused, scripted_server
+from tests.store.test_s3 import PAGE, credentials, s3_store  # noqa: F401 - a fixture
+
+XHTML = b"<?xml version='1.0'?><!DOCTYPE html><html xmlns='http://www.w3.org/1999/xhtml'><title>Sign in</title></html>"
+
+
+def run(scenario, **environ):
+    async def main():
+        async with scripted_server() as server, s3_store(server.endpoint, **environ) as store:
+            await scenario(store, server)
+
+    asyncio.run(main())
+
+
+def changed(answer: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in answer
+    return answered(200, answer.partition(b"\r\n\r\n")[2].replace(old, new))
+
+
+FULL = page("raw/a")
+NO_PAGES = {
+    "nothing": answered(200),
+    "204": answered(204),
+    "a page": answered(200, PAGE, content_type="text/html"),
+    "an XHTML page": answered(200, XHTML, content_type="application/xhtml+xml"),
+    "an error of the store": answered(200, b"<Error><Code>InternalError</Code></Error>"),
+    "a document of another kind": changed(FULL, b"ListBucketResult", b"ListVersionsResult"),
+    "no bucket's": changed(FULL, b"<Name>bucket</Name>", b""),
+    "silent on whether it is the last": changed(FULL, b"<IsTruncated>false</IsTruncated>", b""),
+    "doubtful whether it is the last": page("raw/a", truncated="perhaps"),
+    "of another prefix": page(prefix="lake/"),
+    "of no prefix": changed(FULL, b"<Prefix>raw/</Prefix>", b""),
+    "with a key of another prefix": page("raw/a", "lake/b"),
+    "with an object without a size": changed(FULL, b"<Size>7</Size>", b""),
+    "half a page": changed(FULL, b"</ListBucketResult>", b""),
+}
+
+
+@pytest.mark.parametrize("answer", NO_PAGES)
+def test_what_is_no_page_of_a_listing_is_no_listing(answer):
+    async def scenario(store, server):
+        for before in ([], [page("raw/0", token="more")]):
+            server.answers = [*before, NO_PAGES[answer]]
+            with pytest.raises(StorageError) as caught:
+                await store.listing("raw/")
+            assert (caught.value.operation, caught.value.subject, caught.value.transient) == ("list", "raw/", True)
+            assert caught.value.cause["error"]
+
+    run(scenario)
+
+
+def test_a_listing_in_several_pages_is_whole_in_whatever_words_it_comes():
+    async def scenario(store, server):
+        server.answers = [
+            page("raw/b", "raw/a", token="2", prefix="raw%2F"),  # it encodes, and says nothing of it
+            page(token="3"),
+            changed(page("raw/c+%C3%A9", truncated="FALSE"), b"<Name>", b"<EncodingType>url</EncodingType><Name>"),
+        ]
+        assert [listed.key for listed in await store.listing("raw/")] == ["raw/a", "raw/b", "raw/c \xe9"]
+        tokens = [request.path.partition("continuation-token=")[2][:1] for request in server.requests]
+        assert tokens == ["", "2", "3"]
+        server.answers = [page()]
+        assert await store.listing("raw/") == []
+
+    run(scenario)
+
+
+STANDING = {
+    "the same token": ([page("raw/a", token="1"), page("raw/b", token="1")], 2),
+    "tokens in a circle": ([page("raw/a", token="1"), page(token="2"), page("raw/b", token="1")], 3),
+    "the same page": ([page("raw/a", token="1"), page("raw/a", token="2")], 2),
+    "a key twice in a page": ([page("raw/a", "raw/a")], 1),
+    "no token": ([page("raw/a", truncated="true")], 1),
+    "a marker of V1": ([page("raw/a", truncated="true", more="<NextMarker>raw/a</NextMarker>")], 1),
+    "new tokens without keys": ([page(token=f"{number}") for number in range(999)], evidence.EMPTY_PAGES + 1),
+}
+
+
+@pytest.mark.parametrize("case", STANDING)
+def test_a_listing_that_does_not_go_on_ends(case):
+    answers, requests = STANDING[case]
+
+    async def scenario(store, server):
+        server.answers = list(answers)
+        with pytest.raises(StorageError) as caught:
+            await store.listing("raw/")
+        assert "does not go on" in caught.value.hint
+        assert caught.value.transient
+        assert ("not V2" in caught.value.cause["error"]) is (case == "a marker of V1")
+        assert len(server.requests) == requests
+
+    run(scenario)
+
+
+def test_a_listing_that_the_store_refuses_says_why():
+    async def scenario(store, server):
+        server.answers = [refused(403, "AccessDenied")]
+        with pytest.raises(StorageError) as caught:
+            await store.listing("raw/")
+        assert caught.value.cause["code"] == "AccessDenied"
+
+    run(scenario)
