@@ -2,12 +2,14 @@
 
 Owns `TLS_CERT` and `TLS_KEY`: the context that new handshakes are made with, and what is wrong with a pair that cannot
 be used. Promises that a pair which cannot be loaded changes nothing: the old one stays until a new one is whole, and
-both edges are told once. Never reads a file on the event loop, nor asks for a passphrase.
+both edges are told once; and that a pair which was not loaded is tried again, also if its files stay as they are. Never
+reads a file on the event loop, nor asks for a passphrase.
 
 A renewal is noticed by what the two names lead to: device, inode, size and times, so that a symlink that is turned
 (Kubernetes, certbot) counts as well as a file that is written anew. Two files are never renewed in one step: a look in
-between finds a key that is not the certificate's, and the next look finds the rest. A connection keeps the context of
-its handshake.
+between finds a key that is not the certificate's, and the next look finds the rest. The cause of a failure may lie
+outside the files (no descriptors, no memory, a disk that is away for a moment), and it may go without a trace in them:
+therefore the same files are tried again after 2, 4, 8 … 60 s. A connection keeps the context of its handshake.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ import structlog
 from ingest.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ingest.telemetry import Metrics
 
 LOOK_SECONDS: Final = 2.0
+LONGEST_PAUSE: Final = 60.0
+"""The most between two tries of files that stay the same and could not be loaded."""
+NEVER: Final = float("inf")
 PROTOCOLS: Final = ["http/1.1"]
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _CERTIFICATE: Final = "a PEM file with the certificate, and those between it and its root"
@@ -62,11 +67,25 @@ class Pair(NamedTuple):
 class Certificates:
     """The pair in use."""
 
-    def __init__(self, certificate: Path, key: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        metrics: Metrics,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Load the pair; a `ConfigError` if it cannot be used."""
         self._paths = (certificate, key)
         self._metrics = metrics
+        self._wall_clock = wall_clock
+        self._stopwatch = stopwatch
         self._looked_at = _identity(*self._paths)
+        self._pause = 0.0
+        """Seconds from the last failure to the next try."""
+        self._again_at = NEVER
+        """From a failure until a pair is loaded: when the same files are tried again, on the stopwatch."""
         self._use(load_pair(*self._paths))
 
     @property
@@ -81,29 +100,46 @@ class Certificates:
             await self.look()
 
     async def look(self) -> None:
-        """Load the pair if it has changed since the last look."""
+        """Load the pair if it has changed since the last look, or if it is due to be tried again."""
+        self._tell_if_expired()
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(None, _identity, *self._paths)
-        if found == self._looked_at:
-            return
-        self._looked_at = found
         try:
+            found = await loop.run_in_executor(None, _identity, *self._paths)
+            if found != self._looked_at:
+                self._looked_at = found
+                self._pause = 0.0
+            elif self._stopwatch() < self._again_at:
+                return
             pair = await loop.run_in_executor(None, load_pair, *self._paths)
-        except ConfigError as error:
-            if not self._metrics.tls_reload_failed:
-                self._metrics.tls_reload_failed = 1
-                hint = "the certificate before it is still in use; the files are looked at again when they change"
-                log.error("certificate_not_loaded", error=str(error), until=self._pair.until(), hint=hint)
+        except (ConfigError, OSError, RuntimeError, MemoryError) as error:  # no thread to start is a RuntimeError
+            self._failed(error)
             return
         self._use(pair)
         log.info("certificate_loaded", until=pair.until())
 
+    def _failed(self, error: Exception) -> None:
+        self._pause = min(max(2 * self._pause, LOOK_SECONDS), LONGEST_PAUSE)
+        self._again_at = self._stopwatch() + self._pause
+        if not self._metrics.tls_reload_failed:
+            self._metrics.tls_reload_failed = 1
+            hint = "the pair before it is still in use; the files are tried again when they change, or in a minute"
+            what = str(error) or type(error).__name__
+            log.error("certificate_not_loaded", error=what, until=self._pair.until(), hint=hint)
+
     def _use(self, pair: Pair) -> None:
         self._pair = pair
+        self._again_at = NEVER
         self._metrics.tls_reload_failed = 0
         self._metrics.tls_not_after = pair.not_after
-        if pair.is_expired:
-            log.warning("certificate_expired", until=pair.until(), hint="clients refuse it; renew what TLS_CERT names")
+        self._expiry_told = False
+        self._tell_if_expired()
+
+    def _tell_if_expired(self) -> None:
+        """Warn once of each pair in use, also of one that expires meanwhile."""
+        if not self._expiry_told and self._pair.not_after <= self._wall_clock():
+            self._expiry_told = True
+            until = self._pair.until()
+            log.warning("certificate_expired", until=until, hint="clients refuse it; renew what TLS_CERT names")
 
 
 def load_pair(certificate: Path, key: Path) -> Pair:

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 import structlog
 
-from ingest.certificates import Certificates, load_pair
+from ingest.certificates import LONGEST_PAUSE, LOOK_SECONDS, Certificates, load_pair
 from ingest.config import ConfigError, ConfigErrors, load
 from ingest.telemetry import Metrics
 from tests.stand_ins.tls import issue
@@ -161,3 +163,55 @@ def test_files_written_anew_in_place_are_noticed(tmp_path):
     issue(tmp_path)
     asyncio.run(held.look())
     assert held.context is not before
+
+
+@contextmanager
+def no_descriptors():
+    """Nothing more can be opened meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("lasts", [1, 5, 300])
+def test_a_renewal_that_met_no_descriptors_is_taken_when_there_are_some_though_nobody_touches_it(tmp_path, lasts):
+    made = issue(tmp_path)
+    metrics, now = Metrics(), [0.0]
+    held = Certificates(made.certificate, made.key, metrics, stopwatch=lambda: now[0])
+    before = held.context
+    tries = []
+
+    async def story():
+        await held.look()  # the loop has a thread from here on, for whose code files are opened
+        issue(tmp_path, days=60)
+        with no_descriptors():
+            for _ in range(lasts):
+                await held.look()
+                tries.append(held._again_at)
+                now[0] += LOOK_SECONDS
+        assert (held.context, metrics.tls_reload_failed) == (before, 1)
+        until = now[0] + min(2 * LOOK_SECONDS * lasts, LONGEST_PAUSE)
+        while metrics.tls_reload_failed and now[0] <= until:
+            await held.look()
+            now[0] += LOOK_SECONDS
+
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(story())
+    assert held.context is not before
+    assert [line["event"] for line in logs] == ["certificate_not_loaded", "certificate_loaded"]
+    assert "Too many open files" in logs[0]["error"]
+    assert len(set(tries)) <= 5 + lasts * LOOK_SECONDS / LONGEST_PAUSE + 1, "tries become rare"
+
+
+def test_one_that_expires_while_it_is_in_use_is_warned_of_once(tmp_path):
+    made = issue(tmp_path, days=1)
+    now = [made.not_after - 1]
+    held = Certificates(made.certificate, made.key, Metrics(), wall_clock=lambda: now[0])
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            asyncio.run(held.look())
+            now[0] += 0.6
+    assert [line["event"] for line in logs] == ["certificate_expired"]
