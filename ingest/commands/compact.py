@@ -146,20 +146,22 @@ async def compact_hours(
             told.append(await _compact(by, hour, report, verdict, force=force))
             if len(hours) > 1:
                 show(number)
-    from ingest.lake import EngineError, sweep
+    from ingest.lake import EngineError, Swept, sweep
 
-    swept, code = 0, max((row["exit"] for row in told), key=_GRAVITY.index)
+    swept, code = Swept(0), max((row["exit"] for row in told), key=_GRAVITY.index)
     try:
         swept = await sweep(by, [row["hour"] for row in told])
     except (StorageError, EngineError) as error:
         report.say(f"not swept: {error}")
         code = FAILED
+    for doubt in swept.doubts:
+        report.say(f"not swept: {doubt}")
     published = [row for row in told if row["result"] == "published"]
     text = (
         f"{len(published)} of {len(told)} hours published with {sum(row['rows'] for row in published)} rows, "
-        f"{sum(row['result'] == 'nothing to do' for row in told)} were up to date; {swept} old parts removed"
+        f"{sum(row['result'] == 'nothing to do' for row in told)} were up to date; {swept.removed} old parts removed"
     )
-    return report.end(code, text, hours=told, parts_removed=swept)
+    return report.end(code, text, hours=told, parts_removed=swept.removed, not_swept=list(swept.doubts))
 
 
 async def _compact(

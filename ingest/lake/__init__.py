@@ -8,7 +8,7 @@ from ingest.lake.looking import Looking
 from ingest.lake.patience import Patient
 from ingest.lake.shelf import Pointers, Shelf
 from ingest.lake.sources import Differs
-from ingest.lake.sweep import sweep
+from ingest.lake.sweep import Swept, sweep
 
 __all__ = [
     "Compactor",
@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "Seen",
     "Shelf",
+    "Swept",
     "Verdict",
     "compact",
     "decode",

@@ -89,6 +89,7 @@ class Compactor:
 async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
     """Bring the pointer of an hour up to its objects. With `force` also to fewer events than it has now."""
     made: Generation | None = None
+    folder = ""
     began = 0.0
     for _ in range(ROUNDS):
         current, version = await to.shelf.current(hour)
@@ -101,9 +102,10 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
                 f"{hour}: {inputs.events} events are left of the {current.inputs.events} that generation "
                 f"{current.generation} was made of; --force publishes fewer"
             )
-        if made is None or made.inputs != inputs:
+        if made is None or made.inputs != inputs or folder != to.shelf.folder(version):
+            folder = to.shelf.folder(version)
             began = to.monotonic()
-            made = await _make(to, hour, frozen, inputs)
+            made = await _make(to, hour, frozen, inputs, folder)
         if to.monotonic() - began > LONGEST:
             raise Contended(f"{hour}: it took longer than a day, and its parts may be swept already")
         number = 1 if current is None else current.generation + 1
@@ -113,27 +115,27 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
     raise Contended(f"{hour}: {ROUNDS} times another compaction was quicker")
 
 
-async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs) -> Generation:
+async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs, folder: str) -> Generation:
     """Put the parts of a new generation, which nobody sees yet."""
     run = secrets.token_hex(8)
     if to.works_on_store:
-        parts = await _make_there(to, hour, frozen, inputs, part_folder(to.prefix, to.shelf.folder, run, hour))
+        parts = await _make_there(to, hour, frozen, inputs, part_folder(to.prefix, folder, run, hour))
     else:
-        parts = await _make_here(to, hour, frozen, run)
+        parts = await _make_here(to, hour, frozen, folder, run)
     rows = sum(part.rows for part in parts)
     _check_rows(hour, rows, inputs.events)
     return Generation(0, hour, to.recipe, inputs, tuple(parts), rows, 0)
 
 
-async def _make_here(to: Compactor, hour: str, frozen: Frozen, run: str) -> list[Part]:
+async def _make_here(to: Compactor, hour: str, frozen: Frozen, folder: str, run: str) -> list[Part]:
     """Have the engine work on copies, a batch at a time, and put what it wrote."""
     engine = cast("Engine", to.engine)
     parts: list[Part] = []
     for batch in batches(frozen):
-        with scratch_folder(to.fs, to.local) as folder:
-            into = folder / "parts"
+        with scratch_folder(to.fs, to.local) as scratch:
+            into = scratch / "parts"
             to.fs.mkdir(into)
-            copies = await fetch(to.store, to.fs, batch, folder)
+            copies = await fetch(to.store, to.fs, batch, scratch)
             try:
                 files = await asyncio.to_thread(engine.write, copies, hour, into)
                 _check_rows(hour, sum(file.rows for file in files), copies.events)
@@ -143,7 +145,7 @@ async def _make_here(to: Compactor, hour: str, frozen: Frozen, run: str) -> list
                     raise Differs(f"{', '.join(bad)}: a line is no event") from error
                 raise
             for file in files:
-                parts.append(await _put(to, part_key(to.prefix, to.shelf.folder, run, hour, len(parts)), file))
+                parts.append(await _put(to, part_key(to.prefix, folder, run, hour, len(parts)), file))
                 # Crash point "part put": parts lie under names that nothing refers to.
     return parts
 

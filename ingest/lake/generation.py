@@ -1,9 +1,9 @@
 """The pointer of an hour: one small document that says which files are the hour.
 
 Owns its form and its place, `<COMPACT_PREFIX>/_hours/dt=…/hr=….json`, and where the files lie that it names,
-`<COMPACT_PREFIX>/_parts/<random run>/YYYY-MM-DD-HH/` (`_table` for those of a table). A folder of parts belongs to one
-run and is never used again. No part of its path looks like a partition's, because readers would take `dt` and `hr` from
-there, as other types.
+`<COMPACT_PREFIX>/_parts/<random run>/YYYY-MM-DD-HH/` (`_table/<UUID of the table>` for those of a table). A folder of
+parts belongs to one run and is never used again. No part of its path looks like a partition's, because readers would
+take `dt` and `hr` from there, as other types.
 Promises that what `encode` writes `decode` reads, and that a document of a later form is an error, not a guess.
 Never touches a store.
 """

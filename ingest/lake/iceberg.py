@@ -4,8 +4,8 @@ Owns the table's schema, its partitions (`dt`, `hr`), and the pointer of an hour
 was committed. Promises one commit an hour, which takes the hour's former files out and the new ones in; and that it
 holds only if nobody has committed since the table was read, because PyIceberg's own tries would put the files of an
 hour beside those that another run has committed meanwhile. The files are the parts in the store: nothing is written
-twice. Older snapshots go on naming theirs until the table's own upkeep expires them. All of PyIceberg blocks: it runs
-in a thread.
+twice. They lie in a folder that is named by the table's UUID, so that no table is asked about another's. Older
+snapshots go on naming theirs until the table's own upkeep expires them. All of PyIceberg blocks: it runs in a thread.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import orjson
 from ingest.lake.columns import COLUMNS, Kind, of_partition
 from ingest.lake.engine import EngineError
 from ingest.lake.generation import TABLE, Generation, decode
+from ingest.lake.shelf import Unneeded
 from ingest.lake.sources import Differs
 
 if TYPE_CHECKING:
@@ -36,13 +37,20 @@ _NO_TRIES: Final = {"commit.retry.num-retries": "0"}
 class Table:
     """A `Shelf`. `base` is the URL to which the keys of the store are added."""
 
-    folder = TABLE
-
     def __init__(self, catalog: str, name: str, base: str) -> None:
         self._catalog_name = catalog
         self._name = name
         self._base = base.rstrip("/")
         self._catalog: Any = None
+
+    def folder(self, version: Any) -> str:  # noqa: ANN401 - PyIceberg's own
+        """Return the table's own folder, by the UUID that no name, catalog or place changes."""
+        return f"{TABLE}/{version.metadata.table_uuid}"
+
+    async def folder_to_sweep(self) -> str | None:
+        """Return the folder; None if there is no such table. It is not made for this."""
+        table = await asyncio.to_thread(self._told, self._find)
+        return None if table is None else self.folder(table)
 
     async def current(self, hour: str) -> tuple[Generation | None, Any]:
         """Read the table; its version is the table as it was read."""
@@ -57,11 +65,20 @@ class Table:
         parts: Mapping[str, Sequence[Listed]],
         before: float,
         hours_done: Collection[str],  # noqa: ARG002 - the table tells of all hours at once
-    ) -> list[str]:
-        """Return parts that no snapshot names: of runs that died, and of snapshots that the table's upkeep expired."""
-        old = [one.key for listed in parts.values() for one in listed if one.modified < before]
-        named = await asyncio.to_thread(self._told, self._named) if old else set()
-        return [key for key in old if f"{self._base}/{key}" not in named]
+    ) -> Unneeded:
+        """Tell which parts no snapshot names: of runs that died, and of snapshots that the table's upkeep expired.
+
+        A part is known by the end of its path, which holds the table's UUID and a random run: a table may name the same
+        file by another mount, link or scheme. If it names none of what lies in its folder, it is not believed.
+        """
+        every = [one for listed in parts.values() for one in listed]
+        old = [one.key for one in every if one.modified < before]
+        if not old:
+            return Unneeded([], [])
+        named = await asyncio.to_thread(self._told, self._named)
+        if named.isdisjoint(_place(one.key) for one in every):
+            return Unneeded([], [f"{self._name} names none of the {len(every)} parts in its folder: none is removed"])
+        return Unneeded([key for key in old if _place(key) not in named], [])
 
     def _told(self, call: Callable[..., _Result], *arguments: Any) -> _Result:  # noqa: ANN401 - `call`'s
         """Call PyIceberg, whose catalogs raise whatever the libraries below them raise."""
@@ -73,8 +90,9 @@ class Table:
             raise EngineError(f"{self._name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
 
     def _named(self) -> set[str]:
-        files: set[str] = set(self._load().inspect.all_files()["file_path"].to_pylist())
-        return files
+        """Return the places of all files that any snapshot names."""
+        table = self._find()
+        return set() if table is None else set(map(_place, table.inspect.all_files()["file_path"].to_pylist()))
 
     def _current(self, hour: str) -> tuple[Generation | None, Any]:
         table = self._load()
@@ -112,8 +130,22 @@ class Table:
         return True
 
     def _load(self) -> Any:  # noqa: ANN401 - PyIceberg's own
+        """Return the table as it is now, and make it if it is not there."""
+        from pyiceberg.exceptions import TableAlreadyExistsError
+
+        table = self._find()
+        if table is not None:
+            return table
+        self._catalog.create_namespace_if_not_exists(self._name.rpartition(".")[0])
+        try:
+            return self._catalog.create_table(self._name, schema(), partition_spec=partitions())
+        except TableAlreadyExistsError:
+            return self._catalog.load_table(self._name)
+
+    def _find(self) -> Any:  # noqa: ANN401 - PyIceberg's own
+        """Return the table as it is now; None if it is not there."""
         from pyiceberg.catalog import load_catalog
-        from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+        from pyiceberg.exceptions import NoSuchTableError
 
         if self._catalog is None:
             with warnings.catch_warnings():
@@ -122,11 +154,7 @@ class Table:
         try:
             return self._catalog.load_table(self._name)
         except NoSuchTableError:
-            self._catalog.create_namespace_if_not_exists(self._name.rpartition(".")[0])
-        try:
-            return self._catalog.create_table(self._name, schema(), partition_spec=partitions())
-        except TableAlreadyExistsError:
-            return self._catalog.load_table(self._name)
+            return None
 
 
 def schema() -> Any:  # noqa: ANN401 - PyIceberg's own
@@ -152,6 +180,11 @@ def partitions() -> Any:  # noqa: ANN401 - PyIceberg's own
     return PartitionSpec(
         PartitionField(1, 1000, IdentityTransform(), "dt"), PartitionField(2, 1001, IdentityTransform(), "hr")
     )
+
+
+def _place(path: str) -> str:
+    """Return by what a part of a table is known: table, run, hour and name, whatever stands before."""
+    return "/".join(path.rsplit("/", 4)[1:])
 
 
 def _history(table: Any) -> Iterator[Any]:  # noqa: ANN401 - PyIceberg's own

@@ -6,7 +6,7 @@ if the one that was read is still in force, and that no part of it goes while it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ingest.lake.generation import JSON, PARTS, Generation, decode, pointer_key
 from ingest.lake.sources import Differs
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from ingest.store import Listed
 
 
-class Shelf(Protocol):
-    """A place for generations. `folder` is where below COMPACT_PREFIX their parts lie."""
+class Unneeded(NamedTuple):
+    """Parts that may go, and in words why others stay of which it cannot be said."""
 
-    folder: str
+    keys: list[str]
+    doubts: list[str]
+
+
+class Shelf(Protocol):
+    """A place for generations. Parts in its folder are its own, and no other shelf's."""
+
+    def folder(self, version: Any) -> str:  # noqa: ANN401 - each shelf has its own
+        """Return where below COMPACT_PREFIX the parts of a generation lie that is to replace this version."""
+
+    async def folder_to_sweep(self) -> str | None:
+        """Return the folder as well, when nothing is to be replaced; None if there is no shelf yet."""
 
     async def current(self, hour: str) -> tuple[Generation | None, Any]:
         """Return the generation in force, and the version of what says so; both None if there is none."""
@@ -31,18 +42,24 @@ class Shelf(Protocol):
 
     async def unneeded(
         self, parts: Mapping[str, Sequence[Listed]], before: float, hours_done: Collection[str]
-    ) -> list[str]:
-        """Return which parts of these hours may go: older than `before`, and of no generation that may be read."""
+    ) -> Unneeded:
+        """Tell which parts of these hours may go: older than `before`, and of no generation that may be read."""
 
 
 class Pointers:
     """A `Shelf`: the pointer of each hour, replaced by one conditional put."""
 
-    folder = PARTS
-
     def __init__(self, store: Patient, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
+
+    def folder(self, version: str | None) -> str:  # noqa: ARG002 - it is one for all
+        """Return the folder that all hours share."""
+        return PARTS
+
+    async def folder_to_sweep(self) -> str:
+        """Return the same."""
+        return PARTS
 
     async def current(self, hour: str) -> tuple[Generation | None, str | None]:
         """Read the pointer, and by which version the store knows it."""
@@ -61,8 +78,8 @@ class Pointers:
 
     async def unneeded(
         self, parts: Mapping[str, Sequence[Listed]], before: float, hours_done: Collection[str]
-    ) -> list[str]:
-        """Return parts that the pointer does not name, once its generation is older than `before` as well.
+    ) -> Unneeded:
+        """Tell which parts the pointer does not name, once its generation is older than `before` as well.
 
         An hour without a pointer is left alone, because its first generation may be on its way. A pointer is read only
         if there are parts of two runs, or if the hour was just compacted.
@@ -81,4 +98,4 @@ class Pointers:
                 continue
             named = {part.key for part in generation.parts}
             unneeded += [key for key in old if key not in named]
-        return unneeded
+        return Unneeded(unneeded, [])

@@ -1,14 +1,14 @@
 """Parts that nobody needs any more: those of runs that lost or died, and of former generations.
 
-Owns the age from which a part may go, `KEPT`, by the store's clock. Promises that a part goes only if its shelf does
-not need it: its generation is not in force, and has not been for as long, so that a reader who read of it before has
-all of that time. Never removes anything else.
+Owns the age from which a part may go, `KEPT`, by the store's clock. Promises that a part goes only if it lies in the
+folder of its own shelf, and that one does not need it: its generation is not in force, and has not been for as long, so
+that a reader who read of it before has all of that time. Never removes anything else, and nothing on a doubt.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingest.lake.generation import hour_of_part
 
@@ -21,15 +21,24 @@ if TYPE_CHECKING:
 KEPT: Final = 48 * 3600.0
 
 
-async def sweep(by: Compactor, hours_done: Collection[str] = ()) -> int:
-    """Remove what may go, and look closely at the hours that were just compacted; return how many parts went."""
+class Swept(NamedTuple):
+    """How many parts went, and in words why others stay of which it cannot be said whether anybody needs them."""
+
+    removed: int
+    doubts: tuple[str, ...] = ()
+
+
+async def sweep(by: Compactor, hours_done: Collection[str] = ()) -> Swept:
+    """Remove what may go, and look closely at the hours that were just compacted."""
     hours: dict[str, list[Listed]] = defaultdict(list)
-    folder = by.shelf.folder
+    folder = await by.shelf.folder_to_sweep()
+    if folder is None:
+        return Swept(0)
     for listed in await by.store.listing(f"{by.prefix}/{folder}/"):
         hour = hour_of_part(by.prefix, folder, listed.key)
         if hour is not None:
             hours[hour].append(listed)
     unneeded = await by.shelf.unneeded(hours, by.clock() - KEPT, hours_done)
-    for key in unneeded:
+    for key in unneeded.keys:
         await by.store.delete(key)
-    return len(unneeded)
+    return Swept(len(unneeded.keys), tuple(unneeded.doubts))

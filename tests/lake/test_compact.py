@@ -409,7 +409,7 @@ def test_parts_that_no_pointer_names_go_after_48_hours_of_its_generation(race):
     kept = {alone, "lake/_parts/notes.txt"}
 
     def swept():
-        return asyncio.run(sweep(race.lake(), [HOUR]))
+        return asyncio.run(sweep(race.lake(), [HOUR])).removed
 
     race.put(1, numbered(0, 3))
     asyncio.run(compact_hour(race.lake(), HOUR))
@@ -434,7 +434,7 @@ def test_what_a_pointer_names_is_never_swept_however_old(race):
     asyncio.run(compact_hour(race.lake(), HOUR))
     race.store.clock = lambda: END  # when its parts were stored
     race.now += 3650 * 86400
-    assert asyncio.run(sweep(race.lake(), [HOUR])) == 0
+    assert asyncio.run(sweep(race.lake(), [HOUR])).removed == 0
 
 
 def test_inputs_are_known_by_keys_and_events_whatever_their_order():

@@ -166,17 +166,53 @@ def test_a_kill_leaves_the_old_hour_or_the_new_one_and_the_next_run_ends_it(stor
     assert numbers(table) == allowed[-1]
 
 
+def age(store_dir, but=()):
+    """Make all parts of tables 49 hours older than now, but for some."""
+    for path in (store_dir / "raw_parquet/_table").rglob("*.parquet"):
+        when = AFTER if path in but else AFTER - 49 * 3600
+        os.utime(path, (when, when))
+
+
 def test_parts_of_no_snapshot_go_after_48_hours(store_dir, compact, table):
     put(store_dir, 1, numbered(0, 10))
     compact("--table", "iceberg")
-    orphans = [store_dir / f"raw_parquet/_table/{number:016d}/2025-12-02-14/part-00000.parquet" for number in range(2)]
-    for orphan in orphans:
+    folder = store_dir / f"raw_parquet/_table/{table().metadata.table_uuid}"
+    orphans = [folder / f"{number:016d}/2025-12-02-14/part-00000.parquet" for number in range(2)]
+    former = store_dir / f"raw_parquet/_table/{0:016d}/2025-12-02-14/part-00000.parquet"
+    for orphan in (*orphans, former):
         orphan.parent.mkdir(parents=True)
         orphan.write_bytes(b"of a run that was killed")
-    for path in (orphans[0], *(store_dir / "raw_parquet/_table").rglob("*.parquet")):
-        if path != orphans[1]:
-            os.utime(path, (BEGIN - 49 * 3600, BEGIN - 49 * 3600))
-    os.utime(orphans[1], (AFTER, AFTER))
+    age(store_dir, orphans[1:])
     assert compact("--table", "iceberg")[1]["parts_removed"] == 1
-    assert (orphans[0].exists(), orphans[1].exists()) == (False, True)
+    assert [path.exists() for path in (*orphans, former)] == [False, True, True]
     assert numbers(table) == list(range(10))
+
+
+@pytest.mark.parametrize("how", ["another table", "another catalog", "another mount", "dropped and made again"])
+def test_no_table_loses_a_part_to_another_or_to_itself_by_another_name(
+    store_dir, compact, table, tmp_path, monkeypatch, how
+):
+    put(store_dir, 1, numbered(0, 10))
+    put(store_dir, 1, numbered(100, 5), OTHER)
+    assert compact("--table", "iceberg")[0] == 0
+    before = table()
+    parts = list((store_dir / "raw_parquet/_table").rglob("*.parquet"))
+    age(store_dir)
+    words = ["--table", "iceberg"]
+    if how == "another table":
+        words += ["--name", "estat.test"]
+    elif how == "another catalog":
+        (tmp_path / "second").mkdir()
+        monkeypatch.setenv("PYICEBERG_CATALOG__DEFAULT__URI", f"sqlite:///{tmp_path}/second/catalog.db")
+        from pyiceberg.utils.config import Config
+
+        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    elif how == "another mount":
+        (tmp_path / "mount").symlink_to(store_dir)
+        monkeypatch.setenv("STORE_DIR", str(tmp_path / "mount"))
+    else:
+        before.catalog.drop_table("estat.events")
+    code, document = compact(*words, hour=OTHER)
+    assert (code, document["parts_removed"]) == (0, 0)
+    assert all(path.exists() for path in parts)
+    assert Counter(before.scan().to_arrow()["body"].to_pylist()).total() == 10
