@@ -3,7 +3,8 @@
 Owns the order of a compaction, and what became of it (`Done`):
 
     1  the pointer is read, the objects are listed and their heads read: this list is the hour, whatever comes later
-    2  the same recipe and the same objects: nothing is done
+    2  the same recipe and the same objects: nothing is done. Fewer events than before: a person has to wish it, and a
+       second list to agree
     3  in batches that the local disk holds: fetched and checked, made into Parquet, put under a name never used before
     4  the rows are compared with what the heads declare
     5  the pointer is replaced, if it is still the one that was read. If it is not, the new one is read and all is
@@ -12,8 +13,8 @@ Owns the order of a compaction, and what became of it (`Done`):
 Promises that a reader who goes through the pointer sees the old generation or the new one, whenever this process is
 killed: until step 5 only new names appear, and step 5 is one put. Nothing is ever doubled, because a generation names
 its files. Parts of a run that did not come to its end are nobody's; `sweep` removes them.
-Never removes or changes what lies below RAW_PREFIX. Never publishes after `LONGEST`, for by then `sweep` may take its
-parts for a dead run's.
+Never removes or changes what lies below RAW_PREFIX. Never puts fewer events in force on one list's word. Never
+publishes after `LONGEST`, for by then `sweep` may take its parts for a dead run's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Final, cast
 from ingest.disk import read_file, scratch_folder
 from ingest.lake.engine import EngineError
 from ingest.lake.generation import PARQUET, Generation, Inputs, Part, Recipe, part_folder, part_key
-from ingest.lake.sources import Differs, batches, fetch, freeze, unsound
+from ingest.lake.sources import Differs, batches, fetch, freeze, is_listed_again, unsound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,11 +98,8 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
         inputs = Inputs.of(frozen.sources)
         if current is not None and current.is_made_of(to.recipe, inputs):
             return Done(Result.NOTHING_TO_DO, current, frozen.strange)
-        if current is not None and inputs.events < current.inputs.events and not force:
-            raise Differs(
-                f"{hour}: {inputs.events} events are left of the {current.inputs.events} that generation "
-                f"{current.generation} was made of; --force publishes fewer"
-            )
+        if current is not None and inputs.events < current.inputs.events:
+            await _check_fewer(to, hour, frozen, inputs, current, force=force)
         if made is None or made.inputs != inputs or folder != to.shelf.folder(version):
             folder = to.shelf.folder(version)
             began = to.monotonic()
@@ -113,6 +111,17 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
         if await to.shelf.publish(made, version):
             return Done(Result.PUBLISHED, made, frozen.strange)
     raise Contended(f"{hour}: {ROUNDS} times another compaction was quicker")
+
+
+async def _check_fewer(
+    to: Compactor, hour: str, frozen: Frozen, inputs: Inputs, current: Generation, *, force: bool
+) -> None:
+    had = f"generation {current.generation} was made of" if current.generation else "the table has"
+    left = f"{inputs.events} events are left of the {current.inputs.events} that {had}"
+    if not force:
+        raise Differs(f"{hour}: {left}; --force publishes fewer")
+    if not await is_listed_again(to.store, to.raw_prefix, hour, frozen):
+        raise Differs(f"{hour}: {left}, and a second list names other objects; nothing is published")
 
 
 async def _make(to: Compactor, hour: str, frozen: Frozen, inputs: Inputs, folder: str) -> Generation:

@@ -18,7 +18,7 @@ import orjson
 
 from ingest.lake.columns import COLUMNS, Kind, of_partition
 from ingest.lake.engine import EngineError
-from ingest.lake.generation import TABLE, Generation, decode
+from ingest.lake.generation import TABLE, Generation, Inputs, Recipe, decode
 from ingest.lake.shelf import Unneeded
 from ingest.lake.sources import Differs
 
@@ -103,14 +103,13 @@ class Table:
                     return decode(properties[POINTER].encode()), table
                 except (KeyError, ValueError) as error:
                     raise Differs(f"{self._name}, snapshot {snapshot.snapshot_id}: {error}") from error
-        return None, table
+        rows = sum(task.file.record_count for task in table.scan(row_filter=_of(hour)).plan_files())
+        return (_of_unknown_make(hour, rows) if rows else None), table
 
     def _publish(self, made: Generation, table: Any) -> bool:  # noqa: ANN401 - PyIceberg's own
         from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
-        from pyiceberg.expressions import And, EqualTo
 
-        dt, hr = of_partition(made.hour)
-        of_hour = And(EqualTo("dt", dt), EqualTo("hr", hr))
+        of_hour = _of(made.hour)
         pointer = {HOUR: made.hour, POINTER: orjson.dumps(orjson.loads(made.encode())).decode()}
         # Of this copy of the table's properties only: it is read when a commit fails, and never committed.
         table.metadata.properties.update(_NO_TRIES)
@@ -180,6 +179,19 @@ def partitions() -> Any:  # noqa: ANN401 - PyIceberg's own
     return PartitionSpec(
         PartitionField(1, 1000, IdentityTransform(), "dt"), PartitionField(2, 1001, IdentityTransform(), "hr")
     )
+
+
+def _of(hour: str) -> Any:  # noqa: ANN401 - PyIceberg's own
+    """Return the filter that only the rows of an hour pass."""
+    from pyiceberg.expressions import And, EqualTo
+
+    dt, hr = of_partition(hour)
+    return And(EqualTo("dt", dt), EqualTo("hr", hr))
+
+
+def _of_unknown_make(hour: str, rows: int) -> Generation:
+    """Return what is known of an hour in the table whose snapshot is expired: how many rows fewer events would end."""
+    return Generation(0, hour, Recipe(0, "", ()), Inputs(0, rows, ""), (), rows, 0)
 
 
 def _place(path: str) -> str:

@@ -59,13 +59,23 @@ class Fetched(NamedTuple):
 async def freeze(store: Patient, prefix: str, hour: str) -> Frozen:
     """List the objects of an hour and how many events each declares."""
     listed = await store.listing(f"{prefix}/{hour}/")
-    ours = [one for one in listed if _is_ours(one)]
+    ours = [one for one in listed if _is_ours(one.key, prefix, hour)]
     events = await _each(ours, HEADS_AT_ONCE, lambda one: _events_of(store, one))
     return Frozen(
         tuple(Source(one.key, count) for one, count in zip(ours, events, strict=True)),
         {one.key: one.size for one in ours},
-        tuple(one.key for one in listed if not _is_ours(one)),
+        tuple(one.key for one in listed if not _is_ours(one.key, prefix, hour)),
     )
+
+
+async def is_listed_again(store: Patient, prefix: str, hour: str, frozen: Frozen) -> bool:
+    """Tell whether the list of the whole day has the same objects of the hour.
+
+    It is another question, so that an answer which was wrong, or kept by somebody in between, does not count twice.
+    """
+    day = hour.partition("/")[0]
+    listed = await store.listing(f"{prefix}/{day}/")
+    return {one.key: one.size for one in listed if _is_ours(one.key, prefix, hour)} == frozen.sizes
 
 
 def batches(frozen: Frozen, at_most: int = BATCH_BYTES) -> Iterator[tuple[Source, ...]]:
@@ -110,12 +120,13 @@ def unsound(fs: Filesystem, sources: Sequence[Source], files: Iterable[Path]) ->
     return found
 
 
-def _is_ours(listed: Listed) -> bool:
+def _is_ours(key: str, prefix: str, hour: str) -> bool:
+    """Tell whether a collector put it for this very hour: a folder inside the hour may hold copies of others' keys."""
     try:
-        parse_key(listed.key)
+        parsed = parse_key(key)
     except ValueError:
         return False
-    return True
+    return (parsed.prefix, parsed.partition) == (prefix, hour)
 
 
 async def _events_of(store: Patient, listed: Listed) -> int:

@@ -15,7 +15,7 @@ from ingest.commands.compact import DIFFERS, FAILED, OPEN
 from ingest.disk import Filesystem, StorageError
 from ingest.format import codec
 from ingest.format.record import KEYS
-from ingest.lake import Compactor, Contended, Patient, Pointers, Recipe, Result, sweep
+from ingest.lake import Compactor, Contended, Differs, Patient, Pointers, Recipe, Result, sweep
 from ingest.lake import compact as compact_hour
 from ingest.lake.embedded import DuckDB
 from ingest.lake.generation import Inputs, Source
@@ -171,6 +171,26 @@ def test_a_key_that_no_collector_makes_is_left_out_and_told(store_dir, compact):
     code, document = compact()
     assert (code, document["hours"][0]["left_out"]) == (0, [f"raw/{HOUR}/_SUCCESS"])
     assert "_SUCCESS" in document["told"]
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        f"raw/{HOUR}/{HOUR}/{key(1).rpartition('/')[2]}",
+        f"raw/{HOUR}/dt=2025-12-02/hr=13/{key(1).rpartition('/')[2]}",
+        f"raw/{HOUR}/raw/{HOUR}/{key(1).rpartition('/')[2]}",
+        f"raw/{HOUR}/old/{key(1).rpartition('/')[2]}",
+    ],
+    ids=["itself", "another hour", "the whole tree", "a folder"],
+)
+def test_copies_in_a_folder_inside_the_hour_are_left_out_and_told(store_dir, compact, strange, words):
+    put(store_dir, 1, numbered(0, 5))
+    (store_dir / strange).parent.mkdir(parents=True)
+    (store_dir / strange).write_bytes((store_dir / key(1)).read_bytes())
+    code, document = compact(*words)
+    assert (code, document["hours"][0]["left_out"]) == (0, [strange])
+    assert (numbers(store_dir), pointer(store_dir)["inputs"]["objects"]) == (list(range(5)), 1)
 
 
 def test_raw_that_was_removed_does_not_empty_the_hour(store_dir, compact):
@@ -377,6 +397,54 @@ def test_a_store_that_stays_away_is_a_failure_and_nothing_is_published(race):
     with pytest.raises(StorageError):
         asyncio.run(compact_hour(race.lake(), HOUR))
     assert set(race.store.objects) == {key(1)}
+
+
+def test_keys_of_other_hours_are_left_out_though_the_store_lists_them(race):
+    race.put(1, numbered(0, 3))
+    others = [key(2, "dt=2025-12-02/hr=15"), key(2, prefix="raw2"), key(2, prefix="raw/raw")]
+    plain = race.store.listing
+
+    async def listing(prefix):
+        return [*await plain(prefix), *(Listed(other, 100, race.now) for other in others)]
+
+    race.store.listing = listing
+    done = asyncio.run(compact_hour(race.lake(), HOUR))
+    assert (done.generation.rows, done.strange) == (3, tuple(others))
+
+
+def forgetful(race, *, hours, lost):
+    """Leave objects out of so many lists of the hour, and out of none of the day's."""
+    plain, left = race.store.listing, iter(range(hours))
+
+    async def listing(prefix):
+        found = await plain(prefix)
+        if prefix == f"raw/{HOUR}/" and next(left, None) is not None:
+            return [one for one in found if one.key not in lost]
+        return found
+
+    race.store.listing = listing
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("lost", [{key(1), key(2)}, {key(2)}], ids=["all", "one"])
+def test_a_list_that_lacks_objects_by_mistake_takes_no_event_out_of_force(race, lost, force):
+    race.put(1, numbered(0, 3))
+    race.put(2, numbered(3, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    forgetful(race, hours=8, lost=lost)
+    with pytest.raises(Differs, match=r"events are left of the 6"):
+        asyncio.run(compact_hour(race.lake(), HOUR, force=force))
+    assert (race.pointer["generation"], race.pointer["rows"]) == (1, 6)
+
+
+def test_fewer_events_are_published_if_it_is_wished_and_both_lists_agree(race):
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    race.store.objects.pop(key(1))
+    with pytest.raises(Differs, match=r"0 events are left of the 3"):
+        asyncio.run(compact_hour(race.lake(), HOUR))
+    asyncio.run(compact_hour(race.lake(), HOUR, force=True))
+    assert (race.pointer["generation"], race.pointer["rows"]) == (2, 0)
 
 
 def test_a_run_that_took_longer_than_a_day_publishes_nothing(race):

@@ -85,6 +85,22 @@ def test_every_column_comes_out_as_it_went_in(store_dir, compact, table):
     assert (plain["headers"], plain["body"]) == (None, "[" * 400 + "\x00\U0001f600")
 
 
+def test_an_hour_whose_snapshot_is_expired_is_not_emptied_by_raw_that_was_removed(store_dir, compact, table):
+    raw = store_dir / put(store_dir, 1, numbered(0, 10))
+    put(store_dir, 1, numbered(100, 5), OTHER)
+    for hour in (HOUR, OTHER):
+        assert compact("--table", "iceberg", hour=hour)[0] == 0
+    first = table().metadata.snapshots[0].snapshot_id
+    table().maintenance.expire_snapshots().by_id(first).commit()
+    kept = raw.rename(store_dir / "kept")
+    code, document = compact("--table", "iceberg")
+    assert (code, numbers(table)) == (3, [*range(10), *range(100, 105)])
+    assert "0 events are left of the 10 that the table has" in document["told"]
+    kept.rename(raw)
+    assert compact("--table", "iceberg")[1]["hours"][0]["result"] == "published"
+    assert numbers(table) == [*range(10), *range(100, 105)]
+
+
 def test_an_hour_without_objects_is_committed_as_empty(compact, table):
     assert compact("--table", "iceberg")[0] == 0
     assert bodies(table) == Counter()
