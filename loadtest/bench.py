@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import statistics
@@ -319,8 +320,17 @@ class Bench:
         command = [str(LAKE_PYTHON), str(subjects.HERE / "lake.py"), str(self.work)]
         command += ["--objects", *(map(str, [30, 60] if self.plan.name == "quick" else [30, 60, 120, 240]))]
         environment = {**os.environ, "PYTHONPATH": str(subjects.HERE.parent)}
+        busy, ours, started = loads.machine_busy(), _spent_by_children(), time.monotonic()
         finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        ours, elapsed = _spent_by_children() - ours, time.monotonic() - started
+        self.foreign.append(max(0.0, loads.machine_busy() - busy - ours) / elapsed)
         return json.loads(finished.stdout)
+
+
+def _spent_by_children():
+    """Return the CPU seconds of all children that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _summary(subject, readings, ratios):

@@ -89,7 +89,7 @@ def run(generator, running, load, seconds):
         if not requests.exists():
             traffic.write_batches(requests, load.form, load.events)
         more = ["--from", str(requests)]
-    busy, spent, started = _machine_busy(), running.limit.cpu_seconds(), time.monotonic()
+    busy, spent, started = machine_busy(), running.limit.cpu_seconds(), time.monotonic()
     finished = subprocess.run(
         [str(generator), "--port", str(running.port), *load.words(seconds), *more],
         capture_output=True,
@@ -106,12 +106,13 @@ def run(generator, running, load, seconds):
     reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
     reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6
     generator_seconds = reading["generator_cpu"] * reading["duration"]
-    reading["foreign_cpu"] = max(0.0, _machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
+    reading["foreign_cpu"] = max(0.0, machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
     running.acknowledged += reading["ok"]
     return reading
 
 
-def _machine_busy():
+def machine_busy():
+    """Return the CPU seconds that the machine has spent since it was started, by whomever."""
     user, nice, system, _, _, irq, soft, steal, *_ = map(
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     )

@@ -2,8 +2,9 @@
 
     .venv-bench/bin/python loadtest/publish.py [bench-out]
 
-Owns where else a figure is quoted: `SENTENCES`. Promises that all of them are of one run. Refuses a run that was quick,
-not whole, or not quiet, because nobody should quote it. Measures nothing.
+Owns where else a figure is quoted: `SENTENCES`. Promises that all of them are of one run. A run of `--only lake` goes
+to docs/compact.md instead. Refuses a run that was quick, not whole, or not quiet, because nobody should quote it.
+Measures nothing.
 """
 
 import re
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
 QUIET = 0.1
 """Cores that others may spend, in the median."""
+LAKE = "lake"
 SECTIONS = {"cpu_per_event", "fronts", "variants", "batches", "workers", "held", "memory", "start_up", "recovery"}
 SENTENCES = (
     ("README.md", "it held {held_quarter} events/s for 30 s, p99 {p99_quarter} ms, no error"),
@@ -28,15 +30,20 @@ class NotPublishedError(Exception):
     """Why these figures do not go into the docs; one line."""
 
 
+def is_of_lake(results):
+    """Tell whether a run measured hours to Parquet and nothing else."""
+    return LAKE in results and not SECTIONS & set(results)
+
+
 def refuse_unfit(results):
     """Raise for a run that nobody should quote."""
-    missing = sorted(SECTIONS - set(results))
+    missing = [] if is_of_lake(results) else sorted(SECTIONS - set(results))
     foreign = results["noise"]["foreign_cpu_median"]
     if results["plan"] == "quick" or missing:
         raise NotPublishedError(f"a {results['plan']} run" + (f" without {', '.join(missing)}" if missing else ""))
     if foreign > QUIET:
         raise NotPublishedError(f"the machine was not quiet: others spent {foreign:.2f} cores")
-    if not all(results["held"][share]["journal"]["held"] for share in SHARES.values()):
+    if not is_of_lake(results) and not all(results["held"][share]["journal"]["held"] for share in SHARES.values()):
         raise NotPublishedError("no rate was held, which the sentences quote")
 
 
@@ -65,14 +72,25 @@ def with_figures(text, sentence, figures):
     return text
 
 
-def publish(tables, figures, root):
-    """Write the tables and the sentences into the docs below `root`."""
-    page = root / "docs" / "benchmarks.md"
+def with_tables(page, tables):
+    """Return the text of a page with the tables of a run in it."""
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise NotPublishedError(f"{page}: no {BEGIN.strip()} with its end")
-    texts = {page: f"{before}{BEGIN}\n{tables.strip()}\n\n{END}{after}"}
+    return f"{before}{BEGIN}\n{tables.strip()}\n\n{END}{after}"
+
+
+def publish_lake(tables, root):
+    """Write the tables of hours to Parquet into the docs below `root`."""
+    page = root / "docs" / "compact.md"
+    page.write_text(with_tables(page, tables))
+
+
+def publish(tables, figures, root):
+    """Write the tables and the sentences into the docs below `root`."""
+    page = root / "docs" / "benchmarks.md"
+    texts = {page: with_tables(page, tables)}
     for name, sentence in SENTENCES:
         path = root / name
         texts[path] = with_figures(texts.get(path) or path.read_text(), sentence, figures)
@@ -87,6 +105,9 @@ def main():
     results = report.read(folder)
     try:
         refuse_unfit(results)
+        if is_of_lake(results):
+            publish_lake(report.tables(results), ROOT)
+            return 0
         publish(report.tables(results), quoted(results), ROOT)
     except NotPublishedError as error:
         print(f"not published: {error}", file=sys.stderr)

@@ -427,6 +427,22 @@ def test_the_figures_that_other_pages_quote_are_those_of_the_run_in_the_docs():
         assert found.groupdict().items() <= quoted.items()
 
 
+def test_a_run_of_hours_to_parquet_reaches_its_page_and_no_other(tmp_path):
+    run = {name: a_run()[name] for name in ("plan", "noise", "lake")}
+    publish.refuse_unfit(run)
+    assert publish.is_of_lake(run)
+    assert not publish.is_of_lake(a_run())
+    (tmp_path / "docs").mkdir()
+    page = Path(shutil.copy(REPOSITORY / "docs/compact.md", tmp_path / "docs"))
+    for what in ("once", "again"):
+        publish.publish_lake(f"### Budgets\n\n| {what} |", tmp_path)
+        assert page.read_text().count("### Budgets") == 1
+        assert f"| {what} |" in page.read_text()
+    run["noise"] = {"foreign_cpu_median": 0.4}
+    with pytest.raises(publish.NotPublishedError, match="not quiet"):
+        publish.refuse_unfit(run)
+
+
 def test_a_page_that_lost_its_sentence_gets_no_part_of_a_run(docs):
     readme = docs / "README.md"
     readme.write_text(readme.read_text().replace("for 30 s, p99", "p99"))
