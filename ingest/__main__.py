@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _READERS: Final = (["compact"], ["reconcile"], ["abandon"])
 """Commands of readers, whose jobs read the exit codes."""
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["health"]:  # run every few seconds: it loads its own little
         from ingest.commands import health
 
-        return health.run(os.environ)
+        return _ended(words, lambda: health.run(os.environ))
     if words in ([], ["serve"]) and os.environ.get("WORKERS", "").strip() not in {"", "1"}:
         from ingest import supervisor
 
@@ -48,21 +48,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ingest import signals
 
         signals.hold()  # before the imports, which take a while
+        return _with_settings(words)
+    return _ended(words, lambda: _with_settings(words))
+
+
+def _with_settings(words: Sequence[str]) -> int:
     from ingest.config import ConfigErrors
 
     try:
-        if words[:1] == [WORKER]:
-            return _work(words[1:])
-        return _run(_understood(words))
+        return _work(words[1:]) if words[:1] == [WORKER] else _run(_understood(words))
     except ConfigErrors as problems:
         sys.stderr.write(f"{problems}\n")
         return 2
+
+
+def _ended(words: Sequence[str], command: Callable[[], int]) -> int:
+    """Run a command to its end; what the system refused it, and an interrupt, are one line each."""
+    try:
+        code = command()
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
+    except OSError as error:
+        where = error.filename if error.filename is not None else "standard output"
+        sys.stderr.write(f"{where}: {error.strerror or error}\n")
+        code = os.EX_UNAVAILABLE if words[:1] in _READERS else 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    else:
+        return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written there fails no more
+    return code
 
 
 def _understood(words: Sequence[str]) -> argparse.Namespace:
@@ -259,14 +276,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "0 every hour is complete; 1 one is open, and the text says who has not closed it;\n"
         "  3 one differs from what was told; 64 the words are wrong; 2 the settings are; 69 the store failed;\n"
         "  130 interrupted",
-        "RAW_BUCKET=estat-raw-data estat-ingest reconcile --hour dt=2026-11-25/hr=14 --deep",
+        "RAW_BUCKET=estat-raw-data AWS_REGION=ap-northeast-2 estat-ingest reconcile --hour dt=2026-11-25/hr=14 --deep",
     )
     abandon = command(
         "abandon",
         "say that nothing more will come of a process whose disk is gone, so that its hours are no longer open",
         "0 it is said; 1 no process of this name is known; 64 the words are wrong; 2 the settings are;\n"
         "  69 the store failed; 130 interrupted",
-        "RAW_BUCKET=estat-raw-data estat-ingest abandon ip-10-0-1-7-5c7c7655db6b0bea --why 'its volume was deleted'",
+        "RAW_BUCKET=estat-raw-data AWS_REGION=ap-northeast-2 estat-ingest abandon ip-10-0-1-7-5c7c7655db6b0bea \\\n"
+        "           --why 'its volume was deleted'",
     )
     if words[:1] in (["reconcile"], ["abandon"]):
         from ingest.commands import reconcile as reader

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ingest.commands import interrupt
 from ingest.commands.hours import FAILED, FORM, WRONG_WORDS, Hour, hours_of
+from ingest.commands.opened import opened, to_the_end
 from ingest.commands.report import Report, progress
-from ingest.disk import Filesystem, StorageError, is_folder, sync_file, usual_base
-from ingest.format import codec
-from ingest.store import Head, create_store
+from ingest.disk import Filesystem, StorageError, sync_file, usual_base
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -38,6 +35,7 @@ DONE: Final = 0
 OPEN: Final = 1
 DIFFERS: Final = 3
 _GRAVITY: Final = (DONE, OPEN, DIFFERS, FAILED)
+_MEMORY_MOST: Final = 1 << 20
 LEAST_TRY: Final = 300.0
 """Seconds that one try of a put or a get may take: parts are larger than batches."""
 LEEWAY: Final = 60.0
@@ -85,22 +83,18 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if find_spec(module) is None:
             report.say(f"{module} is not installed: pip install 'estat-ingest[lake,spark]'")
             return FAILED
-    return interrupt.run(_run(arguments, settings, hours, report))
+    return to_the_end(_run(arguments, settings, hours, report), report)
 
 
 async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequence[Hour], report: Report) -> int:
+    from ingest.lake import Compactor, Looking, Patient, Recipe
+    from ingest.lake.cluster import Spark
+
     fs = Filesystem()
     settings = replace(settings, s3_timeout=max(settings.s3_timeout, LEAST_TRY))
-    with ThreadPoolExecutor(4) as executor, ExitStack() as closing:
-        store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
-        try:
-            from ingest.lake import Compactor, Looking, Patient, Recipe
-            from ingest.lake.cluster import Spark
-
-            if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
-                report.say(f"STORE_DIR {settings.store_dir.absolute()} is not there")
-                return FAILED
-            patient = Patient(store)
+    async with opened(settings) as store:
+        patient = Patient(store)
+        with ExitStack() as closing:
             engine = _engine(arguments, settings, fs)
             if isinstance(engine, Spark):
                 closing.callback(engine.close)
@@ -115,7 +109,6 @@ async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequenc
                 (arguments.local or usual_base()).absolute(),
                 works_on_store=isinstance(engine, Spark),
             )
-
             looking = Looking(settings, store, report.say)
 
             async def verdict(hour: Hour) -> Verdict:
@@ -124,11 +117,6 @@ async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequenc
                 return by_the_clock(hour, settings, time.time())
 
             return await compact_hours(by, hours, report, verdict, force=arguments.force)
-        except StorageError as error:
-            report.say(str(error))
-            return FAILED
-        finally:
-            await store.close()
 
 
 async def compact_hours(
@@ -261,7 +249,6 @@ def _table_name(text: str) -> str:
 
 
 def _mebibytes(text: str) -> int:
-    number = int(text)
-    if number < 64:
-        raise argparse.ArgumentTypeError("DuckDB needs 64 at least")
-    return number * 1024 * 1024
+    if not (text.isascii() and text.isdigit() and 64 <= int(text[:12]) <= _MEMORY_MOST):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of MiB from 64 to {_MEMORY_MOST}")
+    return int(text) * 1024 * 1024

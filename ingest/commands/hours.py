@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.format.keys import partition_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from zoneinfo import ZoneInfo
 
 WRONG_WORDS: Final = 64
@@ -37,24 +38,32 @@ class Hour:
 def hours_of(text: str, tz: ZoneInfo) -> list[Hour]:
     """Return the hours that the words name; a ValueError if they name none."""
     first, dots, last = text.partition("..")
-    begin, _ = _span(first)
-    _, end = _span(last if dots else first)
-    if not begin < end or end - begin > timedelta(hours=_MOST):
-        raise ValueError(f"{text!r} is not {FORM}")
-    hours = []
+    try:
+        begin, _ = _span(first)
+        _, end = _span(last if dots else first)
+        if not begin < end or end - begin > timedelta(hours=_MOST):
+            raise ValueError(text)  # noqa: TRY301 - as the days that no calendar has
+        hours = list(_between(begin, end, tz))
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not {FORM}; at most {_MOST // 24} days") from None
+    if not hours:
+        raise ValueError(f"{text!r} is an hour that the clocks of PARTITION_TZ skip")
+    return hours
+
+
+def _between(begin: datetime, end: datetime, tz: ZoneInfo) -> Iterator[Hour]:
     while begin < end:
         # An hour that the clocks skip is in no partition's name; `partition_of` tells the one that stands for it.
         partition = partition_of(int(begin.replace(tzinfo=tz).timestamp()), tz)
         if partition.path == f"dt={begin:%Y-%m-%d}/hr={begin:%H}":
-            hours.append(Hour(partition.path, partition.end))
+            yield Hour(partition.path, partition.end)
         begin += timedelta(hours=1)
-    return hours
 
 
 def _span(word: str) -> tuple[datetime, datetime]:
     found = _WORD.fullmatch(word)
     if not found:
-        raise ValueError(f"{word!r} is not {FORM}")
+        raise ValueError(word)
     day, hour = found.groups()
     begin = datetime.fromisoformat(f"{day}T{hour or '00'}:00")
     return begin, begin + timedelta(hours=1 if hour else 24)

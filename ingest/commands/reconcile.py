@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ingest.commands import interrupt
-from ingest.commands.hours import FAILED, FORM, WRONG_WORDS, hours_of
+from ingest.commands.hours import FORM, WRONG_WORDS, hours_of
+from ingest.commands.opened import opened, to_the_end
 from ingest.commands.report import Report, progress
-from ingest.disk import Filesystem, StorageError
-from ingest.format import codec, manifest
+from ingest.format import manifest
 from ingest.format.manifest import CONTENT_TYPE
 from ingest.lake.looking import Looking
-from ingest.store import Head, ObjectMetadata, create_store
+from ingest.store import ObjectMetadata
 
 if TYPE_CHECKING:
     import argparse
@@ -56,17 +54,7 @@ def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
     except ValueError as error:
         return _wrong(f"--hour: {error}")
     report = Report("reconcile", None, None, arguments.hour, as_json=arguments.json)
-    try:
-        return interrupt.run(_reconcile(settings, report, hours, deep=arguments.deep))
-    except StorageError as error:
-        report.say(str(error))
-        return FAILED
-    except ExceptionGroup as group:
-        failure = StorageError.first_of(group)
-        if failure is None:
-            raise
-        report.say(str(failure))
-        return FAILED
+    return to_the_end(_reconcile(settings, report, hours, deep=arguments.deep), report)
 
 
 def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -80,16 +68,12 @@ def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
         except ValueError:
             return _wrong(f"--hour: {arguments.hour!r} is not dt=YYYY-MM-DD/hr=HH")
     report = Report("abandon", None, None, hour, as_json=False)
-    try:
-        return interrupt.run(_abandon(settings, report, arguments.instance, hour, arguments.why))
-    except StorageError as error:
-        report.say(str(error))
-        return FAILED
+    return to_the_end(_abandon(settings, report, arguments.instance, hour, arguments.why), report)
 
 
 async def _reconcile(settings: Settings, report: Report, hours: list[str], *, deep: bool) -> int:
     verdicts = []
-    async with _Opened(settings) as store:
+    async with opened(settings) as store:
         looking = Looking(settings, store, report.say)
         if len(hours) == 1:
             verdicts.append(await looking.verdict(hours[0], deep=deep))
@@ -107,7 +91,7 @@ async def _reconcile(settings: Settings, report: Report, hours: list[str], *, de
 
 
 async def _abandon(settings: Settings, report: Report, instance: str, hour: str | None, why: str) -> int:
-    async with _Opened(settings) as store:
+    async with opened(settings) as store:
         known = {name.instance: name for name in await Looking(settings, store, report.say).registry()}
         if instance not in known and not (hour and await _is_seen(settings, store, instance, hour)):
             report.say(f"{instance}: no process of this name has registered: reconcile names those that are open")
@@ -151,20 +135,3 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
 def _wrong(problem: str) -> int:
     sys.stderr.write(f"{problem}\n")
     return WRONG_WORDS
-
-
-class _Opened:
-    """The store of the settings, open."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._executor = ThreadPoolExecutor(4)
-        head = Head(codec.HEAD_BYTES, codec.event_count)
-        self._store = create_store(settings, head, fs=Filesystem(), executor=self._executor)
-
-    async def __aenter__(self) -> ObjectStore:
-        await self._store.prepare()
-        return self._store
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._store.close()
-        self._executor.shutdown(wait=False)
