@@ -139,7 +139,8 @@ class Closing:
         self._started = now()
         self._hours: dict[str, _Hour] = {}
         self._estates: dict[tuple[Path, str], _Estate] = {}
-        self._through = self._hour_now()
+        self._present = self._through = self._hour_now()
+        """The hour in which the last round began, and the one before which nothing is open but what is told so."""
         self._registered: tuple[str, Mapping[str, str]] | None = None
         self._registered_at = 0.0
         self._volumes: dict[str, int] = {}
@@ -189,6 +190,8 @@ class Closing:
             await self._look()
 
     async def _look(self) -> None:
+        # Asked first: an hour that is over only by the end of the round may have got an event that this round missed.
+        self._present = self._hour_now()
         in_memory = self._in_memory()
         # What was settled before this step reaches its lane before what follows does.
         await asyncio.sleep(0)
@@ -232,7 +235,7 @@ class Closing:
         return still_open
 
     def _waits(self, hour: str, seen: list[tuple[Side, list[Slot]]]) -> str:
-        if hour >= self._hour_now() and not self._is_over:
+        if hour >= self._present and not self._is_over:
             return NOT_OVER
         for side, slots in seen:
             held = slots[0].held
@@ -405,11 +408,13 @@ class Closing:
         if self._is_over:
             await self._deregister(mine, seen)
             return
-        self._through = max(self._through, self._hour_now())
+        self._through = max(self._through, self._present)
         said = self._through, {hour: why for hour, why in mine.items() if hour < self._through}
         now = self._clock()
-        if said == self._registered or (self._registered and now - self._registered_at < RETELL_SECONDS):
-            return
+        if self._registered is not None:
+            is_reopened = bool(said[1].keys() - self._registered[1].keys())
+            if said == self._registered or (now - self._registered_at < RETELL_SECONDS and not is_reopened):
+                return
         body = manifest.opened(
             instance=self._keys.instance,
             started=self._started,

@@ -11,7 +11,7 @@ import pytest
 from ingest.disk import StorageError
 from ingest.format import ledger, manifest
 from ingest.format.manifest import Kind, parse_name
-from ingest.ledger import closing, files, is_of_ledger
+from ingest.ledger import closing, files, is_of_ledger, sides
 from ingest.store import Refusal
 from tests.model.world import World
 
@@ -90,6 +90,56 @@ def test_an_hour_that_is_over_is_told_with_what_was_accepted_and_stored(world):
     (opened,) = registry(one, Kind.OPEN)
     assert (opened["through"], opened["open"]) == (SECOND, [])
     assert process.metrics.oldest_open_hour == one.time.wall() // HOUR * HOUR
+
+
+@pytest.mark.parametrize("before", [0, 2], ids=["nothing yet", "stored before"])
+def test_an_hour_that_turns_in_the_midst_of_a_round_is_not_told_as_closed(world, monkeypatch, before):
+    one = world(flush_interval="100s")
+    process = one.start()
+    send(process, batches=before)
+    one.advance(60)
+    one.time.step(HOUR - one.time.wall() % HOUR - 0.05)
+    look, late = sides.Side.look, []
+
+    async def slow_look(side):
+        if not late:
+            with monkeypatch.context() as here:  # the loop runs already
+                here.setattr(process, "_in_loop", lambda call: call())
+                late.append(process.commit(1, run=False))
+            one.time.step(0.1)
+        return await look(side)
+
+    monkeypatch.setattr(sides.Side, "look", slow_look)
+    for _ in range(90):
+        one.advance(1)
+        if not late or len(keys(one)) > before:
+            continue
+        (opened,) = registry(one, Kind.OPEN)
+        assert opened["through"] <= FIRST or FIRST in [each["hour"] for each in opened["open"]]
+        assert manifests(one) == []
+    assert late
+    one.advance(200)
+    assert told(one) == keys(one)
+    assert len(keys(one)) == before + 1
+
+
+def test_an_hour_that_is_open_again_is_told_so_at_once(world):
+    one = world(flush_interval="100s")
+    process = one.start()
+    send(process)
+    one.advance(HOUR - 60)
+
+    def is_told():
+        (opened,) = registry(one, Kind.OPEN)
+        return (opened["through"], opened["open"]) == (SECOND, [])
+
+    assert one.wait_for(is_told, seconds=200)
+    one.time.step(-HOUR)
+    process.commit(1)
+    one.time.step(HOUR)
+    one.advance(closing.LOOK_SECONDS + 1)
+    (opened,) = registry(one, Kind.OPEN)
+    assert [each["hour"] for each in opened["open"]] == [FIRST]
 
 
 def test_an_hour_without_an_event_costs_no_manifest(world):
