@@ -95,7 +95,7 @@ def _remove(fs: Filesystem, settings: Settings, key: str, found: list[_Found]) -
                 return root
             locks.callback(slot.release)
         told = Ledger(fs, sync=True, kept=settings.manifests)
-        events = max((copy.events for copy in found if copy.events is not None), default=0)
+        events = max((copy.events for copy in found if copy.events is not None), default=None)
         for copy in found:
             told.note(copy.root, ledger.dropped(key, DISCARDED, events))
             try:

@@ -108,7 +108,9 @@ async def _is_seen(settings: Settings, store: ObjectStore, instance: str, hour: 
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
-    dropped = "".join(f", {events} {reason}" for reason, events in sorted(verdict.dropped.items()))
+    dropped = "".join(
+        f", {events or 'an unknown number'} {reason}" for reason, events in sorted(verdict.dropped.items())
+    )
     yield f"{verdict.hour}: {verdict.word}, {verdict.objects} objects, {verdict.events} events{dropped}"
     for one in verdict.still_open:
         yield f"  open: {one.instance or '-'}: {one.why}"

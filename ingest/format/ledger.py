@@ -5,7 +5,7 @@ Owns the three kinds of line, in ASCII, each with its newline:
     <key> <events> <size> <crc32>       stored. Size and CRC-32 are those of the object's lines, not of its gzip: any
                                         gzip of them ends in the same eight bytes
     <key> void                          the number has no event: all that its batch was opened for was refused
-    <key> dropped <reason> <events>     so many events of the key were given up
+    <key> dropped <reason> <events>     so many events of the key were given up; 0: nobody knows how many
 
 Promises that `parse` takes only what is made here, and that `settle` makes of all lines about a key one fate, however
 often and wherever they were written: the union of ledgers counts. Never touches a disk.
@@ -48,7 +48,7 @@ class Fate(NamedTuple):
 
     stored: Entry | None
     dropped: dict[str, int]
-    """Events by reason."""
+    """Events by reason; 0: nobody knows how many."""
 
 
 def stored(key: str, events: int, body: bytes) -> bytes:
@@ -62,9 +62,9 @@ def void(key: str) -> bytes:
     return f"{key} void\n".encode()
 
 
-def dropped(key: str, reason: str, events: int) -> bytes:
-    """Return the line of events that were given up; `void` if there are none."""
-    return f"{key} dropped {reason} {events}\n".encode() if events else void(key)
+def dropped(key: str, reason: str, events: int | None) -> bytes:
+    """Return the line of events that were given up; `void` if there are none. None: nobody knows how many."""
+    return void(key) if events == 0 else f"{key} dropped {reason} {events or 0}\n".encode()
 
 
 def parse(line: bytes) -> Entry | None:

@@ -27,6 +27,7 @@ def test_a_number_that_became_none_says_why():
     assert ledger.parse(ledger.void(KEY)[:-1]) == Entry(KEY)
     assert ledger.parse(ledger.dropped(KEY, "evicted", 3)[:-1]) == Entry(KEY, 3, reason="evicted")
     assert ledger.dropped(KEY, "corrupt", 0) == ledger.void(KEY)
+    assert ledger.parse(ledger.dropped(KEY, "discarded", None)[:-1]) == Entry(KEY, 0, reason="discarded")
 
 
 @pytest.mark.parametrize(

@@ -284,3 +284,23 @@ def test_replay_tells_the_hours_that_a_dead_process_left(lake, capsys, monkeypat
     assert not [path for path in world.root.rglob("*") if path.is_file() and path.name != "lock"]
     code, (one,) = reconcile(capsys, "--hour", hour(0), "--deep")
     assert (code, one["objects"], one["events"], one["findings"]) == (0, 5, 14, [])
+
+
+def test_a_batch_that_was_discarded_with_nobody_knowing_how_many_is_told_all_the_same(lake, capsys, monkeypatch):
+    world = lake.world
+    process = world.start()
+    lake.send(process, batches=1)
+    world.store.fail_next(1)
+    lake.send(process, batches=1)
+    world.run()
+    world.kill(process)
+    lake.lay()
+    (letter,) = (world.root / "dlq").rglob("*.jsonl.gz")
+    letter.write_bytes(bytes(4) + letter.read_bytes()[4:])
+    monkeypatch.setenv("DLQ_DIR", str(world.root / "dlq"))
+    assert main(["dlq", "discard", letter.relative_to(world.root / "dlq" / "0").as_posix()]) == 0
+    assert main(["dlq", "replay"]) == 0
+    code, (one,) = reconcile(capsys, "--hour", hour(0))
+    assert (code, one["dropped"], one["events"]) == (0, {"discarded": 0}, 3)
+    _, text = reconcile(capsys, "--hour", hour(0), json_too=False)
+    assert text.splitlines()[0].endswith("3 events, an unknown number discarded")
