@@ -65,13 +65,15 @@ def _with_settings(words: Sequence[str]) -> int:
 def _ended(words: Sequence[str], command: Callable[[], int]) -> int:
     """Run a command to its end; what the system refused it, and an interrupt, are one line each."""
     try:
-        code = command()
-        sys.stdout.flush()
+        try:
+            code = command()
+        finally:  # also after words that end in a text, as --help does
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
         code = 1
     except OSError as error:
-        where = error.filename if error.filename is not None else "standard output"
-        sys.stderr.write(f"{where}: {error.strerror or error}\n")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"{where}{error.strerror or error}; the output may not be whole\n")
         code = os.EX_UNAVAILABLE if words[:1] in _READERS else 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -240,7 +242,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     command(
         "health",
         "ask the server of these settings whether it is well",
-        "0 it is; 1 it is not, or does not answer within 4 s; 2 the settings are wrong",
+        "0 it is; 1 it is not, or does not answer within 4 s; 2 the settings are wrong; 130 interrupted",
         "ADMIN_ADDR=:9090 estat-ingest health",
     )
     status = command(

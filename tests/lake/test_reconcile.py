@@ -10,9 +10,11 @@ from contextlib import suppress
 import pytest
 
 from ingest.__main__ import main
+from ingest.disk import StorageError
 from ingest.format import codec, parse_key
 from ingest.intake import journal
 from ingest.lake.patience import Patient
+from ingest.store.directory import DirectoryStore
 from tests.model.time import START
 from tests.model.world import World
 from tests.process.s3 import s3_client, s3_environment
@@ -211,6 +213,10 @@ def test_reconcile_changes_nothing(lake, capsys):
         [],
         ["--hour", "yesterday"],
         ["--hour", "dt=2025-13-01/hr=00"],
+        ["--hour", "dt=9999-12-31"],
+        ["--hour", "dt=0001-01-01/hr=00"],
+        ["--hour", "dt=9999-12-31/hr=23..dt=9999-12-31/hr=23"],
+        ["--hour", "dt=2015-01-01..dt=2026-01-01"],
         ["--hour", f"{hour(2)}..{hour(1)}"],
         ["--wrong"],
         ["--hour"],
@@ -223,6 +229,35 @@ def test_wrong_words_are_64(capsys, words):
         code = ended.code
     assert code == 64
     assert capsys.readouterr().err
+
+
+def test_an_hour_that_the_clocks_skip_is_no_hour(monkeypatch, capsys):
+    monkeypatch.setenv("PARTITION_TZ", "Europe/Berlin")
+    assert main(["reconcile", "--hour", "dt=2026-03-29/hr=02"]) == 64
+    assert "skip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["reconcile", "--hour", hour(0)], ["abandon", f"host-{0:016x}"]])
+def test_a_directory_that_is_not_there_is_no_verdict(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("STORE_DIR", str(tmp_path / "gone"))
+    assert main(command) == 69
+    assert f"{tmp_path}/gone: it is not there" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["reconcile", "--hour", hour(0)], ["abandon", f"host-{0:016x}"]])
+def test_a_document_that_the_store_does_not_give_is_no_verdict(lake, monkeypatch, capsys, command):
+    lake.send(lake.world.start())
+    lake.world.advance(60)
+    lake.lay()
+
+    async def refuse(*_):
+        raise StorageError("get", "a document", "let the role read it", transient=False)
+
+    monkeypatch.setattr(DirectoryStore, "get", refuse)
+    assert main(command) == 69
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "get a document: let the role read it"
 
 
 def test_nobody_is_abandoned_by_a_slip(lake, capsys):
