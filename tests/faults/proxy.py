@@ -89,6 +89,7 @@ class FaultProxy:
     _thread: threading.Thread | None = None
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -133,29 +134,36 @@ class FaultProxy:
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self.port))
-            self._server = await asyncio.start_server(self._accept, sock=listener, limit=_HEAD_LIMIT)
+            self._server = await asyncio.start_server(self._connected, sock=listener, limit=_HEAD_LIMIT)
 
     async def _shut(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
-            await asyncio.sleep(0.01)  # who was accepted in this instant becomes a task, and is cut off with the others
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Also who was accepted in this instant, and whose task has not begun: nobody else would close its connection.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+        for writer in self._writers:
+            _reset(writer)
+        self._writers.clear()
+        await asyncio.sleep(0)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._loop is not None
+        self._writers.add(writer)
+        task = self._loop.create_task(self._accept(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             while await self._exchange(reader, writer):
                 pass
             writer.close()
         except (_CutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             _reset(writer)
-        finally:
-            self._tasks.discard(task)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its answer; True while the connection may carry another."""
