@@ -105,7 +105,7 @@ class ScriptedServer:
                         await writer.drain()
                         await asyncio.sleep(self.trickle)
         finally:
-            writer.close()  # also when the test has ended meanwhile: a transport left open would warn in another test
+            writer.close()
 
 
 @asynccontextmanager
@@ -116,16 +116,25 @@ async def scripted_server(certificate: Path | None = None) -> AsyncIterator[Scri
         context = SSLContext(PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
     script = ScriptedServer()
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0, ssl=context)
+    tasks, writers = set(), []
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        tasks.add(asyncio.ensure_future(script.serve(reader, writer)))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     script.endpoint = f"http{'s' if context else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield script
     finally:
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if task.get_coro().__qualname__ == ScriptedServer.serve.__qualname__:  # type: ignore[union-attr]
-                task.cancel()
-                await asyncio.wait((task,))
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for writer in writers:  # also of a task that had not begun: a transport left open would warn in another test
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 def make_certificate(path: Path) -> Path:
