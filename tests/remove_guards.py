@@ -735,10 +735,17 @@ GUARDS: tuple[Guard, ...] = (
     ),
     _guard(
         "a page is no put that was stored",
-        "store/s3.py",
-        "if _is_stored(answer):",
-        'if answer.get("ETag"):',
+        "store/evidence.py",
+        '    if status_of(answer) != _OK or answer["ContentLength"] != 0 or not _has_strong_etag(answer):\n',
+        '    if not answer.get("ETag"):\n',
         S3 + "test_a10_a_200_that_is_no_stores_is_not_taken_for_stored",
+    ),
+    _guard(
+        "a page is no object that was read",
+        "store/evidence.py",
+        "    if is_page or not _has_strong_etag(answer):\n",
+        "    if False:\n",
+        READS + "test_what_is_no_object_of_a_store_is_away_and_neither_short_nor_missing",
     ),
     _guard(
         "a page is no listing",

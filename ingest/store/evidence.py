@@ -1,9 +1,13 @@
-"""The evidence in an answer to a call that is no put.
+"""The evidence in an answer of S3.
 
-Owns what a page of a listing has to show before its objects, or that there are none, are believed, and what joins
-pages to one listing. A status alone proves nothing: a page of a portal, an empty answer or another bucket's cache come
-with 200 as well, and to take them for "no objects" would call an hour complete that nobody looked at.
+Owns what an answer has to show before it is believed. A status alone proves nothing: the page of a portal, an empty
+answer or a cache's answer to another question come with 200 as well. A page that is taken for "no objects" would call
+an hour complete that nobody looked at.
 
+    stored      status 200, no content, a quoted ETag that is not weak
+    removed     status 204
+    an object   status 200 with a length, or to the question for its first bytes 206 with a Content-Range of just these;
+                a quoted ETag that is not weak, no type of a web page, and as many bytes as the length says
     a page      status 200, a `ListBucketResult` that names a bucket, repeats the prefix that was asked for, and says
                 `true` or `false` to `IsTruncated`; each key begins with the prefix, and has a size and a time
     a listing   its pages, each found by the token of the one before; no token and no key comes twice. A page without
@@ -14,11 +18,12 @@ Promises that whatever lacks it is a `StorageError` that says what came: away, n
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 
 from ingest.disk import StorageError
-from ingest.store.object_store import Listed
+from ingest.store.object_store import MOST_BYTES, Listed
 from ingest.store.s3_errors import LONGEST_TEXT, status_of
 
 if TYPE_CHECKING:
@@ -34,13 +39,73 @@ whether there is a marker, by which the first version of the call went on."""
 EMPTY_PAGES: Final = 100
 """So many pages without a key may follow each other: a store may skip what was deleted, but not for ever."""
 
+_NO_STORE = (
+    "the answer is not a store's (200, no content, a quoted ETag): something else took the request; check the endpoint "
+    "and proxies"
+)
+_NO_REMOVAL = (
+    "the answer is not a store's (204, no content): something else took the request; check the endpoint and proxies"
+)
+_NO_OBJECT = "the answer is no object of a store's: something else took the request; check the endpoint and proxies"
+_CUT_SHORT = "the answer ended before its length: check the network path and proxies"
+_TOO_LARGE = "no object of ours is as large: something else wrote it, and it is not read"
 _NO_PAGE = "the answer is no page of a listing: something else took the request; check the endpoint and proxies"
 _GOES_NOT_ON = (
     "the listing does not go on, so that what it leaves out is not known: check the store's ListObjectsV2 (its "
     "continuation-token) and the proxies before it"
 )
-_OK = 200
+_OK, _NO_CONTENT, _PARTIAL = 200, 204, 206
+_STRONG_ETAG = re.compile(r'"[^"]+"')
+_SPAN = re.compile(r"bytes 0-(\d{1,18})/(\d{1,18})")
+_PAGES = ("text/html", "application/xhtml+xml")
 _IS_TRUNCATED = {"true": True, "false": False}
+
+
+def check_stored(key: str, answer: Mapping[str, Any]) -> None:
+    """Raise `StorageError` where an answer to a put is none of a store's."""
+    if status_of(answer) != _OK or answer["ContentLength"] != 0 or not _has_strong_etag(answer):
+        raise _unlike("put", key, _NO_STORE, answer, _told(answer))
+
+
+def check_deleted(key: str, answer: Mapping[str, Any]) -> None:
+    """Raise `StorageError` where an answer to a removal is none of a store's."""
+    if status_of(answer) != _NO_CONTENT:
+        raise _unlike("delete", key, _NO_REMOVAL, answer, f"status {status_of(answer)}")
+
+
+class Content(NamedTuple):
+    """The content of an answer: so many bytes come, of an object of this size and version."""
+
+    length: int
+    size: int
+    version: str
+
+
+def content_of(key: str, answer: Mapping[str, Any], most: int | None) -> Content:
+    """Read the head of an answer to GetObject, for all bytes or the first `most`; `StorageError` if it is no object."""
+    length, told = answer.get("ContentLength"), _told(answer)
+    is_page = str(answer.get("ContentType", "")).partition(";")[0].strip().lower() in _PAGES
+    span = _SPAN.fullmatch(str(answer.get("ContentRange", "")))
+    if is_page or not _has_strong_etag(answer):
+        raise _unlike("get", key, _NO_OBJECT, answer, told)
+    if status_of(answer) == _OK and length is not None and length >= 0:  # a store may ignore the range
+        size = length
+    elif status_of(answer) == _PARTIAL and most is not None and span is not None:
+        size = int(span[2])
+        if int(span[1]) + 1 != min(most, size) or length not in (None, min(most, size)):
+            raise _unlike("get", key, _NO_OBJECT, answer, told)
+        length = min(most, size)
+    else:
+        raise _unlike("get", key, _NO_OBJECT, answer, told)
+    if most is None and length > MOST_BYTES:
+        raise StorageError("get", key, _TOO_LARGE, transient=False, cause={"error": told})
+    return Content(length, size, answer["ETag"])
+
+
+def cut_short(key: str, content: Content, missing: int) -> StorageError:
+    """Return the error of an answer that ended early."""
+    told = f"of {content.length} bytes {missing} did not come"
+    return StorageError("get", key, _CUT_SHORT, transient=True, cause={"error": told})
 
 
 class Page(NamedTuple):
@@ -54,12 +119,14 @@ def page_of(prefix: str, answer: Mapping[str, Any]) -> Page:
     """Read an answer to ListObjectsV2; `StorageError` if it is no page of this prefix."""
     told = str(answer.get(TRUNCATED, "")).lower()
     if status_of(answer) != _OK or answer.get(ROOT) != LISTING_ROOT:
-        raise _unlike(prefix, answer, f"status {status_of(answer)}, a document {answer.get(ROOT)!r}")
+        raise _unlike("list", prefix, _NO_PAGE, answer, f"status {status_of(answer)}, a document {answer.get(ROOT)!r}")
     if told not in _IS_TRUNCATED or not answer.get("Name"):
-        raise _unlike(prefix, answer, f"Name {answer.get('Name')!r}, IsTruncated {answer.get(TRUNCATED)!r}")
+        raise _unlike(
+            "list", prefix, _NO_PAGE, answer, f"Name {answer.get('Name')!r}, IsTruncated {answer.get(TRUNCATED)!r}"
+        )
     # A store may encode it though the SDK decodes only what is said to be encoded.
     if prefix not in (echo := answer.get("Prefix", ""), unquote_plus(echo)):
-        raise _unlike(prefix, answer, f"it is of the prefix {echo!r}")
+        raise _unlike("list", prefix, _NO_PAGE, answer, f"it is of the prefix {echo!r}")
     listed = [_listed(prefix, answer, found) for found in answer.get("Contents", ())]
     if not _IS_TRUNCATED[told]:
         return Page(listed, None)
@@ -104,15 +171,25 @@ def _listed(prefix: str, answer: Mapping[str, Any], found: Mapping[str, Any]) ->
     try:
         listed = Listed(found["Key"], found["Size"], found["LastModified"].timestamp())
     except KeyError as error:
-        raise _unlike(prefix, answer, f"an object without {error}") from error
+        raise _unlike("list", prefix, _NO_PAGE, answer, f"an object without {error}") from error
     if not listed.key.startswith(prefix) or listed.size < 0:
-        raise _unlike(prefix, answer, f"an object {listed.key!r} of {listed.size} bytes")
+        raise _unlike("list", prefix, _NO_PAGE, answer, f"an object {listed.key!r} of {listed.size} bytes")
     return listed
 
 
-def _unlike(prefix: str, answer: Mapping[str, Any], told: str) -> StorageError:
+def _has_strong_etag(answer: Mapping[str, Any]) -> bool:
+    return _STRONG_ETAG.fullmatch(str(answer.get("ETag", ""))) is not None
+
+
+def _told(answer: Mapping[str, Any]) -> str:
+    shown = ("ETag", "ContentType", "ContentRange")
+    named = ", ".join(f"{name} {answer[name]}" for name in shown if name in answer)
+    return f"status {status_of(answer)}, {answer.get('ContentLength')} bytes of content, {named or 'no ETag'}"
+
+
+def _unlike(operation: str, key: str, hint: str, answer: Mapping[str, Any], told: str) -> StorageError:
     cause: dict[str, str | int] = {"error": told[:LONGEST_TEXT], "status": status_of(answer)}
-    return StorageError("list", prefix, _NO_PAGE, transient=True, cause=cause)
+    return StorageError(operation, key, hint, transient=True, cause=cause)
 
 
 def _stands(prefix: str, told: str) -> StorageError:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 GZIP: Final = "application/gzip"
+MOST_BYTES: Final = 2 * 1024**3
+"""No object of ours is as large, because a batch has 1 GiB at most before gzip: a larger one is not read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class ObjectStore(Protocol):
         """Store the body only if nothing has the key; False if something does."""
 
     async def get(self, key: str) -> bytes:
-        """Return the body. No such key is a `StorageError`."""
+        """Return the body. No such key, and one of more than `MOST_BYTES`, is a `StorageError`."""
 
     async def listing(self, prefix: str) -> list[Listed]:
         """Return all objects whose keys begin with `prefix`, which ends in a slash, by key."""

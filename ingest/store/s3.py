@@ -12,7 +12,7 @@ A status alone proves nothing, because a proxy or a login page can stand where t
     stored         status 200, no content, a quoted ETag that is not weak
     already there  `create` sends `If-None-Match: *`; the answer is a 412 with S3's own code `PreconditionFailed` in its
                    body. A 409 means that somebody is storing the key at this moment: another try decides
-    a listing      see `evidence`
+    read, listed   see `evidence`
     anything else  a failed try
 
 `S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -54,9 +53,9 @@ from isal import isal_zlib
 from ingest.disk import StorageError
 from ingest.store import sdk
 from ingest.store.credentials import LONGEST_WAIT, Credentials
-from ingest.store.evidence import Page, Pages, page_of
+from ingest.store.evidence import Content, Page, Pages, check_deleted, check_stored, content_of, cut_short, page_of
 from ingest.store.object_store import Found
-from ingest.store.s3_errors import KEYS_IN_DOUBT, LONGEST_TEXT, Sent, is_answer, status_of, storage_error, verdict_of
+from ingest.store.s3_errors import KEYS_IN_DOUBT, Sent, is_answer, storage_error, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -80,16 +79,8 @@ ONE_WRITE = 1024 * 1024
 CANARIES: Final = 3
 """So many are sent before no answer counts as an answer."""
 
-_STRONG_ETAG = re.compile(r'"[^"]+"')
-_SIZE = re.compile(r"bytes \d+-\d+/(\d+)")
-
-_NO_STORE = (
-    "the answer is not a store's (200, no content, a quoted ETag): something else took the request; check the endpoint "
-    "and proxies"
-)
 _NOT_OURS = "the store holds something else under this key: check the endpoint and proxies, then the object"
 _NOT_LOADED = "the SDK cannot be loaded: its files lie on a disk that does not answer"
-_OK = 200
 _PRECONDITION_FAILED = (412, "PreconditionFailed")
 _NO_SUCH_KEY = (404, "NoSuchKey")
 _NO_SUCH_RANGE = (416, "InvalidRange")
@@ -169,14 +160,8 @@ class S3Store:
 
     async def get(self, key: str) -> bytes:
         """Return the body."""
-
-        async def get(client: S3Client) -> bytes:
-            answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key)
-            async with answer["Body"] as stream:
-                body: bytes = await stream.read()
-                return body
-
-        return await self._call("get", key, get)
+        body, _ = await self._call("get", key, lambda client: self._read(client, key))
+        return body
 
     async def listing(self, prefix: str) -> list[Listed]:
         """Return all objects whose keys begin with `prefix`, by key; each page has a try's time."""
@@ -191,7 +176,7 @@ class S3Store:
 
         async def first(client: S3Client) -> bytes:
             try:
-                head, _ = await self._look(client, key, size)
+                head, _ = await self._read(client, key, size)
             except client.exceptions.ClientError as error:
                 if verdict_of(error.response) == _NO_SUCH_RANGE:  # an object of no bytes has no first one
                     return b""
@@ -212,7 +197,8 @@ class S3Store:
         """Remove the key."""
 
         async def delete(client: S3Client) -> None:
-            await client.delete_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            answer = await client.delete_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            check_deleted(key, cast("Mapping[str, Any]", answer))
 
         await self._call("delete", key, delete)
 
@@ -251,7 +237,7 @@ class S3Store:
         if only_new:
             arguments["IfNoneMatch"] = "*"
         answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
-        _check_stored(key, answer)
+        check_stored(key, answer)
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
@@ -302,7 +288,7 @@ class S3Store:
     async def _is_there(self, client: S3Client, key: str, body: bytes) -> bool:
         """Tell whether the object holds all that the body does; False if it is to be put. See the module's text."""
         try:
-            head, size = await self._look(client, key, self._head.size)
+            head, content = await self._read(client, key, self._head.size)
         except client.exceptions.ClientError as error:
             verdict = verdict_of(error.response)
             if verdict == _NO_SUCH_KEY:
@@ -315,20 +301,27 @@ class S3Store:
         if wanted is not None and found is not None:
             return found >= wanted
         if wanted is None and head == begins:
-            return size >= len(body)
-        cause = {"error": f"{size} bytes of content, which begin with {head!r}"}
+            return content.size >= len(body)
+        cause = {"error": f"{content.size} bytes of content, which begin with {head!r}"}
         raise StorageError("look", key, _NOT_OURS, transient=True, cause=cause)
 
-    async def _look(self, client: S3Client, key: str, wanted: int) -> tuple[bytes, int]:
-        """Return the object's first bytes and its length. A store may ignore the range: no more is read than asked."""
-        span = f"bytes=0-{wanted - 1}"
-        answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key, Range=span)
-        size = _SIZE.fullmatch(answer.get("ContentRange", ""))
-        head = b""
+    async def _read(self, client: S3Client, key: str, most: int | None = None) -> tuple[bytes, Content]:
+        """Return the object's bytes, or its first ones, and what came with them; no more is read than asked for."""
+        bucket = self._put_arguments["Bucket"]
+        if most is None:
+            answer = await client.get_object(Bucket=bucket, Key=key)
+        else:
+            answer = await client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{most - 1}")
+        parts: list[bytes] = []
         async with answer["Body"] as stream:
-            while len(head) < wanted and (more := await stream.read(wanted - len(head))):
-                head += more
-        return head, int(size[1]) if size else answer["ContentLength"]
+            content = content_of(key, cast("Mapping[str, Any]", answer), most)
+            missing = content.length if most is None else min(most, content.length)
+            while missing and (part := await stream.read(missing)):
+                parts.append(part)
+                missing -= len(part)
+        if missing:
+            raise cut_short(key, content, missing)
+        return b"".join(parts), content
 
     async def _page(self, client: S3Client, *, prefix: str, after: str | None) -> Page:
         """Return the page of a listing to which the token `after` leads; None: the first."""
@@ -341,13 +334,12 @@ class S3Store:
 
     async def _find(self, client: S3Client, key: str) -> Found | None:
         try:
-            answer = await client.get_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            body, content = await self._read(client, key)
         except client.exceptions.ClientError as error:
             if verdict_of(error.response) == _NO_SUCH_KEY:
                 return None
             raise
-        async with answer["Body"] as stream:
-            return Found(await stream.read(), answer["ETag"])
+        return Found(body, content.version)
 
     async def _replace(self, client: S3Client, key: str, body: bytes, version: str | None, content_type: str) -> bool:
         if self._settings.s3_conditional_puts:
@@ -365,7 +357,7 @@ class S3Store:
             if verdict_of(error.response) in (_PRECONDITION_FAILED, _NO_SUCH_KEY):
                 return False
             raise
-        _check_stored(key, answer)
+        check_stored(key, answer)
         return True
 
     async def _call(self, operation: str, key: str, call: Callable[[S3Client], Awaitable[_Result]]) -> _Result:
@@ -452,20 +444,3 @@ def _chosen(settings: Settings) -> list[tuple[str, str, str]]:
         ("Tagging", "S3_TAGS", settings.s3_tags),
     )
     return [(name, variable, value) for name, variable, value in possible if value is not None]
-
-
-# ---------------------------------------------------------------------------------------------------- answers
-
-
-def _check_stored(key: str, answer: Mapping[str, Any]) -> None:
-    """Raise `StorageError` where an answer to a put is none of a store's."""
-    if _is_stored(answer):
-        return
-    told = f"{answer['ContentLength']} bytes of content, ETag {answer.get('ETag')}"[:LONGEST_TEXT]
-    cause: dict[str, str | int] = {"error": told, "status": status_of(answer)}
-    raise StorageError("put", key, _NO_STORE, transient=True, cause=cause)
-
-
-def _is_stored(answer: Mapping[str, Any]) -> bool:
-    etag = str(answer.get("ETag", ""))
-    return status_of(answer) == _OK and answer["ContentLength"] == 0 and _STRONG_ETAG.fullmatch(etag) is not None

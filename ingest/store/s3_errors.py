@@ -173,6 +173,7 @@ def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
         (exceptions.ConnectionError, _UNREACHABLE, True),
         (exceptions.HTTPClientError, _UNREACHABLE, True),
         (ResponseParserError, "the answer is not S3's: check the endpoint and proxies", True),
+        (exceptions.IncompleteReadError, _UNREACHABLE, True),
         (exceptions.BotoCoreError, "the SDK refuses its settings: check the S3 and AWS variables", False),
         (ClientSideError, _UNREACHABLE, True),
         (OSError, _UNREACHABLE, True),

@@ -78,6 +78,8 @@ class ScriptedServer:
     connections: int = 0
     trickle: float = 0.0
     """Seconds between two bytes of an answer."""
+    closes: bool = False
+    """The connection ends with the answer."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -104,6 +106,8 @@ class ScriptedServer:
                         writer.write(part)
                         await writer.drain()
                         await asyncio.sleep(self.trickle)
+                    if self.closes:
+                        break
         finally:
             writer.close()
 

@@ -8,8 +8,8 @@ import pytest
 
 from ingest.disk.errors import StorageError
 from ingest.store import evidence
-from tests.store.scripted_server import answered, page, refused, scripted_server
-from tests.store.test_s3 import PAGE, credentials, s3_store  # noqa: F401 - a fixture
+from tests.store.scripted_server import answered, page, part_of, refused, scripted_server
+from tests.store.test_s3 import KEY, METADATA, PAGE, credentials, file_of, s3_store  # noqa: F401 - a fixture
 
 XHTML = b"<?xml version='1.0'?><!DOCTYPE html><html xmlns='http://www.w3.org/1999/xhtml'><title>Sign in</title></html>"
 
@@ -108,5 +108,97 @@ def test_a_listing_that_the_store_refuses_says_why():
         with pytest.raises(StorageError) as caught:
             await store.listing("raw/")
         assert caught.value.cause["code"] == "AccessDenied"
+
+    run(scenario)
+
+
+BODY = b"the body of an object"
+
+
+def whole(body: bytes = BODY, **fields: str) -> bytes:
+    return answered(200, body, **{"etag": '"0f343b0931126a20f133d67c2b018a3b"', **fields})
+
+
+def cut(answer: bytes, size: int) -> bytes:
+    """Return an answer whose connection ends early."""
+    return answer[:-size]
+
+
+NO_OBJECTS = {
+    "nothing": answered(200),
+    "204": answered(204, etag='"e"'),
+    "a page": answered(200, PAGE, content_type="text/html"),
+    "a page with a weak ETag": answered(200, PAGE, etag='W/"1f-abc"'),
+    "a page with a strong ETag, as nginx gives": whole(PAGE, content_type="Text/HTML; charset=utf-8"),
+    "an XHTML page": whole(XHTML, content_type="application/xhtml+xml"),
+    "an error of the store": answered(200, b"<Error><Code>InternalError</Code></Error>", content_type="text/xml"),
+    "an ETag without quotes": whole(etag="0f343b0931126a20f133d67c2b018a3b"),
+    "no length": whole().replace(b"content-length: 21\r\n", b"connection: close\r\n"),
+    "a part that nobody asked for": answered(206, BODY, etag='"e"', content_range="bytes 20-40/99"),
+    "a part without its place": answered(206, BODY, etag='"e"'),
+    "a part of another place": answered(206, BODY, etag='"e"', content_range="bytes 1-21/99"),
+    "a part larger than the object": answered(206, BODY, etag='"e"', content_range="bytes 0-20/5"),
+    "a part of another length": answered(206, BODY[:9], etag='"e"', content_range="bytes 0-19/21"),
+    "cut short": cut(whole(), 5),
+    "a part that is cut short": cut(part_of(BODY), 5),
+    "404 with a page": answered(404, PAGE),
+}
+
+
+@pytest.mark.parametrize("answer", NO_OBJECTS)
+def test_what_is_no_object_of_a_store_is_away_and_neither_short_nor_missing(answer):
+    async def scenario(store, server):
+        calls = [store.get(KEY), store.find(KEY)]
+        if answer != "cut short":  # its first bytes are whole
+            calls += [store.first_bytes(KEY, 20), store.create(KEY, file_of(7), METADATA)]
+        for call in calls:
+            server.answers = [NO_OBJECTS[answer], b""]
+            with pytest.raises(StorageError) as caught:
+                await call
+            assert caught.value.transient
+            assert caught.value.subject == KEY
+        assert {request.method for request in server.requests} == {"GET"}
+
+    async def main():
+        async with scripted_server() as server, s3_store(server.endpoint, S3_CONDITIONAL_PUTS="false") as store:
+            server.closes = "cut short" in answer or answer == "no length"
+            await scenario(store, server)
+
+    asyncio.run(main())
+
+
+def test_an_object_is_read_whole_and_its_first_bytes_from_stores_that_ignore_the_range_too():
+    async def scenario(store, server):
+        server.answers = [whole(), whole(b"")]
+        assert [await store.get(KEY) for _ in range(2)] == [BODY, b""]
+        server.answers = [whole()]
+        found = await store.find(KEY)
+        assert (found.body, found.version) == (BODY, '"0f343b0931126a20f133d67c2b018a3b"')
+        server.answers = [part_of(BODY), whole(), whole(b"short"), part_of(b"short"), refused(416, "InvalidRange")]
+        first = [await store.first_bytes(KEY, 20) for _ in range(5)]
+        assert first == [BODY[:20], BODY[:20], b"short", b"short", b""]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [evidence.MOST_BYTES + 1, 10**18])
+def test_an_object_larger_than_any_of_ours_is_not_read(size):
+    async def scenario(store, server):
+        server.answers = [whole(content_length=str(size)), whole(content_length=str(size))]
+        with pytest.raises(StorageError) as caught:
+            await store.get(KEY)
+        assert not caught.value.transient
+        assert await store.first_bytes(KEY, 20) == BODY[:20]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", [answered(200), answered(200, PAGE), answered(302, location="/login")])
+def test_a_page_is_no_removal(answer):
+    async def scenario(store, server):
+        server.answers = [answered(204), answer]
+        await store.delete(KEY)
+        with pytest.raises(StorageError):
+            await store.delete(KEY)
 
     run(scenario)
