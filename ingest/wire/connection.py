@@ -18,6 +18,14 @@ The place in the byte stream decides the deadline (`entered`; see `states`). `en
 | lingering   | `finish`               | our half is closed; what comes is left, for 2 s and 64 KiB at most  |
 | gone        | `connection_lost`      | there is no transport; answers that are still owed are written into nothing |
 
+A read that finds no room is not kept, and leaves a hole in the bytes. Only the refusal leaves that state:
+
+| overrun | entered by       | holds                                                                                |
+| ------- | ---------------- | ------------------------------------------------------------------------------------ |
+| none    | the start        | every byte that was read is fed, or is in `_input` or in the queue                   |
+| ahead   | `_finds_room`    | the hole is in the queue; nothing is read any more, and no read is kept              |
+| reached | `_feed_carefully` | all that was read before the hole is fed, or in `_input`; the refusal is due behind it |
+
 Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, or
 MAX_BATCH_BODY_SIZE as it came and what it unpacks to. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB of
 unsent answers plus those of one slice. Over TLS it holds a record that has not come whole, too, which counts.
@@ -66,7 +74,24 @@ class Ending(Enum):
     GONE = "gone"
 
 
+class Overrun(Enum):
+    """How far a connection is from the bytes that found no room."""
+
+    NONE = "none"
+    AHEAD = "ahead"
+    REACHED = "reached"
+
+
+class _Hole(bytes):
+    """The place of a read that was not kept, in the queue of reads. It is known by its identity."""
+
+    __slots__ = ()
+
+
 _OPEN: Final = Ending.OPEN
+_NONE: Final = Overrun.NONE
+_REACHED: Final = Overrun.REACHED
+_HOLE: Final = _Hole()
 
 
 def discard(_data: bytes) -> None:
@@ -123,8 +148,8 @@ class Connection(asyncio.Protocol):
         """How much of `Tick.held` is ours."""
         self._sealed = 0
         """How much of `held` TLS has: bytes of a record, or of a handshake, that say nothing yet."""
-        self._overrun = False
-        """From a read that found no room, and was not kept, until the connection is refused for it."""
+        self._overrun = _NONE
+        """Left by the refusal only, which is the end of the connection."""
 
         # Which way the next read goes.
         self._slow = False
@@ -167,14 +192,20 @@ class Connection(asyncio.Protocol):
 
     def _finds_room(self, data: bytes) -> bool:
         """Tell whether a read is kept; else the connection is refused for it."""
+        if self.ending is not _OPEN:
+            self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
+            return False
+        if self._overrun is not _NONE:
+            return False
         if len(data) > SLICE:
             # The loop reads a socket up to 32 times a turn while its buffer comes back full.
             self._flow.pause()
         if self._tick.arrivals.has_room(len(data)):
             return True
-        self._overrun = True
+        self._overrun = Overrun.AHEAD
+        self._flow.pause()
         self._go_slowly()
-        self._come_again()
+        self._come_again(_HOLE)
         return False
 
     def eof_received(self) -> bool:
@@ -276,6 +307,7 @@ class Connection(asyncio.Protocol):
         """Read again, if nothing else holds it up."""
         reader = self._reader
         is_free = self.ending is _OPEN and not self._input and (reader is None or reader.unpacking is None)
+        is_free = is_free and self._overrun is _NONE
         flow = self._flow
         # After its end an input that is read again would end again.
         if not flow.ended and ((is_free and flow.stalled_until is None) or self.ending is Ending.LINGERING):
@@ -328,7 +360,7 @@ class Connection(asyncio.Protocol):
             return
         if self._reader is not None and self._reader.state is _BODY:
             self._reader.make_last()
-        elif self._place is _IDLE and not self.pending and not self._input:
+        elif self._place is _IDLE and not self.pending and not self._input and self._overrun is _NONE:
             self.end(linger=False)
             self.finish()
 
@@ -407,12 +439,12 @@ class Connection(asyncio.Protocol):
         """Where the byte stream stands: idle, headers or body."""
         return _IDLE if self._reader is None else self._reader.state
 
-    def _come_again(self) -> None:
+    def _come_again(self, with_what: bytes = b"") -> None:
         """Have a turn feed what is here, or find that nothing more will come."""
         tick = self._tick
         if not tick.arrivals.reads:
             tick.schedule(waits=False)
-        tick.arrivals.reads.append((self, b""))
+        tick.arrivals.reads.append((self, with_what))
 
     def _is_clear(self) -> bool:
         """Tell whether the next read begins between two requests, with nothing before it."""
@@ -427,10 +459,9 @@ class Connection(asyncio.Protocol):
         if self.ending is not _OPEN:
             self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
             return
-        if self._overrun and not data:
-            self.refuse()
-            return
-        if data:
+        if data is _HOLE:
+            self._overrun = _REACHED
+        elif data and self._overrun is not _REACHED:
             self._input = self._input[self._fed_to :] + data if self._input else data
             self._fed_to = 0
         if self._flow.stalled_until is None:
@@ -457,7 +488,7 @@ class Connection(asyncio.Protocol):
         self._fed(self._framing.feed(piece))
 
     def _go_on(self, *, last: bool) -> None:
-        """Come back for what is left, end at the end of input, or take the short way again.
+        """Come back for what is left, refuse at a hole, end at the end of input, or take the short way again.
 
         Reads that a turn has left to the next may still be there when the client has ended its half. The end stands in
         the queue as an empty read behind them: one that brought bytes is not the `last`.
@@ -470,6 +501,9 @@ class Connection(asyncio.Protocol):
             flow.pause()
             if not stalled:
                 self._come_again()
+        elif self._overrun is not _NONE:
+            if self._overrun is _REACHED and not stalled:
+                self.refuse()
         elif flow.ended:
             if last:
                 self.end(linger=False)
