@@ -219,6 +219,20 @@ def late(scene):
     scene.proxy.listen()
 
 
+def untold(scene):
+    """The store takes events and no manifest, and hours pass at once."""
+    clock = Clock(scene.folder)
+    clock.set(int(time.time()) - 4 * HOUR)
+    scene.start(clock.env)
+    scene.proxy.fault = StoreFault(answer=(503, "SlowDown"), head=b"raw_manifest/")
+    scene.load()
+    scene.collector.wait_said("batch_stored", 3)
+    clock.set(int(time.time()))
+    yield
+    yield
+    scene.proxy.fault = HEALTHY
+
+
 def file_refused(scene):
     """The store takes every key but one."""
     scene.start()
@@ -401,6 +415,7 @@ DRILLS = {
     "EstatSpoolHalfFull": Drill(half_full),
     "EstatBacklogStays": Drill(backlog_stays, "dlq_save_failed"),
     "EstatEventsLate": Drill(late),
+    "EstatHourStaysOpen": Drill(untold, "manifest_not_put"),
     "EstatFilesRefused": Drill(file_refused, "put_failed"),
     "EstatFilesUnknown": Drill(unreadable),
     "EstatFilesStuck": Drill(stuck, "segment_not_removed"),
@@ -416,6 +431,7 @@ DRILLS = {
     "EstatLogHasGaps": Drill(log_unread, "log_lines_dropped"),
 }
 NEEDS_VOLUME = {volume_full, spool_full}
+NEEDS_CLOCK = {late, untold}
 
 
 def test_each_alert_has_a_drill_that_looks_for_a_line_its_action_names():
@@ -440,7 +456,7 @@ def test_an_alert_fires_when_its_fault_is_there_and_ends_with_what_its_action_sa
     alert, drill = name.split()[0], DRILLS[name]
     if drill.play in NEEDS_VOLUME and (missing := why_not()):
         pytest.skip(missing)
-    if drill.play is late and shutil.which("cc") is None:
+    if drill.play in NEEDS_CLOCK and shutil.which("cc") is None:
         pytest.skip("no C compiler to build the clock with")
     with Prometheus(scene.folder / "prometheus", scene.admin) as prometheus:
         play = drill.play(scene)
