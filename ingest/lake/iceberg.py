@@ -100,7 +100,7 @@ class Table:
             properties = {} if snapshot.summary is None else snapshot.summary.additional_properties
             if properties.get(HOUR) == hour:
                 try:
-                    return decode(properties[POINTER].encode()), table
+                    return decode(properties[POINTER].encode(), hour), table
                 except (KeyError, ValueError) as error:
                     raise Differs(f"{self._name}, snapshot {snapshot.snapshot_id}: {error}") from error
         rows = sum(task.file.record_count for task in table.scan(row_filter=_of(hour)).plan_files())

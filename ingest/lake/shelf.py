@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ingest.lake.generation import JSON, PARTS, Generation, decode, pointer_key
+from ingest.lake.generation import HOURS, JSON, PARTS, Generation, decode, pointer_key
 from ingest.lake.sources import Differs
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Pointers:
         if found is None:
             return None, None
         try:
-            return decode(found.body), found.version
+            return decode(found.body, hour, f"{self._prefix}/{PARTS}"), found.version
         except ValueError as error:
             raise Differs(f"{key}: {error}; remove it, or run the version that wrote it") from error
 
@@ -79,23 +79,45 @@ class Pointers:
     async def unneeded(
         self, parts: Mapping[str, Sequence[Listed]], before: float, hours_done: Collection[str]
     ) -> Unneeded:
-        """Tell which parts the pointer does not name, once its generation is older than `before` as well.
+        """Tell which parts the pointer does not name, once it is older than `before` as well.
 
         An hour without a pointer is left alone, because its first generation may be on its way. A pointer is read only
-        if there are parts of two runs, or if the hour was just compacted.
+        if there are parts of two runs, or if the hour was just compacted. One that cannot be read, or that names what
+        is not there, is a doubt about all that lies here.
         """
-        unneeded: list[str] = []
-        for hour, listed in parts.items():
-            old = [one.key for one in listed if one.modified < before]
-            runs = {one.key.rsplit("/", 3)[1] for one in listed}
-            if not old or (len(runs) == 1 and hour not in hours_done):
-                continue
+        asked = [
+            hour
+            for hour, listed in parts.items()
+            if any(one.modified < before for one in listed)
+            and (hour in hours_done or len({one.key.rsplit("/", 3)[1] for one in listed}) > 1)
+        ]
+        named: dict[str, set[str]] = {}
+        doubts: list[str] = []
+        for hour in asked:
             try:
                 generation, _ = await self.current(hour)
-            except Differs:
+            except Differs as differs:
+                doubts.append(str(differs))
                 continue
-            if generation is None or generation.published >= before:
+            if generation is not None:
+                named[hour] = {part.key for part in generation.parts}
+        # Read after the pointers themselves: one that was replaced meanwhile is young.
+        young = await self._replaced_since(before, named)
+        unneeded: list[str] = []
+        for hour in named:
+            if hour in young:
                 continue
-            named = {part.key for part in generation.parts}
-            unneeded += [key for key in old if key not in named]
-        return Unneeded(unneeded, [])
+            if missing := named[hour] - {one.key for one in parts[hour]}:
+                doubts.append(f"{pointer_key(self._prefix, hour)} names {min(missing)}, which is not listed")
+            old = [one.key for one in parts[hour] if one.modified < before]
+            unneeded += [key for key in old if key not in named[hour]]
+        return Unneeded([], doubts) if doubts else Unneeded(unneeded, [])
+
+    async def _replaced_since(self, before: float, hours: Collection[str]) -> set[str]:
+        """Return the hours whose pointers are not older, by the store's clock. A pointer that is not listed is not."""
+        young = set(hours)
+        for day in {hour.partition("/")[0] for hour in hours}:
+            for listed in await self._store.listing(f"{self._prefix}/{HOURS}/{day}/"):
+                if listed.modified < before:
+                    young -= {hour for hour in young if listed.key == pointer_key(self._prefix, hour)}
+        return young

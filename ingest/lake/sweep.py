@@ -1,8 +1,9 @@
 """Parts that nobody needs any more: those of runs that lost or died, and of former generations.
 
-Owns the age from which a part may go, `KEPT`, by the store's clock. Promises that a part goes only if it lies in the
-folder of its own shelf, and that one does not need it: its generation is not in force, and has not been for as long, so
-that a reader who read of it before has all of that time. Never removes anything else, and nothing on a doubt.
+Owns the age from which a part may go, `KEPT`, by the store's clock, as its youngest part shows it. Promises that a part
+goes only if it lies in the folder of its own shelf, and that one does not need it: its generation is not in force, and
+has not been for as long, so that a reader who read of it before has all of that time. Never removes anything else, and
+nothing on a doubt.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ async def sweep(by: Compactor, hours_done: Collection[str] = ()) -> Swept:
     folder = await by.shelf.folder_to_sweep()
     if folder is None:
         return Swept(0)
+    now = 0.0
     for listed in await by.store.listing(f"{by.prefix}/{folder}/"):
-        hour = hour_of_part(by.prefix, folder, listed.key)
+        hour = hour_of_part(f"{by.prefix}/{folder}", listed.key)
         if hour is not None:
             hours[hour].append(listed)
-    unneeded = await by.shelf.unneeded(hours, by.clock() - KEPT, hours_done)
+            now = max(now, listed.modified)
+    # The youngest part tells what the store's clock has reached. This machine's own can only keep parts longer: one of
+    # them may bear a time to come.
+    unneeded = await by.shelf.unneeded(hours, min(now, by.clock()) - KEPT, hours_done)
     for key in unneeded.keys:
         await by.store.delete(key)
     return Swept(len(unneeded.keys), tuple(unneeded.doubts))

@@ -274,12 +274,36 @@ def test_memory_that_does_not_suffice_is_told_and_nothing_is_published(store_dir
 # ------------------------------------------------------------------------------------------- rivals, and the store
 
 
+YOUNG = f"lake/_parts/{'c' * 16}/2025-12-02-16/part-00000.parquet"
+
+
+class Dated(MemoryStore):
+    """A store that tells of each key when it was put; of one that was never put, when it was first seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modified: dict[str, float] = {}
+
+    async def replace(self, key, *arguments):
+        replaced = await super().replace(key, *arguments)
+        if replaced:
+            self.modified[key] = self.clock()
+        return replaced
+
+    async def listing(self, prefix):
+        return [
+            Listed(one.key, one.size, self.modified.setdefault(one.key, one.modified))
+            for one in await super().listing(prefix)
+        ]
+
+
 class Race:
-    """A lake over one store in memory, and as many rivals as are wanted."""
+    """A lake over one store in memory, and as many rivals as are wanted. `off`: what their own clocks are ahead."""
 
     def __init__(self, tmp_path) -> None:
-        self.store = MemoryStore()
+        self.store = Dated()
         self.now = END + 3600.0
+        self.off = 0.0
         self.store.clock = lambda: self.now
         self.local = tmp_path
 
@@ -294,12 +318,17 @@ class Race:
             engine or DuckDB("text", threads=1),
             Pointers(patient, "lake"),
             self.local,
-            clock=lambda: self.now,
+            clock=lambda: self.now + self.off,
             **more,
         )
 
     def put(self, number, lines) -> None:
         self.store.objects[key(number)] = codec.encode(b"".join(lines), len(lines))
+
+    def later(self, seconds) -> None:
+        """Let time pass. The store shows it by a part of another hour."""
+        self.now += seconds
+        self.store.objects[YOUNG], self.store.modified[YOUNG] = b"of a run under way", self.now
 
     @property
     def pointer(self):
@@ -307,7 +336,7 @@ class Race:
 
     @property
     def parts(self):
-        return {name for name in self.store.objects if name.startswith("lake/_parts/")}
+        return {name for name in self.store.objects if name.startswith("lake/_parts/")} - {YOUNG}
 
 
 @pytest.fixture
@@ -458,51 +487,173 @@ def test_a_run_that_took_longer_than_a_day_publishes_nothing(race):
 
 # ---------------------------------------------------------------------------------------------------------- sweep
 
+ORPHAN = f"lake/_parts/{'0' * 16}/2025-12-02-14/part-00000.parquet"
+
+
+def swept(race):
+    return asyncio.run(sweep(race.lake(), [HOUR]))
+
 
 def test_parts_that_no_pointer_names_go_after_48_hours_of_its_generation(race):
-    modified = {}
-    plain = race.store.listing
-
-    async def listing(prefix):
-        for listed in await plain(prefix):
-            modified.setdefault(listed.key, race.now)
-        return [Listed(one.key, one.size, modified[one.key]) for one in await plain(prefix)]
-
-    race.store.listing = listing
-    orphan = f"lake/_parts/{'0' * 16}/2025-12-02-14/part-00000.parquet"
-    race.store.objects[orphan] = b"of a run that was killed"
+    race.store.objects[ORPHAN] = b"of a run that was killed"
     race.store.objects["lake/_parts/notes.txt"] = b"not ours"
     alone = f"lake/_parts/{'1' * 16}/2025-12-02-15/part-00000.parquet"
     race.store.objects[alone] = b"of an hour without a pointer"
     kept = {alone, "lake/_parts/notes.txt"}
 
-    def swept():
-        return asyncio.run(sweep(race.lake(), [HOUR])).removed
-
     race.put(1, numbered(0, 3))
     asyncio.run(compact_hour(race.lake(), HOUR))
-    first = race.parts - kept - {orphan}
-    assert swept() == 0
-    race.now += 48 * 3600 - 1
-    assert swept() == 0
-    race.now += 2
-    assert swept() == 1
+    first = race.parts - kept - {ORPHAN}
+    assert swept(race).removed == 0
+    race.later(48 * 3600 - 1)
+    assert swept(race).removed == 0
+    race.later(2)
+    assert swept(race).removed == 1
     assert race.parts == first | kept
     race.put(2, numbered(3, 3))
     asyncio.run(compact_hour(race.lake(), HOUR))
     second = race.parts - first - kept
-    assert swept() == 0, "the first generation is old, but it was in force until now"
-    race.now += 48 * 3600 + 1
-    assert swept() == 1
+    assert swept(race).removed == 0, "the first generation is old, but it was in force until now"
+    race.later(48 * 3600 + 1)
+    assert swept(race).removed == 1
     assert race.parts == second | kept
 
 
 def test_what_a_pointer_names_is_never_swept_however_old(race):
     race.put(1, numbered(0, 3))
     asyncio.run(compact_hour(race.lake(), HOUR))
-    race.store.clock = lambda: END  # when its parts were stored
-    race.now += 3650 * 86400
-    assert asyncio.run(sweep(race.lake(), [HOUR])).removed == 0
+    race.later(3650 * 86400)
+    assert swept(race) == (0, ())
+
+
+@pytest.mark.parametrize("sweeper", [0, 72 * 3600])
+@pytest.mark.parametrize("publisher", [0, 72 * 3600, -72 * 3600])
+def test_the_clock_of_a_machine_shortens_nobody_s_48_hours(race, publisher, sweeper):
+    """A publisher's clock dates its generation, and a sweeper's may believe that two days have passed."""
+    race.store.objects[ORPHAN] = b"of a run under way"
+    asyncio.run(race.store.listing("lake/"))
+    race.now += 3600
+    race.off = publisher
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    race.later(24 * 3600)
+    race.off = sweeper
+    assert swept(race).removed == 0
+    race.later(20 * 3600)
+    race.off = publisher
+    race.put(2, numbered(3, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    race.later(5 * 3600)
+    race.off = sweeper
+    assert swept(race).removed == 0, "all but the last generation is older than 48 hours, but that one is not"
+    race.later(44 * 3600)
+    assert swept(race).removed == 2
+
+
+def test_a_part_that_bears_a_time_to_come_makes_no_other_old(race):
+    race.store.objects[ORPHAN] = b"of a run under way"
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    race.later(96 * 3600)
+    race.now -= 95 * 3600
+    assert swept(race).removed == 0
+
+
+def document(**changes):
+    part = f"lake/_parts/{'a' * 16}/2025-12-02-14/part-00000.parquet"
+    return {
+        "generation": 1,
+        "hour": HOUR,
+        "recipe": {"version": 1, "body": "text", "columns": ["dt"]},
+        "inputs": {"objects": 1, "events": 3, "sha256": "0" * 64},
+        "parts": [{"key": part, "rows": 3, "bytes": 9}],
+        "rows": 3,
+        "published": BEGIN,
+    } | changes
+
+
+def with_part(**changes):
+    return document(parts=[document()["parts"][0] | changes])
+
+
+def with_inputs(**changes):
+    return document(inputs=document()["inputs"] | changes)
+
+
+DOUBTFUL = {
+    "a page": b"<!DOCTYPE html><title>Sign in</title>",
+    "nothing": b"",
+    "cut off": json.dumps(document()).encode()[:-9],
+    "nested": b"[" * 100_000,
+    "a list": [],
+    "a text": "x",
+    "nothing told": {},
+    "a member less": {name: value for name, value in document().items() if name != "rows"},
+    "a member more": document(form=2),
+    "generation null": document(generation=None),
+    "generation true": document(generation=True),
+    "generation text": document(generation="1"),
+    "generation 0": document(generation=0),
+    "events text": with_inputs(events="x"),
+    "events true": with_inputs(events=True),
+    "events below 0": with_inputs(events=-3),
+    "events a fraction": with_inputs(events=3.0),
+    "events beyond 64 bits": with_inputs(events=1 << 70),
+    "no digest": with_inputs(sha256="…"),
+    "inputs a list": document(inputs=[1, 3, "0"]),
+    "recipe null": document(recipe=None),
+    "columns a text": document(recipe=document()["recipe"] | {"columns": "dt"}),
+    "columns numbers": document(recipe=document()["recipe"] | {"columns": [1]}),
+    "published text": document(published="x"),
+    "another hour": document(hour="dt=2025-12-02/hr=13"),
+    "no hour": document(hour=None),
+    "parts null": document(parts=None),
+    "parts by name": document(parts={"key": 1}),
+    "a part null": document(parts=[None]),
+    "a part's rows": with_part(rows="3"),
+    "rows that do not sum up": document(rows=4),
+    "fewer events": with_inputs(events=2),
+    "a part twice": document(parts=document()["parts"] * 2, rows=6, inputs=document()["inputs"] | {"events": 6}),
+    "a part of raw": with_part(key=key(1)),
+    "a part elsewhere": with_part(key=f"other/_parts/{'a' * 16}/2025-12-02-14/part-00000.parquet"),
+    "a part above": with_part(key=f"lake/_parts/../_parts/{'a' * 16}/2025-12-02-14/part-00000.parquet"),
+    "a part of a table": with_part(key=f"lake/_table/{'a' * 16}/2025-12-02-14/part-00000.parquet"),
+    "a part of another hour": with_part(key=f"lake/_parts/{'a' * 16}/2025-12-02-13/part-00000.parquet"),
+}
+
+
+@pytest.mark.parametrize("told", DOUBTFUL.values(), ids=DOUBTFUL.keys())
+def test_a_pointer_that_is_not_one_to_the_letter_is_named_and_nothing_is_changed(race, told):
+    """Neither its hour is published anew, nor does the sweep go on, which was asked for another hour."""
+    name = f"lake/_hours/{HOUR}.json"
+    race.put(1, numbered(0, 3))
+    race.store.objects |= {part["key"]: b"" for part in document()["parts"]}
+    race.store.objects[ORPHAN] = b"of a run that was killed"
+    race.store.objects[name] = json.dumps(document()).encode()
+    asyncio.run(race.store.listing("lake/"))
+    race.later(49 * 3600)
+    before = race.store.objects | {name: told if type(told) is bytes else json.dumps(told).encode()}
+    race.store.objects = dict(before)
+    with pytest.raises(Differs, match=name):
+        asyncio.run(compact_hour(race.lake(), HOUR, force=True))
+    result = asyncio.run(sweep(race.lake(), ["dt=2025-12-02/hr=13"]))
+    assert result.removed == 0
+    assert name in result.doubts[0]
+    assert race.store.objects == before
+    race.store.objects[name] = json.dumps(document()).encode()
+    assert swept(race) == (1, ()), "the same, but for the pointer, is swept"
+
+
+def test_a_pointer_of_parts_that_are_not_there_is_named_and_nothing_is_swept(race):
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    (part,) = race.parts
+    race.store.objects[ORPHAN] = race.store.objects.pop(part)
+    asyncio.run(race.store.listing("lake/"))
+    race.later(49 * 3600)
+    result = swept(race)
+    assert (result.removed, race.parts) == (0, {ORPHAN})
+    assert f"names {part}, which is not listed" in result.doubts[0]
 
 
 def test_inputs_are_known_by_keys_and_events_whatever_their_order():

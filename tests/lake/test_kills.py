@@ -69,6 +69,7 @@ def leave_old_parts(objects, kill):
     path = objects / "raw_parquet/_hours" / f"{HOUR}.json"
     aged = path.with_suffix(".aged")
     aged.write_bytes(json.dumps(pointer(objects) | {"published": int(DAYS_AGO)}).encode())
+    os.utime(aged, (DAYS_AGO, DAYS_AGO))
     aged.rename(path)
     for name in ("a", "b"):
         orphan = objects / f"raw_parquet/_parts/{name}{kill:015d}/2025-12-02-14/part-00000.parquet"

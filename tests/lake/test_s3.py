@@ -44,7 +44,7 @@ def test_each_generation_is_what_the_bucket_holds(settings, compact, tmp_path):
                 await store.close()
 
     async def generation(store):
-        pointer = decode((await store.find(pointer_key("raw_parquet", HOUR))).body)
+        pointer = decode((await store.find(pointer_key("raw_parquet", HOUR))).body, HOUR, "raw_parquet/_parts")
         (part,) = pointer.parts
         (tmp_path / "part.parquet").write_bytes(await store.get(part.key))
         return pointer
