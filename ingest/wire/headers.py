@@ -18,6 +18,8 @@ ORIGIN: Final = b"origin"
 EXPECT: Final = b"expect"
 UPGRADE: Final = b"upgrade"
 CONNECTION: Final = b"connection"
+PROXY_CONNECTION: Final = b"proxy-connection"
+"""No standard header, and ignored. The parser heeds it as a Connection, so that it is known where one stands."""
 CONTENT_ENCODING: Final = b"content-encoding"
 CONTENT_TYPE: Final = b"content-type"
 CONTENT_LENGTH: Final = b"content-length"
@@ -36,6 +38,7 @@ _READ_BY_THE_WIRE: Final = frozenset(
         EXPECT,
         UPGRADE,
         CONNECTION,
+        PROXY_CONNECTION,
         CONTENT_ENCODING,
         CONTENT_LENGTH,
         CONTENT_TYPE,
@@ -77,9 +80,12 @@ def _is_short_host(value: bytes) -> bool:
     return _SOUND_HOST.fullmatch(value) is not None
 
 
-def names_close(connection: bytes) -> bool:
-    """Tell whether `close` is among the options of a Connection, which wins over `keep-alive` (RFC 9112 §9.3)."""
-    return b"close" in (option.strip(b" \t") for option in connection.lower().split(b","))
+def keeps_alive(connection: bytes, *, is_old: bool) -> bool:
+    """Tell from the options of a Connection whether it is kept: `close` wins, HTTP/1.0 must ask (RFC 9112 §9.3)."""
+    if connection == b"keep-alive":
+        return True  # nearly every Connection there is
+    options = [option.strip(b" \t") for option in connection.lower().split(b",")]
+    return b"close" not in options and (not is_old or b"keep-alive" in options)
 
 
 def names_a_proxy(name: bytes) -> bool:

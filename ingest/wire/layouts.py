@@ -28,6 +28,7 @@ from ingest.wire.headers import (
     HOST,
     ORIGIN,
     PLAIN_HOST,
+    PROXY_CONNECTION,
     TRANSFER_ENCODING,
     UPGRADE,
 )
@@ -59,7 +60,7 @@ _VALUE: Final = rb"[^ \t\r\n][^\r]*+(?<![ \t])"
 """White space around a value is no part of it (RFC 9110 §5.5): there is one space before it, and none at its ends. It
 ends before the first CR, which is found fastest; were there a LF in it, the parser would refuse the request."""
 _QUERY: Final = b"?"
-_UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, b"proxy-connection"})
+_UNFIT: Final = frozenset({TRANSFER_ENCODING, CONTENT_ENCODING, EXPECT, UPGRADE, PROXY_CONNECTION})
 
 
 Layout: TypeAlias = "tuple[bool, bool, int, tuple[int, ...]]"

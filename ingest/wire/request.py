@@ -57,13 +57,14 @@ from ingest.wire.headers import (
     HOST,
     IF_NONE_MATCH,
     ORIGIN,
+    PROXY_CONNECTION,
     REQUESTED_HEADERS,
     REQUESTED_NETWORK,
     TRANSFER_ENCODING,
     UPGRADE,
     HeaderNames,
     is_host,
-    names_close,
+    keeps_alive,
 )
 from ingest.wire.limits import ANSWERS_OF_A_SLICE
 from ingest.wire.states import State
@@ -260,14 +261,14 @@ class RequestReader:
             request.method = method
             request.head_only = method == b"HEAD"
         keep_alive = parser.should_keep_alive()
-        if not keep_alive or CONNECTION in head:  # else it is HTTP/1.1; to ask the parser costs more than all of this
+        # Else it is HTTP/1.1, and kept: no other header is heeded by the parser. To ask it costs more than all of this.
+        if not keep_alive or CONNECTION in head or PROXY_CONNECTION in head:
             version = parser.get_http_version()
             request.is_old = version == "1.0"
             if version not in _VERSIONS:
                 self.refuse(BAD_VERSION)
                 return
-            if request.is_old and keep_alive:  # the parser heeds `keep-alive` alone
-                keep_alive = not names_close(head[CONNECTION])
+            keep_alive = keeps_alive(head.get(CONNECTION, b""), is_old=request.is_old)
         if request.two_hosts or not (is_host(head[HOST]) if HOST in head else request.is_old):
             self.refuse(BAD_HOST)
             return

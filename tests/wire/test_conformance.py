@@ -225,8 +225,15 @@ FRAMING = {
     ),
     "a trailer without a name": refused(head_with(CHUNKED, body=b"1\r\nx\r\n0\r\n: a\r\n\r\n"), 400),
     "a length in a trailer": refused(head_with(CHUNKED) + chunked(b"x", trailers=["Content-Length: 99"]), 400),
+    "a coding in a trailer": refused(head_with(CHUNKED) + chunked(b"x", trailers=[CHUNKED]), 400),
     "more framing in a trailer": Case(
         head_with(CHUNKED) + chunked(b"x", trailers=["Host: x", "Connection: close", EXPECT, "Upgrade: a"]), 200, ("x",)
+    ),
+    "an upgrade in a trailer": Case(
+        head_with(CHUNKED) + chunked(b"x", trailers=["Connection: upgrade, close", "Upgrade: a"]), 200, ("x",)
+    ),
+    "another Connection in a trailer": Case(
+        head_with(CHUNKED) + chunked(b"x", trailers=["Proxy-Connection: close", "Keep-Alive: max=0"]), 200, ("x",)
     ),
 }
 TARGETS = {

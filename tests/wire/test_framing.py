@@ -3,7 +3,7 @@
 import pytest
 
 from ingest.telemetry import Reason
-from tests.stand_ins.wire import Wire, chunked, post, request
+from tests.stand_ins.wire import LOCAL, Wire, chunked, post, request
 
 CHUNKED = "Transfer-Encoding: chunked"
 
@@ -515,6 +515,65 @@ def test_a_kept_connection_of_http_1_0_is_told_so_E6(feed):
     wire.refuse = True
     (refused,) = wire.connect().send(post(b"1", kept, version="1.0")).answers()
     assert (refused.status, refused.headers["Connection"]) == (503, "keep-alive")
+
+
+CONNECTIONS = {
+    (): (True, False),
+    ("Connection:",): (True, False),
+    ("Connection: keep-alive",): (True, True),
+    ("Connection: x,Keep-Alive",): (True, True),
+    ("Connection: x", "connection: \tKEEP-ALIVE , y"): (True, True),
+    ("Connection: keep-alive x",): (True, False),
+    ("Connection: keep-alive;x",): (True, False),
+    ("Connection: keepalive, closed",): (True, False),
+    ("Connection: close",): (False, False),
+    ("CONNECTION: Close , keep-alive",): (False, False),
+    ("Connection: keep-alive", "Connection: x,close"): (False, False),
+    ("Connection: upgrade", "Upgrade: h2c"): (True, False),
+    ("Connection: upgrade, keep-alive", "Upgrade: h2c"): (True, True),
+    ("Connection: upgrade,close", "Upgrade: h2c"): (False, False),
+    ("Keep-Alive: timeout=5", "Upgrade: h2c"): (True, False),
+}
+"""Lines that speak of the connection, and whether it is kept in HTTP/1.1 and in HTTP/1.0."""
+NO_CONNECTIONS = [
+    (),
+    ("Proxy-Connection: keep-alive",),
+    ("PROXY-CONNECTION: close",),
+    ("Proxy-Connection: x", "proxy-connection: Keep-Alive,Upgrade", "Upgrade: h2c"),
+]
+"""Lines that the parser heeds as if they did."""
+
+
+@pytest.mark.parametrize("no_connection", NO_CONNECTIONS, ids=map("".join, NO_CONNECTIONS))
+def test_nothing_but_the_version_and_connection_decides_what_is_kept_and_how_a_body_is_framed(no_connection, feed):
+    for lines, kept in CONNECTIONS.items():
+        for headers in {(*lines, *no_connection), (*no_connection, *lines)}:
+            for version, is_kept in zip(("1.1", "1.0"), kept, strict=True):
+                client = Wire().connect(LOCAL)
+                feed(client, post(b"1", *headers, version=version) + post(b"2", *headers, version=version))
+                assert client.wire.events == ["1", "2"][: 1 + is_kept], (headers, version)
+                said = {(True, "1.1"): None, (True, "1.0"): "keep-alive"}.get((is_kept, version), "close")
+                assert {answer.headers.get("Connection") for answer in client.answers()} == {said}, (headers, version)
+                assert client.sees_end is not is_kept
+            for version, status in {"1.1": 200, "1.0": 400, "2.0": 400, "0.9": 400}.items():
+                client = Wire().connect(LOCAL)
+                feed(client, request("POST", "/collect", CHUNKED, *headers, version=version) + chunked(b"smuggled"))
+                assert client.statuses == [status], (headers, version)
+                assert client.wire.events == ["smuggled"] * (status == 200)
+                assert client.sees_end is (status != 200 or not kept[0])
+
+
+@pytest.mark.parametrize("no_connection", NO_CONNECTIONS, ids=map("".join, NO_CONNECTIONS))
+def test_a_version_is_known_whatever_speaks_of_the_connection(no_connection):
+    for lines in CONNECTIONS:
+        headers = (*lines, *no_connection)
+        for version, statuses in {"1.1": [200], "1.0": [404], "2.0": [400], "0.9": [400]}.items():
+            assert (
+                Wire().connect(LOCAL).send(request("GET", "/metrics", *headers, version=version)).statuses == statuses
+            )
+        for version, told in {"1.1": [100], "1.0": [], "2.0": [400], "0.9": [400]}.items():
+            head = request("POST", "/collect", EXPECT, "Content-Length: 1", *headers, version=version)
+            assert Wire().connect(LOCAL).send(head).statuses == told, (headers, version)
 
 
 @pytest.mark.parametrize("options", ["close, keep-alive", "keep-alive,\tClose", "Keep-Alive, x, close"])

@@ -45,6 +45,8 @@ header_lines = st.sampled_from(
         "X-Long: " + "y" * 460,
         "Connection: close",
         "Connection: keep-alive",
+        "Proxy-Connection: keep-alive",
+        "Proxy-Connection: close",
         "Expect: 100-continue",
         "Host: other.example",
         "Bad Name: x",
