@@ -322,6 +322,8 @@ class Connection(asyncio.Protocol):
     def state(self) -> State:
         """Where the connection stands between two reads."""
         state = self._place if self.ending is _OPEN else State.CLOSING
+        if state is _BODY and self._reads().unpacking is not None:
+            return State.UNPACKING
         return State.AWAITING_COMMIT if self.pending and state in (State.IDLE, State.CLOSING) else state
 
     def is_overdue(self, now: float) -> bool:
@@ -348,6 +350,8 @@ class Connection(asyncio.Protocol):
             metrics.timed_out.add(rule.counted)
         if rule.on_expiry == "abort":
             self.abort()
+        elif rule.on_expiry == "refuse":
+            self._come_again()  # a turn refuses it, for only a turn answers
         else:
             self.deadline = self._tick.clocks.now + LINGER_SECONDS
             self.end(linger=False)
@@ -422,6 +426,7 @@ class Connection(asyncio.Protocol):
             self._reader.stop()
         self._go_slowly()
         self._input = b""
+        self._tick.waiting.pop(self, None)
         self._tick.budget.requests -= self.held
         self.held = self._sealed = 0
 
@@ -464,12 +469,13 @@ class Connection(asyncio.Protocol):
         elif data and self._overrun is not _REACHED:
             self._input = self._input[self._fed_to :] + data if self._input else data
             self._fed_to = 0
-        if self._flow.stalled_until is None:
-            reader = self._reads()
+        reader = self._reads()
+        if reader.unpacking is not None:
+            if self.is_overdue(self._tick.clocks.now):
+                self.refuse()
+        elif self._flow.stalled_until is None:
             reader.said = 0
-            if reader.unpacking is not None:
-                self._fed(self._framing.unpack())
-            if self._input and reader.unpacking is None and self.ending is _OPEN:
+            if self._input:
                 self._feed_piece(self._tick.limits.slice)
                 rest = reader.request.awaited
                 if rest and self._input and self.ending is _OPEN:
@@ -477,6 +483,20 @@ class Connection(asyncio.Protocol):
                     self._feed_piece(rest)
         if self.ending is _OPEN:
             self._go_on(last=not data)
+
+    def unpack(self) -> None:
+        """Go on with the request that waits to be unpacked, for a share. The bytes behind it are left to `feed`."""
+        reader = self._reads()
+        if self.ending is not _OPEN or reader.unpacking is None or self._flow.stalled_until is not None:
+            return
+        reader.said = 0
+        self._fed(self._framing.unpack())
+        if self.ending is not _OPEN:
+            return
+        if reader.unpacking is None:
+            self._come_again()
+        else:
+            self._tick.waits(self)
 
     def _feed_piece(self, size: int) -> None:
         """Feed some of what waits."""
@@ -495,11 +515,16 @@ class Connection(asyncio.Protocol):
         """
         flow = self._flow
         stalled = flow.stalled_until is not None
-        if self._input or self._reads().unpacking is not None:
+        unpacks = self._reads().unpacking is not None
+        if self._input or unpacks:
             self._go_slowly()
             self._hold()
             flow.pause()
-            if not stalled:
+            if stalled:
+                pass
+            elif unpacks:
+                self._tick.waits(self)
+            else:
                 self._come_again()
         elif self._overrun is not _NONE:
             if self._overrun is _REACHED and not stalled:

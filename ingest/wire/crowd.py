@@ -59,6 +59,9 @@ class Member(Answerer, Protocol):
     def feed(self, data: bytes) -> None:
         """Read one read's bytes; complete requests end up in the turn."""
 
+    def unpack(self) -> None:
+        """Go on with the request that waits to be unpacked, for a share."""
+
     def end(self, *, linger: bool) -> None:
         """Answer nothing after this."""
 

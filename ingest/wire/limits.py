@@ -19,8 +19,10 @@ FULL_TURN: Final = (512, 64)
 SHORT_TURN: Final = (192, 16)
 """A turn commits and lets the loop read as soon as it has so many answers, or reads fed to a parser, or `TURN_BYTES` of
 lines. A read that causes no answer costs time too: one of 8 KiB in lines of four bytes takes milliseconds."""
-UNPACKING_SECONDS: Final = 0.02
-"""So long a turn may decode bodies; then the others are served, and what is left goes on in the next turn."""
+UNPACKING_SECONDS: Final = 0.01
+"""So long a turn may unpack bodies, be it one that feeds reads or one that serves who waits; then the loop reads."""
+SHARE_SECONDS: Final = 0.005
+"""So long one body that waits is unpacked before the next one that waits has its share."""
 SMALL_READ: Final = 2048
 """A read of so many bytes at most, which is an event or a few, goes before what others have left to the next turn."""
 

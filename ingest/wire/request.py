@@ -8,8 +8,8 @@ The callbacks fire in this order: `on_message_begin`, `on_url`, `on_header` …,
 hears (`over`): what was complete before it is answered first, what follows it is read by nobody.
 
 A body that came in a coding, or holds many events, is unpacked at its end, in steps. When the turn has no time left for
-them, the request is held (`unpacking`): the parser may go on to the end of its slice, but is not heard, and `framing`
-gives back what stands behind the request. The next turn goes on with it.
+them, or others wait for theirs, the request is held (`unpacking`): the parser may go on to the end of its slice, but is
+not heard, and `framing` gives back what stands behind the request. The connection goes on with it when it has a share.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 _IDLE: Final = State.IDLE
 _HEADERS: Final = State.HEADERS
 _BODY: Final = State.BODY
+_UNPACKING: Final = State.UNPACKING
 
 _FIRST_LINE_WINS: Final = frozenset({b"user-agent", ORIGIN, CONTENT_LENGTH})
 
@@ -535,9 +536,11 @@ class RequestReader:
         Bytes that are unpacked count beside all that is held, as they come.
         """
         tick = self._tick
+        begins = self._steps is None
         steps = self._steps = self._steps or self._unpacking(request)
+        waits = begins and (bool(tick.waiting) or self.said >= ANSWERS_OF_A_SLICE or tick.is_spent())
         counted = request.unpacked
-        while self.said < ANSWERS_OF_A_SLICE and not tick.is_spent():
+        while not waits:
             size = next(steps, None)
             if size is None:
                 self._steps = None
@@ -546,6 +549,9 @@ class RequestReader:
             if tick.budget.lacks(size - counted):
                 self.refuse(UNAVAILABLE_CLOSE)
                 return False
+            waits = tick.is_spent()
+        if begins:
+            self._owner.entered(_UNPACKING)
         request.expects = False
         self.unpacking = request
         self.request = Request()

@@ -8,9 +8,11 @@ is: bytes that trickle in buy no time.
 | idle            | connect; the end of a request             | IDLE_TIMEOUT | close     |
 | headers         | the first byte of a request               | READ_TIMEOUT | close     |
 | body            | the end of the head; the deadline goes on | READ_TIMEOUT | close     |
+| unpacking       | the end of a body that takes long         | READ_TIMEOUT | refuse    |
 | awaiting-commit | idle or closing, answers owed (`fsync`)   | none         | wait      |
 | closing         | a refusal; `Connection: close`            | 2 s          | abort     |
 
+A request that is unpacked has come whole, so that it is answered: with 503 if its shares do not get it through in time.
 At the end of input every state answers what is owed, and then closes.
 """
 
@@ -28,6 +30,7 @@ class State(Enum):
     IDLE = "idle"
     HEADERS = "headers"
     BODY = "body"
+    UNPACKING = "unpacking"
     AWAITING_COMMIT = "awaiting-commit"
     CLOSING = "closing"
 
@@ -48,6 +51,7 @@ STATES: Final[dict[State, Rule]] = {
     State.IDLE: Rule("connect; the end of a request", "IDLE_TIMEOUT", "close", Overdue.IDLE),
     State.HEADERS: Rule("the first byte of a request", "READ_TIMEOUT", "close", Overdue.REQUEST),
     State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", Overdue.REQUEST),
+    State.UNPACKING: Rule("the end of a body that takes long", "READ_TIMEOUT", "refuse"),
     State.AWAITING_COMMIT: Rule("idle or closing, answers owed (`fsync`)", "none", "wait"),
     State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
 }

@@ -16,11 +16,17 @@ Bytes count from the read on, as `arrivals`, then in the `Budget`, until their l
 no room in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused,
 so that slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are
 dropped. Answers that wait for the disk have as much; beyond that who is owed one is read no further.
+
+Bodies are unpacked in steps. One that takes longer than a turn has for it waits, and those that wait take turns: a turn
+of their own (`share`) gives each a share and sends it behind all others. While any waits, one that comes waits too,
+behind them. So nobody's next request takes a place that others wait for.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from math import inf
 from operator import length_hint
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +35,7 @@ from ingest.wire.arrivals import Arrivals
 from ingest.wire.clocks import Clocks
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import FULL_TURN, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
+from ingest.wire.limits import FULL_TURN, SHARE_SECONDS, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
 from ingest.wire.refused import Refused
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
@@ -65,6 +71,8 @@ class Tick:
         "_loop",
         "_newcomers",
         "_refusing",
+        "_share_until",
+        "_shares_soon",
         "_sleep",
         "_stopwatch",
         "_take",
@@ -88,6 +96,7 @@ class Tick:
         "refused",
         "short_way",
         "turn",
+        "waiting",
     )
 
     def __init__(
@@ -142,10 +151,17 @@ class Tick:
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
 
+        self.waiting: OrderedDict[Member, None] = OrderedDict()
+        """Those whose request has come whole and waits to be unpacked, in the order of their shares."""
+        self._shares_soon = False
+        """From when `share` is to be called until it is."""
+
         # For one turn.
         self.arrivals = Arrivals(budget)
         self._unpacks_until = 0.0
         """From the turn's first body that is unpacked on: when there is no more time for it, on the stopwatch."""
+        self._share_until = inf
+        """When the share under way is over, on the stopwatch; else the turn alone bounds what one may take."""
         self.closing: list[Member] = []
         self.read_clocks()
         self.turn = Turn(self.clocks.seconds)
@@ -207,6 +223,38 @@ class Tick:
             arrivals.leave(late)
             if late and not arrivals.reads:
                 self._loop.call_soon(self.run)
+
+    def waits(self, connection: Member) -> None:
+        """Have a connection wait for its share, behind all others; one that waits already keeps its place."""
+        self.waiting.setdefault(connection)
+        self._share_soon()
+
+    def _share_soon(self) -> None:
+        if not self._shares_soon:
+            self._shares_soon = True
+            self._loop.call_soon(self.share)
+
+    def share(self) -> None:
+        """Go on with those that wait to be unpacked, one after the other, while the turn has time for them."""
+        self._shares_soon = False
+        self.read_clocks()
+        self.arrived = self._stopwatch()
+        turn = self.turn = Turn(self.clocks.seconds, self.arrived, self._settled)
+        waiting = self.waiting
+        self._unpacks_until = 0.0
+        while waiting and not self.is_spent():
+            connection, _ = waiting.popitem(last=False)
+            self._share_until = self._stopwatch() + SHARE_SECONDS
+            try:
+                connection.unpack()
+            except Exception as error:  # noqa: BLE001 - as in `run`
+                self._met(error, connection)
+            self._share_until = inf
+        if self.budget.requests > self.limits.unfinished:
+            self._refuse_largest()
+        self._finish(turn)
+        if waiting:
+            self._share_soon()
 
     def _met(self, error: Exception, connection: Member) -> None:
         connection.abort()
@@ -275,11 +323,11 @@ class Tick:
         self.metrics.rejected.add(error.counted)
 
     def is_spent(self) -> bool:
-        """Tell whether this turn has no time left to unpack bodies, or no room for what comes of them."""
+        """Tell whether this turn, or the share under way, has no time left to unpack bodies, or no room for lines."""
         now = self._stopwatch()
         if not self._unpacks_until:
             self._unpacks_until = now + UNPACKING_SECONDS
-        return now >= self._unpacks_until or self.turn.size >= TURN_BYTES
+        return now >= self._unpacks_until or now >= self._share_until or self.turn.size >= TURN_BYTES
 
     def refuses_events(self) -> bool:
         """Tell whether an event that came now would be refused, for whatever reason."""

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from ingest.wire.limits import UNPACKING_SECONDS
+from ingest.wire.limits import SHARE_SECONDS, UNPACKING_SECONDS
 from tests.stand_ins.wire import Wire, chunked, counted, post, request
 
 GZIP = "Content-Encoding: gzip"
@@ -153,6 +153,45 @@ def test_others_are_served_while_a_body_is_decoded():
     assert wire.events == ["quick", data.decode(), "behind"]
 
 
+@pytest.mark.parametrize("greedy", [1, 3, 20])
+@pytest.mark.parametrize("first", [True, False], ids=["who asks for much comes first", "who asks for little does"])
+def test_those_that_wait_for_their_bodies_take_turns_however_much_one_of_them_has_sent(greedy, first):
+    """Each request of a long read has a body that takes many turns, and the next one begins where the last ends."""
+    wire = Wire({"READ_TIMEOUT": "8s"})
+    slow(wire, SHARE_SECONDS / 4)
+    large = post(gzip.compress(b"[[" + b"[]," * 40_000 + b"[]]]"), GZIP, target="/collect/batch")
+    many = [wire.connect() for _ in range(greedy)]
+    little, other = wire.connect(), wire.connect()
+    if not first:
+        little.transport.receive(post(gzip.compress(TEXT), GZIP))
+    for client in many:
+        client.transport.receive(large * 50)
+    if first:
+        little.transport.receive(post(gzip.compress(TEXT), GZIP))
+    for turn in range(2 * greedy + 4):
+        wire.loop.turn()
+        wire.loop.now += 0.02
+        wire.tick.sweep()
+        if turn == 2:
+            other.transport.receive(post(gzip.compress(b"second"), GZIP))
+    assert little.statuses == [200]
+    for _ in range(greedy + 4):
+        wire.loop.turn()
+    assert other.statuses == [200], "who comes later stands behind one share of each"
+    assert wire.tick.waiting or wire.tick.arrivals.reads
+    assert {status for client in many for status in client.statuses} <= {400, 413}
+    assert sorted(wire.events) == sorted([TEXT.decode(), "second"])
+
+
+def test_one_that_fails_while_it_has_its_share_meets_its_client_only():
+    wire, client, _ = held_up()
+    client.connection._reader._steps = (1 // 0 for _ in [0])
+    second = wire.connect().send(post(gzip.compress(TEXT), GZIP))
+    assert client.closed
+    assert second.statuses == [200]
+    assert len(wire.loop.failures) == 1
+
+
 def test_what_is_decoded_counts_into_the_buffer_as_it_comes():
     wire, client, data = held_up()
     assert wire.budget.requests > len(data) // 2, "what came, and what has been made of it"
@@ -168,14 +207,17 @@ def test_a_body_that_is_being_decoded_ends_with_its_time_its_connection_and_its_
     wire.loop.now += 9
     wire.tick.sweep()
     wire.loop.settle()
-    assert client.statuses == []
-    assert client.closed
+    assert client.statuses == [503], "it came whole, so that it is answered"
+    assert client.sees_end
+    assert wire.events == []
+    assert wire.budget.requests == 0
 
     wire, client, _ = held_up()
     client.transport.vanish()
     wire.loop.settle()
     assert wire.events == []
     assert wire.budget.requests == 0
+    assert not wire.tick.waiting
 
     wire, client, _ = held_up({"MAX_BUFFER_BYTES": str(4 << 20)})  # unfinished requests have a quarter of it
     wire.loop.settle()

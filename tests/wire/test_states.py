@@ -17,11 +17,15 @@ SECONDS = {"IDLE_TIMEOUT": IDLE, "READ_TIMEOUT": READ, "2 s": 2.0, "none": None}
 def in_state(state: State):
     wire = Wire(SETTINGS, deferred=state is State.AWAITING_COMMIT)
     client = wire.connect()
+    if state is State.UNPACKING:
+        wire.tick._shares_soon = True  # as if others had all shares
+        wire.tick.waits(client.connection)
     client.send(
         {
             State.IDLE: post(),
             State.HEADERS: b"POST /collect HTTP/1.1\r\nHost",
             State.BODY: post(b"body")[:-1],
+            State.UNPACKING: post(b"[1]", target="/collect/batch"),
             State.AWAITING_COMMIT: post(),
             State.CLOSING: b"nonsense\r\n\r\n",
         }[state]
@@ -32,7 +36,14 @@ def in_state(state: State):
 
 def test_every_state_has_its_row():
     assert list(STATES) == list(State)
-    assert [state.value for state in State] == ["idle", "headers", "body", "awaiting-commit", "closing"]
+    assert [state.value for state in State] == [
+        "idle",
+        "headers",
+        "body",
+        "unpacking",
+        "awaiting-commit",
+        "closing",
+    ]
 
 
 def test_the_text_shows_the_table():
@@ -56,8 +67,9 @@ def test_what_ends_a_state_is_what_its_row_says(state):
     assert not client.closed
     answers = client.statuses
     wire.pass_time(2 * SWEEP_SECONDS)
-    assert client.closed
-    assert client.statuses == answers, "closed without a word"
+    refused = rule.on_expiry == "refuse"
+    assert client.sees_end if refused else client.closed
+    assert client.statuses == [*answers, *[503] * refused], "whole requests are answered, all else ends without a word"
     assert client.transport.reset == (rule.on_expiry == "abort")
     assert dict(wire.metrics.timed_out) == {what: int(what is rule.counted) for what in Overdue}
 
@@ -69,8 +81,12 @@ def test_at_the_end_of_input_every_state_answers_what_is_owed_and_closes(state):
     if state is State.AWAITING_COMMIT:
         assert not client.closed
         wire.sync_all()
+    if state is State.UNPACKING:
+        assert not client.closed
+        wire.tick.share()
+        wire.loop.settle()
     assert client.closed
-    expected = {State.IDLE: [200], State.AWAITING_COMMIT: [200], State.CLOSING: [400]}
+    expected = {State.IDLE: [200], State.UNPACKING: [200], State.AWAITING_COMMIT: [200], State.CLOSING: [400]}
     assert client.statuses == expected.get(state, [])
     assert not client.transport.reset
 
