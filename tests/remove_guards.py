@@ -804,6 +804,13 @@ GUARDS: tuple[Guard, ...] = (
         READS + "test_a_listing_that_does_not_go_on_ends",
     ),
     _guard(
+        "a folder is no object that is already there",
+        "store/directory.py",
+        "self._check(path)  # only an object is already there",
+        "pass",
+        "store/test_directory.py::test_what_is_no_file_is_no_object_and_holds_nobody",
+    ),
+    _guard(
         "a page is no object that was found",
         "store/s3.py",
         "if wanted is not None and found is not None:\n            return found >= wanted",
@@ -813,8 +820,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "the directory store creates",
         "store/directory.py",
-        "partial(self._tree.publish_new,",
-        "partial(self._tree.publish,",
+        "        if self._tree.publish_new(path, body):\n",
+        "        if self._tree.publish(path, body) is None:\n",
         STORES + "test_create_only_never_replaces",
     ),
 )

@@ -96,14 +96,15 @@ def read_file(fs: Filesystem, path: Path) -> bytes:
 class Reader:
     """A file that is read through the seam; a stream like any other, and `OSError` passes as from any other.
 
-    It keeps its own place in the file, so that a seek costs no system call.
+    It keeps its own place in the file, so that a seek costs no system call. A pipe in a file's place is an error, and
+    holds nobody until somebody writes to it.
     """
 
     __slots__ = ("_at", "_fd", "_fs")
 
     def __init__(self, fs: Filesystem, path: str | Path) -> None:
         self._fs = fs
-        self._fd: int | None = fs.open(path, os.O_RDONLY)
+        self._fd: int | None = fs.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self._at = 0
 
     def __enter__(self) -> Self:

@@ -7,6 +7,10 @@ objects never meets half of one. Several processes may share one directory. A na
 Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
 and `create` is `link(2)`, which the kernel refuses for a name that exists.
 
+An object is a regular file, or a link that leads to one. Whatever else has the name of a key (a folder, a pipe, a
+device) is an error to whoever reads or creates it, and no listing has it. Names that are not UTF-8 are no keys. To list
+a directory that is gone is an error, because its volume may be elsewhere.
+
 Never keeps metadata: a plain directory has nowhere to put it that every copy would carry along. The number of events
 is in the gzip header, first and last time are in the lines, the instance is in the name. A version is a digest of the
 bytes.
@@ -15,15 +19,17 @@ bytes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import stat
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from ingest.disk import Reader, StorageError, Tree, files_below, locked, read_file
-from ingest.store.object_store import Found, Listed
+from ingest.disk import Reader, StorageError, Tree, files_below, locked
+from ingest.store.object_store import MOST_BYTES, Found, Listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +47,10 @@ TEMPORARIES = ".tmp"
 LOCK = ".lock"
 # A put takes milliseconds. What is an hour old belongs to a process that died, not to one that runs beside us.
 TEMPORARY_MAX_AGE = 3600.0
+_NO_FILE = "a folder, a pipe or a device is where an object should be: move it away"
+_TOO_LARGE = "no object of ours is as large: something else wrote it, and it is not read"
+# Gone meanwhile, or a link that leads nowhere or round in a circle.
+_NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class DirectoryStore:
@@ -73,7 +83,7 @@ class DirectoryStore:
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:  # noqa: ARG002 - see the module's text
         """Store the body only if nothing has the key; False if something does."""
-        return await self._run(partial(self._tree.publish_new, self._path("create", key), body))
+        return await self._run(partial(self._create, self._path("create", key), body))
 
     async def get(self, key: str) -> bytes:
         """Return the body."""
@@ -123,31 +133,57 @@ class DirectoryStore:
                 if self._fs.stat(temporary).st_mtime < too_old:
                     self._fs.unlink(temporary)
 
+    def _create(self, path: Path, body: bytes) -> bool:
+        if self._tree.publish_new(path, body):
+            return True
+        try:
+            self._check(path)  # only an object is already there
+        except OSError as error:
+            raise StorageError.of("create", path, error) from error
+        return False
+
+    def _check(self, path: Path) -> None:
+        """Raise where something else than an object of ours has the name. `OSError` passes."""
+        found = self._fs.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError("read", path, _NO_FILE, transient=False)
+
     def _read(self, path: Path) -> bytes:
         try:
-            return read_file(self._fs, path)
+            self._check(path)
+            with Reader(self._fs, path) as file:
+                if file.size > MOST_BYTES:
+                    raise StorageError("read", path, _TOO_LARGE, transient=False)
+                return file.read_all()
         except OSError as error:
             raise StorageError.of("read", path, error) from error
 
     def _list(self, folder: Path) -> list[Listed]:
+        try:
+            self._fs.stat(self._root)
+        except OSError as error:
+            raise StorageError.of("list", self._root, error) from error
         unread: list[StorageError] = []
         listed = []
         for path in files_below(self._fs, folder, unread):
-            if path.name.startswith("."):
+            if path.name.startswith(".") or not _is_text(key := path.relative_to(self._root).as_posix()):
                 continue
             try:
                 found = self._fs.stat(path)
-            except FileNotFoundError:
-                continue
             except OSError as error:
+                if error.errno in _NO_OBJECT:
+                    continue
                 raise StorageError.of("stat", path, error) from error
-            listed.append(Listed(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime))
-        if unread:
-            raise unread[0]
+            if stat.S_ISREG(found.st_mode):
+                listed.append(Listed(key, found.st_size, found.st_mtime))
+        for failure in unread:
+            if failure.errno != errno.ENOTDIR:  # below a file there is nothing
+                raise failure
         return sorted(listed, key=lambda listed: listed.key)
 
     def _first(self, path: Path, size: int) -> bytes:
         try:
+            self._check(path)
             with Reader(self._fs, path) as file:
                 return file.read(size)
         except OSError as error:
@@ -155,11 +191,11 @@ class DirectoryStore:
 
     def _find(self, path: Path) -> Found | None:
         try:
-            body = read_file(self._fs, path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError.of("read", path, error) from error
+            body = self._read(path)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
         return Found(body, hashlib.sha256(body).hexdigest())
 
     def _replace(self, path: Path, body: bytes, version: str | None) -> bool:
@@ -184,3 +220,11 @@ class DirectoryStore:
             self._fs.fsync_dir(path.parent)
         except OSError as error:
             raise StorageError.of("fsync", path.parent, error) from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -197,7 +197,12 @@ class S3Store:
         """Remove the key."""
 
         async def delete(client: S3Client) -> None:
-            answer = await client.delete_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            try:
+                answer = await client.delete_object(Bucket=self._put_arguments["Bucket"], Key=key)
+            except client.exceptions.ClientError as error:
+                if verdict_of(error.response) == _NO_SUCH_KEY:  # S3 itself says 204
+                    return
+                raise
             check_deleted(key, cast("Mapping[str, Any]", answer))
 
         await self._call("delete", key, delete)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,7 @@ from ingest.config.settings import load
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
-from ingest.store.object_store import ObjectMetadata
+from ingest.store.object_store import MOST_BYTES, ObjectMetadata
 from tests.stand_ins.disk import CrashableDisk, Disk, power_cuts
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
@@ -163,3 +164,103 @@ def test_the_loop_goes_on_while_the_disk_works(tmp_path):
         await task
 
     run(tmp_path, scenario, disk)
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_link_to_itself(path):
+    path.symlink_to(path)
+
+
+def make_dangling_link(path):
+    path.symlink_to(path.parent / "nowhere")
+
+
+def make_socket(path):
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+
+
+NO_FILES = {
+    "a folder": os.mkdir,
+    "a pipe": make_pipe,
+    "a link to itself": make_link_to_itself,
+    "a link that leads nowhere": make_dangling_link,
+    "a socket": make_socket,
+    "a device": make_device,
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_no_object_and_holds_nobody(tmp_path, kind):
+    async def scenario(store):
+        await store.start()
+        await store.put("raw/hour/a", OLD, METADATA)
+        NO_FILES[kind](tmp_path / "raw/hour/b")
+        assert [listed.key for listed in await store.listing("raw/hour/")] == ["raw/hour/a"]
+        for call in (
+            store.get("raw/hour/b"),
+            store.first_bytes("raw/hour/b", 20),
+            store.create("raw/hour/b", NEW, METADATA),
+        ):
+            with pytest.raises(StorageError):
+                await call
+        if kind != "a link that leads nowhere":
+            with pytest.raises(StorageError):
+                await store.find("raw/hour/b")
+        assert await store.get("raw/hour/a") == OLD
+
+    run(tmp_path, scenario)
+
+
+def test_a_name_that_is_no_text_is_in_no_listing(tmp_path):
+    async def scenario(store):
+        await store.put("raw/hour/\xe9", OLD, METADATA)
+        for name in (b"\xff", b".hidden", b"\xfffolder/object"):
+            path = os.path.join(os.fsencode(tmp_path), b"raw/hour", name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT))
+        assert [listed.key for listed in await store.listing("raw/")] == ["raw/hour/\xe9"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_file_that_goes_while_it_is_listed_is_not_listed(tmp_path):
+    disk = Disk()
+
+    async def scenario(store):
+        for name in "abc":
+            await store.put(f"raw/hour/{name}", OLD, METADATA)
+        disk.on("stat", under="raw/hour/b", times=1).call(lambda path: path.unlink())
+        assert [listed.key for listed in await store.listing("raw/hour/")] == ["raw/hour/a", "raw/hour/c"]
+        assert await store.listing("raw/hour/a/") == []
+
+    run(tmp_path, scenario, disk)
+
+
+def test_a_directory_that_is_gone_is_no_listing_without_objects(tmp_path):
+    async def scenario(store):
+        await put(store)
+        (tmp_path / "objects").rename(tmp_path / "elsewhere")
+        with pytest.raises(StorageError) as caught:
+            await store.listing("raw/")
+        assert caught.value.transient
+
+    run(tmp_path / "objects", scenario)
+
+
+def test_an_object_larger_than_any_of_ours_is_not_read_whole(tmp_path):
+    async def scenario(store):
+        await store.put(KEY, OLD, METADATA)
+        os.truncate(tmp_path / KEY, MOST_BYTES + 1)
+        with pytest.raises(StorageError) as caught:
+            await store.get(KEY)
+        assert not caught.value.transient
+        assert await store.first_bytes(KEY, 20) == OLD[:20]
+
+    run(tmp_path, scenario)
