@@ -1,8 +1,8 @@
 """Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
 
 Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
-members (`inspect_gzip`, which reads a stream; `tally` only counts) and of journal segments (`LinesInspection`, fed
-piece by piece).
+members (`inspect_gzip`, which reads a stream; `tally` only counts, `each_line` leaves the judging to others) and of
+journal segments (`LinesInspection`, fed piece by piece).
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
 give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
@@ -168,6 +168,29 @@ def tally(file: Stream) -> Tally | None:
     except (BadGzip, EOFError):
         return None
     return Tally(lines + (carried > 0), max(longest, carried))
+
+
+def each_line(file: Stream) -> Iterator[bytes | None]:
+    """Yield the lines of a gzip stream, one after the other; None for one of more than `MAX_LINE_BYTES`.
+
+    Raises `BadGzip` or `EOFError` where the stream is not whole gzip.
+    """
+    carry = bytearray()
+    overlong = False
+    for inflated in _verified(file):
+        first, *others = inflated.split(b"\n")
+        if overlong or len(carry) + len(first) > MAX_LINE_BYTES:
+            overlong = True
+            carry.clear()
+        else:
+            carry += first
+        if not others:
+            continue
+        yield None if overlong else bytes(carry)
+        yield from others[:-1]
+        carry, overlong = bytearray(others[-1]), False
+    if overlong or carry:
+        yield None if overlong else bytes(carry)
 
 
 class LinesInspection:

@@ -2,18 +2,20 @@
 
 Owns the frozen list of an hour's objects, and their copies on the local disk while an engine reads them.
 Promises that a copy which an engine gets is whole gzip with as many lines as the object's head declares; `Differs`
-names the object otherwise. Memory holds `AT_ONCE` compressed objects at most. Never changes or removes an object, and
-takes nothing into account that came after the list.
+names the object otherwise. Memory holds `AT_ONCE` compressed objects at most, and of an object's lines one and a few
+chunks, however many it inflates to. Never changes or removes an object, and takes nothing into account that came after
+the list.
 """
 
 from __future__ import annotations
 
 import asyncio
+from io import BytesIO
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import orjson
 
-from ingest.disk import Reader, StorageError, read_file
+from ingest.disk import Reader, StorageError
 from ingest.disk.publish import publish
 from ingest.format import OBJECT_SUFFIX, codec, parse_key
 from ingest.lake.generation import Source
@@ -60,7 +62,8 @@ async def freeze(store: Patient, prefix: str, hour: str) -> Frozen:
     """List the objects of an hour and how many events each declares."""
     listed = await store.listing(f"{prefix}/{hour}/")
     ours = [one for one in listed if _is_ours(one.key, prefix, hour)]
-    events = await _each(ours, HEADS_AT_ONCE, lambda one: _events_of(store, one))
+    whole = asyncio.Semaphore(AT_ONCE)
+    events = await _each(ours, HEADS_AT_ONCE, lambda one: _events_of(store, one, whole))
     return Frozen(
         tuple(Source(one.key, count) for one, count in zip(ours, events, strict=True)),
         {one.key: one.size for one in ours},
@@ -109,14 +112,12 @@ def unsound(fs: Filesystem, sources: Sequence[Source], files: Iterable[Path]) ->
     """Name the objects of which a line is no JSON object with an instant; slow, for when an engine failed."""
     found = []
     for source, path in zip(sources, files, strict=True):
-        for line in codec.lines_of(read_file(fs, path)).splitlines():
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                event = None
-            if type(event) is not dict or type(event.get("ts")) is not int:
-                found.append(source.key)
-                break
+        try:
+            with Reader(fs, path) as file:
+                if not all(map(_is_event, codec.each_line(file))):
+                    found.append(source.key)
+        except OSError as error:
+            raise StorageError.of("read", path, error) from error
     return found
 
 
@@ -129,20 +130,29 @@ def _is_ours(key: str, prefix: str, hour: str) -> bool:
     return (parsed.prefix, parsed.partition) == (prefix, hour)
 
 
-async def _events_of(store: Patient, listed: Listed) -> int:
+def _is_event(line: bytes | None) -> bool:
+    try:
+        event = None if line is None else orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return type(event) is dict and type(event.get("ts")) is int
+
+
+async def _events_of(store: Patient, listed: Listed, whole: asyncio.Semaphore) -> int:
     declared = codec.event_count(await store.first_bytes(listed.key, codec.HEAD_BYTES))
     if declared is not None:
         return declared
     # Somebody compressed it anew: its lines are all there is to go by.
-    body = await store.get(listed.key)
-    return await asyncio.to_thread(_count, listed.key, body)
+    async with whole:
+        body = await store.get(listed.key)
+        return await asyncio.to_thread(_count, listed.key, body)
 
 
 def _count(key: str, body: bytes) -> int:
-    try:
-        return codec.lines_of(body).count(b"\n")
-    except codec.BadGzip as error:
-        raise Differs(f"{key}: {_DAMAGED}") from error
+    counted = codec.tally(BytesIO(body))
+    if counted is None:
+        raise Differs(f"{key}: {_DAMAGED}")
+    return counted.lines
 
 
 def _keep(fs: Filesystem, source: Source, body: bytes, copy: Path) -> int:

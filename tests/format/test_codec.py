@@ -408,3 +408,19 @@ def test_an_error_of_the_disk_in_the_middle_is_no_verdict(reads):
     data = random.Random(1).randbytes(1_000_000)
     with pytest.raises(OSError, match="Input/output"):
         inspect_gzip(Failing(data))
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["no newline at the end", "a newline"])
+@pytest.mark.parametrize("lengths", [[1], [0, 0, 5], [300_000, 3, 300_000], [70_000] * 9, [1] * 5000])
+def test_each_line_comes_as_it_was_written_and_one_too_long_as_none(monkeypatch, lengths, end):
+    monkeypatch.setattr(codec, "MAX_LINE_BYTES", 280_000)
+    lines = [b"%c" % (97 + number % 26) * length for number, length in enumerate(lengths)]
+    body = b"\n".join(lines) + end
+    half = len(body) // 2
+    members = gzip.compress(body[:half]) + gzip.compress(body[half:])
+    for data in (encode(body, len(lines)), members):
+        told = list(codec.each_line(io.BytesIO(data)))
+        assert told == [None if len(line) > 280_000 else line for line in lines]
+        assert len(told) == codec.tally(io.BytesIO(data)).lines
+    with pytest.raises((codec.BadGzip, EOFError)):
+        list(codec.each_line(io.BytesIO(members[:-1])))

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -19,6 +20,7 @@ from ingest.lake import Compactor, Contended, Differs, Patient, Pointers, Recipe
 from ingest.lake import compact as compact_hour
 from ingest.lake.embedded import DuckDB
 from ingest.lake.generation import Inputs, Source
+from ingest.lake.sources import freeze
 from ingest.store import Listed
 from tests.lake.hour import BEGIN, END, HOUR, all_bytes, key, line, numbered, numbers, pointer, put, rows, text_line
 from tests.stand_ins.fakes import MemoryStore
@@ -225,6 +227,22 @@ def test_one_bad_hour_keeps_no_other_from_being_done(store_dir, compact):
     assert numbers(store_dir) == list(range(3))
 
 
+def test_a_doubtful_pointer_is_exit_code_3_for_its_hour_and_the_sweep_says_why_it_left_all(store_dir, compact):
+    bad = "dt=2025-12-02/hr=13"
+    for hour in (HOUR, bad):
+        put(store_dir, 1, numbered(0, 3), hour)
+        assert compact(hour=hour)[0] == 0
+    pointed = store_dir / f"raw_parquet/_hours/{bad}.json"
+    pointed.write_bytes(pointed.read_bytes().replace(b'"generation": 1', b'"generation": "1"'))
+    for part in (store_dir / "raw_parquet/_parts").rglob(f"*{bad[3:13]}-13/*"):
+        os.utime(part, (BEGIN - 49 * 3600, BEGIN - 49 * 3600))
+    put(store_dir, 2, numbered(3, 3))
+    code, document = compact(hour=f"{bad}..{HOUR}")
+    assert (code, [row["result"] for row in document["hours"]]) == (DIFFERS, ["differs", "published"])
+    assert "generation is '1'" in document["hours"][0]["why"]
+    assert document["not_swept"] == [document["hours"][0]["why"]]
+
+
 @pytest.mark.usefixtures("store_dir")
 @pytest.mark.parametrize("words", [["--hour", "yesterday"], ["--hour", "dt=2025-12-02/hr=25"], [], ["--engine", "x"]])
 def test_wrong_words_are_64(words):
@@ -269,6 +287,47 @@ def test_memory_that_does_not_suffice_is_told_and_nothing_is_published(store_dir
     assert (code, pointer(store_dir)) == (FAILED, None)
     assert "the longest line has 60," in document["told"]
     assert "--memory" in document["told"]
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["ours", "compressed anew"])
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [(line(b'"x"', 1, b'"query":"%s"' % (b"x" * 4000)), 0), (b"x" * 4000 + b"\n", DIFFERS)],
+    ids=["events", "no events"],
+)
+def test_an_object_that_inflates_to_far_more_takes_no_memory_for_it(store_dir, compact, line, code, declared):
+    """64 MiB of lines are counted, and where an engine failed judged, one after the other."""
+    count = (64 << 20) // len(line)
+    body = codec.encode(line * count, count) if declared else gzip.compress(line * count, 1)
+    (store_dir / key(1)).parent.mkdir(parents=True)
+    (store_dir / key(1)).write_bytes(body)
+    tracemalloc.start()
+    try:
+        assert compact()[0] == code
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_objects_without_a_head_of_ours_are_held_four_at_a_time():
+    held = [0]
+
+    class Foreign(MemoryStore):
+        async def first_bytes(self, key, size):
+            return self.objects[key][:size]
+
+        async def get(self, key):
+            held.append(held[-1] + 1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            held.append(held[-1] - 1)
+            return self.objects[key]
+
+    store = Foreign()
+    store.objects = {key(number): gzip.compress(b"".join(numbered(number, 1))) for number in range(40)}
+    frozen = asyncio.run(freeze(Patient(store), "raw", HOUR))
+    assert [source.events for source in frozen.sources] == [1] * 40
+    assert max(held) == 4
 
 
 # ------------------------------------------------------------------------------------------- rivals, and the store
