@@ -102,6 +102,7 @@ NO_DISK = {
     "processors.py": {"read_text"},
     # Bytes in memory, read as those of a file are.
     "lake/sources.py": {"io"},
+    "lake/looking.py": {"io"},
     # A page of memory.
     "shared_page.py": {"os.fstat", "os.truncate"},
     # Standard error, sockets, and the name of one that was ours, in a process that loads no room.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ingest.commands.hours import FORM, WRONG_WORDS, hours_of
 from ingest.commands.opened import opened, to_the_end
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.lake.judging import Verdict
     from ingest.store import ObjectStore
+
+
+LONG_TRY: Final = 300.0
+"""Seconds for one try where whole objects are read: they are many and large, and no server waits."""
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +78,8 @@ def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _reconcile(settings: Settings, report: Report, hours: list[str], *, deep: bool) -> int:
     verdicts = []
+    if deep:
+        settings = replace(settings, s3_timeout=max(settings.s3_timeout, LONG_TRY))
     async with opened(settings) as store:
         looking = Looking(settings, store, report.say)
         if len(hours) == 1:
@@ -92,7 +99,7 @@ async def _reconcile(settings: Settings, report: Report, hours: list[str], *, de
 
 async def _abandon(settings: Settings, report: Report, instance: str, hour: str | None, why: str) -> int:
     async with opened(settings) as store:
-        known = {name.instance: name for name in await Looking(settings, store, report.say).registry()}
+        known = {name.instance for name in await Looking(settings, store, report.say).registry()}
         if instance not in known and not (hour and await _is_seen(settings, store, instance, hour)):
             report.say(f"{instance}: no process of this name has registered: reconcile names those that are open")
             return 1

@@ -1,8 +1,8 @@
 """Lines to gzip, and the verdict upon a file of lines that a crash, a disk or a hand may have damaged.
 
 Owns: the gzip member that every object is, with the number of its events in the header, and the inspection of such
-members (`inspect_gzip`, which reads a stream; `tally` only counts, `each_line` leaves the judging to others) and of
-journal segments (`LinesInspection`, fed piece by piece).
+members (`inspect_gzip`, which reads a stream; `tally` and `extent` only count, `each_line` leaves judging to others)
+and of journal segments (`LinesInspection`, fed piece by piece).
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
 give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
@@ -74,14 +74,6 @@ def lines_of(body: bytes) -> bytes:
     return lines
 
 
-def whole_lines(body: bytes) -> bytes | None:
-    """Return the lines of an object; None if it is damaged."""
-    try:
-        return lines_of(body)
-    except BadGzip:
-        return None
-
-
 def event_count(head: bytes) -> int | None:
     """Return how many events a file's first `HEAD_BYTES` declare; None if `encode` did not write them."""
     if len(head) < HEAD_BYTES or not head.startswith(_SIGNATURE):
@@ -95,6 +87,19 @@ class Tally(NamedTuple):
 
     lines: int
     longest: int
+
+
+class Extent(NamedTuple):
+    """The lines of an object as a reader gets them, of all its members.
+
+    `crc32` is that of the first bytes, as many as were asked for. Not `is_whole`: gzip that is damaged, or a line that
+    nobody could hold; the rest says nothing then.
+    """
+
+    lines: int
+    size: int
+    crc32: int
+    is_whole: bool
 
 
 class Stream(Protocol):
@@ -191,6 +196,30 @@ def each_line(file: Stream) -> Iterator[bytes | None]:
         carry, overlong = bytearray(others[-1]), False
     if overlong or carry:
         yield None if overlong else bytes(carry)
+
+
+def extent(file: Stream, begin: int, most: int) -> Extent:
+    """Inflate a stream, and tell how far its lines go and the CRC-32 of their first `begin` bytes.
+
+    Reading ends as soon as there are more than `most` lines: what inflates to a thousand times its size costs no more
+    than what was expected of it. Nothing but one piece is held.
+    """
+    lines = size = crc32 = carried = 0
+    try:
+        for inflated in _verified(file):
+            if size < begin:
+                crc32 = isal_zlib.crc32(memoryview(inflated)[: begin - size], crc32)
+            size += len(inflated)
+            lines += inflated.count(b"\n")
+            at = inflated.rfind(b"\n")
+            carried = carried + len(inflated) if at < 0 else len(inflated) - at - 1
+            if carried > MAX_LINE_BYTES:
+                return Extent(lines, size, crc32, is_whole=False)
+            if lines + (carried > 0) > most:
+                break
+    except (BadGzip, EOFError):
+        return Extent(lines, size, crc32, is_whole=False)
+    return Extent(lines + (carried > 0), size, crc32, is_whole=True)
 
 
 class LinesInspection:

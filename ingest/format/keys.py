@@ -2,8 +2,9 @@
 
 Owns the shape of a key, `<prefix>/dt=YYYY-MM-DD/hr=HH/<unix>_<host>-<token>_<seq>.jsonl.gz`, and the rule that on disk
 the path below a slot is the key, so that a file recovered under other settings still knows where it belongs.
-Promises that no two processes, restarts or forks make the same key, for 64 random bits and a counter stand behind each;
-that `parse_key` takes apart exactly what `new_key` puts together; and that the file of such a key lies within its slot.
+Promises that no two processes, restarts or forks make the same key, for 64 random bits and a counter stand behind each
+(of ten digits, and of twelve at most, which a thousand objects a second reach in thirty years); that `parse_key` takes
+apart exactly what `new_key` puts together; and that the file of such a key lies within its slot.
 Never reads a clock, touches a file, or looks at the settings.
 """
 
@@ -135,7 +136,7 @@ _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.=-]*"
 _TOKEN: Final = r"[0-9a-f]{16}"  # noqa: S105 -- a pattern
 _KEY: Final = re.compile(
     rf"({_PART}(?:/{_PART})*)/(dt=[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}/hr=[0-9]{{2}})"
-    rf"/(-?[0-9]+)_([A-Za-z0-9-]+)-({_TOKEN})_([0-9]{{10,}}){re.escape(OBJECT_SUFFIX)}"
+    rf"/(-?[0-9]+)_([A-Za-z0-9-]+)-({_TOKEN})_([0-9]{{10}}|[1-9][0-9]{{10,11}}){re.escape(OBJECT_SUFFIX)}"
 )
 
 

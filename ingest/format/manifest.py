@@ -8,13 +8,17 @@ Owns their names below `MANIFEST_PREFIX`, and their form, one JSON object each:
     _instances/<host>-<token>.ended.json      it drained; with `.<writer>` before that, its successor says so of a slot
     _instances/<host>-<token>.abandoned.json  an operator says that no more comes; in an hour's folder: of that hour
 
-Promises that `parse_name` takes apart exactly what is put together here. Never decides what is complete.
+Promises that `parse_name` takes apart exactly what is put together here; that `read` takes only what is: each member
+has its very type and lies within its bounds, what the body says of its name is the name, and sums are those of their
+parts. A document that was torn, copied under another name, or made by a later version is none. Never raises upon a
+document, and never decides what is complete.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -23,7 +27,7 @@ import orjson
 from ingest.format.keys import parse_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ingest.format.ledger import Fate
 
@@ -169,15 +173,17 @@ def abandoned(*, instance: str, at: float, hour: str | None, why: str) -> bytes:
     return _encoded({"version": VERSION, "instance": instance, "at": int(at), "hour": hour, "why": why})
 
 
-def parse(body: bytes) -> dict[str, Any] | None:
-    """Read a document; None if it is none of ours, or of a version that is not known here."""
+def read(name: Name, body: bytes) -> dict[str, Any] | None:
+    """Read the document that lies under a name; None unless it is one that is made here for this very name.
+
+    Members that are not known here may stand beside those that are.
+    """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        return None
-    return document
+    fields, agrees = _FORMS[name.kind]
+    return document if _has(document, fields) and agrees(name, document) else None
 
 
 def _hours(still_open: Mapping[str, str]) -> list[dict[str, str]]:
@@ -195,3 +201,171 @@ _MANIFEST: Final = re.compile(rf"(?P<hour>{_HOUR})/{_INSTANCE}\.(?:(?P<writer>{_
 _REGISTRY: Final = re.compile(
     rf"{INSTANCES}/{_INSTANCE}(?:\.(?P<writer>{_WRITER}))?\.(?P<kind>{'|'.join(kind.value for kind in Kind)})\.json"
 )
+
+
+# What `read` takes. A bool is no number: the type is compared, not asked for.
+
+_HOUR_FORM: Final = re.compile(_HOUR)
+_CRC32: Final = re.compile(r"[0-9a-f]{8}")
+_MOST: Final = 2**53
+"""The first number that some readers of JSON do not know from its neighbour."""
+
+
+def _has(found: object, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return type(found) is dict and all(name in found and is_such(found[name]) for name, is_such in fields.items())
+
+
+def _is_version(found: object) -> bool:
+    return type(found) is int and found == VERSION
+
+
+def _is_count(found: object) -> bool:
+    return type(found) is int and 0 <= found < _MOST
+
+
+def _is_count_or_null(found: object) -> bool:
+    return found is None or _is_count(found)
+
+
+def _is_text(found: object) -> bool:
+    return type(found) is str
+
+
+def _is_reason(found: object) -> bool:
+    return type(found) is str and found != ""
+
+
+def _is_crc32(found: object) -> bool:
+    return type(found) is str and _CRC32.fullmatch(found) is not None
+
+
+def _is_hour(found: object) -> bool:
+    if type(found) is not str or _HOUR_FORM.fullmatch(found) is None:
+        return False
+    try:
+        datetime.fromisoformat(f"{found[3:13]}T{found[17:]}:00")
+    except ValueError:
+        return False
+    return True
+
+
+def _is_hour_or_null(found: object) -> bool:
+    return found is None or _is_hour(found)
+
+
+def _is_drops(found: object) -> bool:
+    return type(found) is dict and all(map(_is_count, found.values()))
+
+
+def _are_counts(found: object) -> bool:
+    return type(found) is list and all(map(_is_count, found))
+
+
+def _are_places(found: object) -> bool:
+    return type(found) is list and all(type(place) is str for place in found)
+
+
+def _are_open(found: object) -> bool:
+    return type(found) is list and all(_has(one, {"hour": _is_hour, "why": _is_reason}) for one in found)
+
+
+def _are_objects(found: object) -> bool:
+    return type(found) is list and all(_has(one, _OBJECT) for one in found)
+
+
+def _are_none(found: object) -> bool:
+    return type(found) is list and all(_has(one, _NO_OBJECT) for one in found)
+
+
+_OBJECT: Final = {"key": _is_text, "events": _is_count, "size": _is_count, "crc32": _is_crc32}
+_NO_OBJECT: Final = {"key": _is_text, "reason": _is_reason, "events": _is_count}
+_ANY: Final = {"version": _is_version, "instance": _is_text, "at": _is_count}
+_MANIFEST_FIELDS: Final = {
+    **_ANY,
+    "writer": _is_text,
+    "hour": _is_hour,
+    "generation": _is_count,
+    "places": _are_places,
+    "accepted": _is_count_or_null,
+    "stored": _is_count,
+    "dropped": _is_drops,
+    "first_ts": _is_count_or_null,
+    "last_ts": _is_count_or_null,
+    "objects": _are_objects,
+    "none": _are_none,
+    "elsewhere": _are_counts,
+}
+_OPEN_FIELDS: Final = {
+    **_ANY,
+    "started": _is_count,
+    "durability": _is_text,
+    "through": _is_hour,
+    "open": _are_open,
+}
+_ENDED_FIELDS: Final = {**_ANY, "by": _is_text, "places": _are_places, "open": _are_open}
+_ABANDONED_FIELDS: Final = {**_ANY, "hour": _is_hour_or_null, "why": _is_text}
+
+
+def _is_manifest_of(name: Name, said: dict[str, Any]) -> bool:
+    """Hold a manifest against its name, and its sums against their parts."""
+    token, _, by = name.writer.partition(".")
+    place = by.rstrip("0123456789")
+    is_own = place == ""
+    dropped: dict[str, int] = {}
+    for one in said["none"]:
+        if one["events"]:
+            dropped[one["reason"]] = dropped.get(one["reason"], 0) + one["events"]
+    keys = [one["key"] for one in said["objects"]]
+    return (
+        (said["instance"], said["writer"], said["hour"]) == (name.instance, name.writer, name.hour)
+        and (not is_own or token == name.instance.rpartition("-")[2])
+        and _are_places_of(said["places"], place)
+        and is_own == (said["accepted"] is not None)
+        and said["stored"] == sum(one["events"] for one in said["objects"])
+        and {reason: lost for reason, lost in said["dropped"].items() if lost} == dropped
+        and len(set(keys)) == len(keys)
+        and all(_is_key_of(name, key) for key in keys)
+        and all(_is_key_of(name, one["key"]) for one in said["none"])
+    )
+
+
+def _is_opened_by(name: Name, said: dict[str, Any]) -> bool:
+    return bool(said["instance"] == name.instance and not name.writer)
+
+
+def _is_ended_by(name: Name, said: dict[str, Any]) -> bool:
+    """Hold a word of an end against its name: a process that drains speaks of both places, its successor of one."""
+    if said["instance"] != name.instance or not _is_text(said.get("why", "")):
+        return False
+    if not name.writer:
+        return said["by"] == name.instance and _are_places_of(said["places"], "")
+    token, _, slot = name.writer.partition(".")
+    speaks = said["places"] == [] or _are_places_of(said["places"], slot.rstrip("0123456789") or "?")
+    return bool(speaks and said["by"].rpartition("-")[2] == token)
+
+
+def _is_abandoned_as(name: Name, said: dict[str, Any]) -> bool:
+    return bool(said["instance"] == name.instance and (said["hour"] or "") == name.hour and not name.writer)
+
+
+def _are_places_of(found: list[str], place: str) -> bool:
+    """Tell whether these are the places that a process speaks of itself, or the one of a successor's slot."""
+    return found == list(PLACES) if not place else found == [place] and place in PLACES
+
+
+def _is_key_of(name: Name, key: str) -> bool:
+    try:
+        parsed = parse_key(key)
+    except ValueError:
+        return False
+    return parsed.instance == name.instance and parsed.partition == name.hour
+
+
+_FORMS: Final[
+    Mapping[Kind | None, tuple[Mapping[str, Callable[[Any], bool]], Callable[[Name, dict[str, Any]], bool]]]
+] = {
+    None: (_MANIFEST_FIELDS, _is_manifest_of),
+    Kind.OPEN: (_OPEN_FIELDS, _is_opened_by),
+    Kind.ENDED: (_ENDED_FIELDS, _is_ended_by),
+    Kind.ABANDONED: (_ABANDONED_FIELDS, _is_abandoned_as),
+}

@@ -1,16 +1,23 @@
 """The verdict upon one hour: complete, open, or other than it was told.
 
-Owns `judge`, a function of what was listed and told. Promises that no news is not completeness: an hour is complete
-only if every process that is known to have been there has said, or had its successor say of both of its slots, that it
-holds nothing more of the hour. Never reads anything.
+Owns `judge`, a function of what was listed and told. Never reads anything. Promises that a verdict is never better than
+what it rests on:
+
+    no news        is not completeness: an hour is complete only if every process that is known to have been there has
+                   said, or had its successor say of both of its slots, that it holds nothing more of the hour
+    a name         is known though its document cannot be read. A manifest that cannot be read keeps its hour open,
+                   because it may tell of what is missing; a word of the registry does, unless others close the hour
+    the last word  of a process counts: its end, or else that it takes events. An hour that it calls open is open,
+                   whatever the instants in it say, until successors have spoken of both slots
 
 An hour differs when an object and what was told of it do not agree:
 
     missing     told as stored, and not there
     short       there, with fewer events than were told, or it does not begin as an object of ours does
-    altered     (with `--deep`) there, and its lines are not those that were told
+    altered     (with `--deep`) there, and its lines do not begin with those that were told, or are not as many as its
+                head declares, or are damaged
     unexpected  there, and its process, which has closed the hour, did not tell of it; or it is no object of ours
-    gap         a number, or events, of a process that has closed the hour, of which nothing is told
+    gap         numbers, or events, of a process that has closed the hour, of which nothing is told
     doubled     two objects of one number; or more events told than were accepted
 """
 
@@ -18,22 +25,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ingest.format import parse_key
-from ingest.format.keys import partition_of
 from ingest.format.manifest import PLACES, Name
 from ingest.format.manifest import Kind as Word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from zoneinfo import ZoneInfo
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ingest.format.codec import Extent
 
 Document = dict[str, Any]
 
 NOBODY: Final = "no process has told anything: no manifest is there"
 UNKNOWN: Final = "it is not registered, and nobody has told that its hour is over"
 STILL_TAKES: Final = "it takes events of this hour, or nobody has recovered what it left"
+UNREADABLE: Final = "its word cannot be read: "
+"""The key of the document follows."""
 
 
 class Kind(Enum):
@@ -64,13 +74,21 @@ class Open(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A document as it was found. `document` is None if it cannot be read, `stored` 0 if the store tells no time."""
+
+    key: str
+    document: Document | None
+    stored: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """An object as it was found. `events`: by its head, None if that is none of ours. The rest: when it was read."""
+    """An object as it was found. `events`: by its head, None if that is none of ours. `read`: only when it was read."""
 
     size: int
     events: int | None
-    lines: int | None = None
-    crc32: int | None = None
+    read: Extent | None = None
 
 
 @dataclass(slots=True)
@@ -97,27 +115,21 @@ class Verdict:
 
 
 def judge(
-    hour: str,
-    objects: Mapping[str, Seen],
-    manifests: Mapping[Name, Document],
-    registry: Mapping[Name, Document],
-    *,
-    tz: ZoneInfo,
+    hour: str, objects: Mapping[str, Seen], manifests: Mapping[Name, Said], registry: Mapping[Name, Said]
 ) -> Verdict:
     """Hold what is there against what was told."""
     verdict = Verdict(hour, len(objects), sum(seen.events or 0 for seen in objects.values()))
     by_instance: dict[str, dict[str, Seen]] = {}
     for key, seen in objects.items():
-        try:
-            by_instance.setdefault(parse_key(key).instance, {})[key] = seen
-        except ValueError:
+        instance = _maker(key, hour)
+        if instance:
+            by_instance.setdefault(instance, {})[key] = seen
+        else:
             verdict.findings.append(Finding(Kind.UNEXPECTED, key, "its name is none of ours"))
     words = _by_instance(registry)
     told = _by_instance(manifests)
     for instance in sorted(words.keys() | told.keys() | by_instance.keys()):
         one = _Instance(instance, hour, words.get(instance, {}), told.get(instance, {}), by_instance.get(instance, {}))
-        if one.is_elsewhere(tz):
-            continue
         one.judge(verdict)
     if not words and not told and not objects:
         verdict.still_open.append(Open("", NOBODY))
@@ -125,10 +137,30 @@ def judge(
     return verdict
 
 
-def _by_instance(documents: Mapping[Name, Document]) -> dict[str, dict[Name, Document]]:
-    found: dict[str, dict[Name, Document]] = {}
-    for name, document in documents.items():
-        found.setdefault(name.instance, {})[name] = document
+def told_objects(manifests: Iterable[Document]) -> dict[str, Document]:
+    """Return what is told of each object; the longer one counts, because files of one key are prefixes of one batch."""
+    told: dict[str, Document] = {}
+    for manifest in manifests:
+        for one in manifest["objects"]:
+            before = told.get(one["key"])
+            if before is None or before["events"] < one["events"]:
+                told[one["key"]] = one
+    return told
+
+
+def _maker(key: str, hour: str) -> str:
+    """Return the process that put it for this very hour, or "": a folder in the hour may hold copies of other keys."""
+    try:
+        parsed = parse_key(key)
+    except ValueError:
+        return ""
+    return parsed.instance if parsed.partition == hour and f"/{hour}/" not in f"/{parsed.prefix}/" else ""
+
+
+def _by_instance(documents: Mapping[Name, Said]) -> dict[str, dict[Name, Said]]:
+    found: dict[str, dict[Name, Said]] = {}
+    for name, said in documents.items():
+        found.setdefault(name.instance, {})[name] = said
     return found
 
 
@@ -139,27 +171,24 @@ class _Instance:
         self,
         instance: str,
         hour: str,
-        words: Mapping[Name, Document],
-        told: Mapping[Name, Document],
+        words: Mapping[Name, Said],
+        told: Mapping[Name, Said],
         objects: Mapping[str, Seen],
     ) -> None:
         self.instance = instance
         self.hour = hour
         self.token = instance.rpartition("-")[2]
-        self.told = {name: document for name, document in told.items() if name.kind is None}
         self.objects = objects
-        self.opened = next((said for name, said in words.items() if name.kind is Word.OPEN), None)
-        self.ended = {name: said for name, said in words.items() if name.kind is Word.ENDED}
+        self.told = {
+            name: said.document for name, said in told.items() if name.kind is None and said.document is not None
+        }
+        self.untold = [said.key for name, said in told.items() if name.kind is None and said.document is None]
+        """Manifests that cannot be read."""
+        self.opened = words.get(Name(instance, "", kind=Word.OPEN))
+        self.drained = words.get(Name(instance, "", kind=Word.ENDED))
+        self.succeeded = [said for name, said in words.items() if name.kind is Word.ENDED and name.writer]
         self.given_up = [said for name, said in (*words.items(), *told.items()) if name.kind is Word.ABANDONED]
-
-    def is_elsewhere(self, tz: ZoneInfo) -> bool:
-        """Tell whether the process began after the hour, or drained before it."""
-        if self.told or self.objects or self.given_up:
-            return False
-        if self.opened is not None and self.hour < partition_of(self.opened["started"], tz).path:
-            return True
-        own = next((said for name, said in self.ended.items() if not name.writer), None)
-        return own is not None and self.hour > partition_of(own["at"], tz).path
+        self.unread = [said.key for said in (*words.values(), *self.given_up) if said.document is None]
 
     def judge(self, verdict: Verdict) -> None:
         """Add to the verdict what is to be said of this process."""
@@ -176,50 +205,59 @@ class _Instance:
 
     # Whether it has closed the hour.
 
-    def _is_given_up(self, said: Document) -> bool:
-        """Tell whether an operator gave up this hour of it, and it has said nothing since."""
-        return said["hour"] in (None, self.hour) and (self.opened is None or said["at"] >= self.opened["at"])
+    def _is_given_up(self, by: Said) -> bool:
+        """Tell whether an operator gave up this hour of it, and it has said nothing since.
+
+        The store's clock decides where it is known, because the operator's may be ahead of the process's.
+        """
+        if by.document is None or by.document["hour"] not in (None, self.hour):
+            return False
+        return all(not _is_after(said, by) for said in (self.opened, self.drained) if said is not None)
 
     def _why_open(self) -> str:
-        opened = self.opened
-        if opened is not None and self.hour < opened["through"]:
-            why = _why(opened["open"], self.hour)
-            if not why:
-                return ""
-        else:
-            why = ""
-        ended = list(self.ended.values())
+        if self.untold:
+            return f"{UNREADABLE}{min(self.untold)}"
+        why, is_closed = self._own_word()
+        if is_closed:
+            return ""
+        # Once the process itself has called the hour open, its own manifest is the older word.
+        counted = [document for name, document in self.told.items() if not why or self._theirs(name)]
+        words = [said.document for said in self.succeeded if said.document is not None]
+        never = next((said["why"] for said in words if said.get("why")), "")
         for place in PLACES:
-            if any(
-                place in document["places"] for name, document in self.told.items() if not why or self._theirs(name)
-            ):
+            if any(place in document["places"] for document in counted):
                 continue
-            words = [said for said in ended if place in said["places"]]
-            if any(not _why(said["open"], self.hour) for said in words):
-                continue
-            return next(
-                (reason for said in words if (reason := _why(said["open"], self.hour))),
-                next((said["why"] for said in ended if said.get("why")), why or self._what_is_known()),
-            )
+            reasons = [_why(said["open"], self.hour) for said in words if place in said["places"]]
+            if "" not in reasons:
+                return next(iter(reasons), "") or never or why or self._what_is_known()
         return ""
 
+    def _own_word(self) -> tuple[str, bool]:
+        """Return why the process calls the hour open, as its last word goes, and whether it calls it closed."""
+        if self.drained is not None and self.drained.document is not None:
+            why = _why(self.drained.document["open"], self.hour)
+            return why, not why
+        said = None if self.opened is None else self.opened.document
+        if said is not None and self.hour < said["through"]:
+            why = _why(said["open"], self.hour)
+            return why, not why
+        return "", False
+
     def _theirs(self, name: Name) -> bool:
-        """Tell whether a successor made this manifest: of its own, the process may have said otherwise since."""
+        """Tell whether a successor made this manifest."""
         return name.writer.partition(".")[0] != self.token
 
     def _what_is_known(self) -> str:
+        if self.unread:
+            return f"{UNREADABLE}{min(self.unread)}"
         return UNKNOWN if self.opened is None else STILL_TAKES
 
     # What it told, and what is there.
 
     def _compare(self, *, closed: bool, vouched: bool) -> Iterator[Finding]:
-        expected: dict[str, Document] = {}
+        expected = told_objects(self.told.values())
         none: dict[str, int] = {}
         for document in self.told.values():
-            for one in document["objects"]:
-                before = expected.get(one["key"])
-                if before is None or before["events"] < one["events"]:
-                    expected[one["key"]] = one
             for one in document["none"]:
                 none[one["key"]] = max(none.get(one["key"], 0), one["events"])
         for key, one in expected.items():
@@ -229,23 +267,29 @@ class _Instance:
             else:
                 yield from _held_against(key, seen, one)
         untold = [key for key in self.objects if key not in expected and key not in none]
-        if vouched:
-            for key in untold:
-                yield Finding(Kind.UNEXPECTED, key, f"{self.objects[key].events} events, of which nobody told")
+        for key in untold:
+            seen = self.objects[key]
+            if vouched:
+                yield Finding(Kind.UNEXPECTED, key, f"{seen.events} events, of which nobody told")
+            elif why := _unlike_its_head(seen):
+                yield Finding(Kind.ALTERED, key, why)
         yield from _doubled(self.objects)
         if closed and self.told:
-            yield from self._gaps([*expected, *none, *untold])
+            yield from self._gaps([*expected, *none], untold)
             yield from self._sums(expected, none)
 
-    def _gaps(self, keys: Sequence[str]) -> Iterator[Finding]:
-        numbers = {parse_key(key).sequence for key in keys}
-        if not numbers:
+    def _gaps(self, told: Sequence[str], untold: Sequence[str]) -> Iterator[Finding]:
+        """Name each run of numbers of which nothing is known. Objects that nobody told of never widen the range."""
+        here = {parse_key(key).sequence for key in told}
+        if not here:
             return
-        numbers.update(number for document in self.told.values() for number in document["elsewhere"])
-        here = [parse_key(key).sequence for key in keys]
-        for number in range(min(here), max(here)):
-            if number not in numbers:
-                yield Finding(Kind.GAP, f"{self.instance} number {number}", "nothing is told of it")
+        least, most = min(here), max(here)
+        here.update(parse_key(key).sequence for key in untold)
+        here.update(number for document in self.told.values() for number in document["elsewhere"])
+        for before, after in pairwise(sorted(number for number in here if least <= number <= most)):
+            if after - before > 1:
+                run = f"number {before + 1}" if after - before == 2 else f"numbers {before + 1} to {after - 1}"
+                yield Finding(Kind.GAP, f"{self.instance} {run}", "nothing is told of it")
 
     def _sums(self, expected: Mapping[str, Document], none: Mapping[str, int]) -> Iterator[Finding]:
         own = [document for name, document in self.told.items() if not self._theirs(name)]
@@ -259,6 +303,13 @@ class _Instance:
             yield Finding(Kind.DOUBLED, self.instance, f"{found - accepted} events more than were accepted")
 
 
+def _is_after(said: Said, than: Said) -> bool:
+    """Tell whether a document was stored after another one, which can be read; by their own words if need be."""
+    if said.stored > 0 and than.stored > 0:
+        return said.stored > than.stored
+    return said.document is None or than.document is None or bool(said.document["at"] > than.document["at"])
+
+
 def _why(still_open: Sequence[Document], hour: str) -> str:
     return next((one["why"] for one in still_open if one["hour"] == hour), "")
 
@@ -268,12 +319,30 @@ def _held_against(key: str, seen: Seen, told: Document) -> Iterator[Finding]:
         yield Finding(Kind.SHORT, key, "it does not begin as an object of ours")
     elif seen.events < told["events"]:
         yield Finding(Kind.SHORT, key, f"{seen.events} events of {told['events']}")
-    elif seen.lines is not None and seen.events == told["events"]:
-        found = seen.lines, f"{seen.crc32 or 0:08x}"
-        if found != (told["size"], told["crc32"]):
-            yield Finding(
-                Kind.ALTERED, key, f"lines of {found[0]} bytes, CRC-32 {found[1]}; told {told['size']}, {told['crc32']}"
-            )
+    elif why := _unlike_its_head(seen) or _unlike_told(seen, told):
+        yield Finding(Kind.ALTERED, key, why)
+
+
+def _unlike_its_head(seen: Seen) -> str:
+    """Return how the lines that were read are not those which the head declares."""
+    if seen.read is None or seen.events is None:
+        return ""
+    if not seen.read.is_whole:
+        return "it is damaged: it is not whole gzip of lines"
+    if seen.read.lines == seen.events:
+        return ""
+    found = "more" if seen.read.lines > seen.events else str(seen.read.lines)
+    return f"its head declares {seen.events} lines, and it has {found}"
+
+
+def _unlike_told(seen: Seen, told: Document) -> str:
+    """Return how the lines that were read do not begin with those that were told."""
+    read, size, crc32 = seen.read, told["size"], told["crc32"]
+    if read is None:
+        return ""
+    if read.size < size or (seen.events == told["events"] and read.size > size):
+        return f"lines of {read.size} bytes; told {size}"
+    return "" if f"{read.crc32:08x}" == crc32 else f"lines of CRC-32 {read.crc32:08x}; told {crc32}"
 
 
 def _doubled(objects: Mapping[str, Seen]) -> Iterator[Finding]:

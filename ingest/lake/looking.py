@@ -1,96 +1,168 @@
 """Looking: what lies in the store for an hour, and what was told of it.
 
-Owns the reads: listings, the first bytes of each object, manifests, and the registry, which is read once. Promises that
-nothing is changed; that no more than `AT_ONCE` objects are asked for, and with `deep` held in memory, at a time.
-The words of a process that ended a day before the hour are not read, because they are many and say nothing of it. A
-document that is none of ours, or of a later version, is told and passed over, so that its process is not taken for
-one that closed anything.
+Owns the reads: listings, the first bytes of each object, manifests, and the registry. Promises that nothing is changed;
+that a name below `MANIFEST_PREFIX` is told to the judge whether its document can be read or not; that the registry is
+listed anew for each hour, before its manifests and those before its objects, so that an object which is stored
+meanwhile is one too many at worst, and never missing.
+
+The words of a process that ended a day before the hour are not read, because they are many and say nothing of it.
+
+Memory: no more than `AT_ONCE` heads or documents, or with `deep` `OBJECTS_AT_ONCE` objects, are asked for at a time.
+One above `LARGE` waits until it is the only large one. A document above `LARGEST_DOCUMENT` is not read, and is one that
+cannot be; an object above `LARGEST_OBJECT` is not read, and is no whole one. Lines are inflated piece by piece.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
 
 from ingest.format import codec, manifest
-from ingest.lake.judging import Seen, Verdict, judge
+from ingest.format.codec import Extent
+from ingest.lake.each import each
+from ingest.lake.judging import Said, Seen, Verdict, judge, told_objects
 from ingest.lake.patience import Patient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from ingest.config import Settings
     from ingest.format.manifest import Name
-    from ingest.store import ObjectStore
+    from ingest.lake.judging import Document
+    from ingest.store import Listed, ObjectStore
 
 AT_ONCE: Final = 16
+OBJECTS_AT_ONCE: Final = 4
+LARGE: Final = 16 << 20
+LARGEST_DOCUMENT: Final = 64 << 20
+"""Half a million objects of one process in one hour."""
+LARGEST_OBJECT: Final = 2 << 30
+"""Twice the most that `BATCH_BYTES` takes."""
 DAY: Final = 24 * 3600.0
 """More than clocks differ by."""
-T = TypeVar("T")
+SETTLED: Final = 10.0
+"""Seconds. The clock of a store that tells seconds only has gone on by then, and so does that of its other machines."""
+_DAMAGED: Final = Extent(0, 0, 0, is_whole=False)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A word of the registry, as it was read. It stands while its listing stays the same.
+
+    It is final if it was read `SETTLED` after its listing was first seen: an earlier read may be that of a document
+    which was written once more within the same second of the store's clock, with the same size.
+    """
+
+    said: Said
+    size: int
+    seen: float
+    is_final: bool
 
 
 class Looking:
-    """See the module's text. `say` hears of what is passed over."""
+    """See the module's text. `say` hears of documents that cannot be read, once of each."""
 
-    def __init__(self, settings: Settings, store: ObjectStore, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._store = Patient(store)
         self._say = say
-        self._registry: dict[Name, dict[str, Any]] | None = None
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._clock = clock
+        self._registry: dict[str, _Kept] = {}
+        self._unread: set[str] = set()
+        self._large = asyncio.Lock()
 
     async def verdict(self, hour: str, *, deep: bool = False) -> Verdict:
         """Look at one hour."""
         prefix = self._settings.manifest_prefix
-        # What is told is read first: an object that is stored meanwhile is one too many at worst, and never missing.
-        if self._registry is None:
-            self._registry = await self._documents(f"{prefix}/{manifest.INSTANCES}/", since=self._start_of(hour) - DAY)
-        manifests = await self._documents(f"{prefix}/{hour}/")
+        since = self._start_of(hour) - DAY
+        words = _since(await self._list(f"{prefix}/{manifest.INSTANCES}/"), since)
+        registry = await self._read(words, self._word)
+        manifests = await self._read(await self._list(f"{prefix}/{hour}/"), self._said)
         found = await self._store.listing(f"{self._settings.raw_prefix}/{hour}/")
-        seen = await _each(self._see(listed.key, listed.size, deep=deep) for listed in found)
+        told = told_objects(said.document for said in manifests.values() if said.document is not None) if deep else {}
+        seen = await each(found, OBJECTS_AT_ONCE if deep else AT_ONCE, lambda one: self._see(one, told, deep=deep))
         objects = {listed.key: one for listed, one in zip(found, seen, strict=True)}
-        return judge(hour, objects, manifests, self._registry, tz=self._settings.partition_tz)
+        return judge(hour, objects, manifests, registry)
 
-    async def registry(self) -> dict[Name, dict[str, Any]]:
-        """Read the registry."""
-        return await self._documents(f"{self._settings.manifest_prefix}/{manifest.INSTANCES}/")
+    async def registry(self) -> dict[Name, Said]:
+        """Read the registry, whatever can be read of it."""
+        return await self._read(await self._list(f"{self._settings.manifest_prefix}/{manifest.INSTANCES}/"), self._said)
 
-    async def _documents(self, prefix: str, *, since: float = 0) -> dict[Name, dict[str, Any]]:
-        """Read the documents below a prefix, but for those of processes that have ended before `since`."""
-        names: dict[str, Name] = {}
-        written: dict[str, float] = {}
-        for listed in await self._store.listing(prefix):
-            name = manifest.parse_name(self._settings.manifest_prefix, listed.key)
-            if name is not None:
-                names[listed.key] = name
-                written[name.instance] = max(written.get(name.instance, 0.0), listed.modified)
-        over = {instance for instance in _ended(names.values()) if written[instance] < since}
-        names = {key: name for key, name in names.items() if name.instance not in over}
-        bodies = await _each(self._get(key) for key in names)
-        found = {}
-        for (key, name), body in zip(names.items(), bodies, strict=True):
-            document = manifest.parse(body)
-            if document is None:
-                self._say(f"{key}: no document of ours, or of a later version: passed over")
-            else:
-                found[name] = document
-        return found
+    async def _list(self, prefix: str) -> dict[Name, Listed]:
+        named = [
+            (manifest.parse_name(self._settings.manifest_prefix, listed.key), listed)
+            for listed in await self._store.listing(prefix)
+        ]
+        return {name: listed for name, listed in named if name is not None}
 
-    async def _see(self, key: str, size: int, *, deep: bool) -> Seen:
-        async with self._places:
-            if deep:
-                body = await self._store.get(key)
-                return await asyncio.get_running_loop().run_in_executor(None, _read, size, body)
-            return Seen(size, codec.event_count(await self._store.first_bytes(key, codec.HEAD_BYTES)))
+    async def _read(
+        self, names: Mapping[Name, Listed], read: Callable[[Name, Listed], Awaitable[Said]]
+    ) -> dict[Name, Said]:
+        found = await each(list(names.items()), AT_ONCE, lambda one: read(*one))
+        return dict(zip(names, found, strict=True))
 
-    async def _get(self, key: str) -> bytes:
-        async with self._places:
-            return await self._store.get(key)
+    async def _word(self, name: Name, listed: Listed) -> Said:
+        """Read a word of the registry, if it is another one than was read before."""
+        now = self._clock()
+        kept = self._registry.get(listed.key)
+        if kept is None or (kept.said.stored, kept.size) != (listed.modified, listed.size):
+            kept = _Kept(await self._said(name, listed), listed.size, now, is_final=False)
+            self._registry[listed.key] = kept
+        elif not kept.is_final:
+            kept.said = await self._said(name, listed)
+            kept.is_final = now - kept.seen >= SETTLED
+        return kept.said
+
+    async def _said(self, name: Name, listed: Listed) -> Said:
+        document = None
+        if listed.size <= LARGEST_DOCUMENT:
+            async with self._alone_if_large(listed):
+                document = manifest.read(name, await self._store.get(listed.key))
+        if document is None and listed.key not in self._unread:
+            self._unread.add(listed.key)
+            self._say(f"{listed.key}: it cannot be read: torn, of another name, or of a later version")
+        return Said(listed.key, document, listed.modified)
+
+    async def _see(self, listed: Listed, told: Mapping[str, Document], *, deep: bool) -> Seen:
+        if not deep:
+            return Seen(listed.size, codec.event_count(await self._store.first_bytes(listed.key, codec.HEAD_BYTES)))
+        if listed.size > LARGEST_OBJECT:
+            events = codec.event_count(await self._store.first_bytes(listed.key, codec.HEAD_BYTES))
+            return Seen(listed.size, events, _DAMAGED)
+        begin = told[listed.key]["size"] if listed.key in told else 0
+        async with self._alone_if_large(listed):
+            body = await self._store.get(listed.key)
+            return await asyncio.to_thread(_seen, listed.size, body, begin)
+
+    def _alone_if_large(self, listed: Listed) -> AbstractAsyncContextManager[None]:
+        return self._large if listed.size > LARGE else nullcontext()
 
     def _start_of(self, hour: str) -> float:
         return datetime.strptime(hour, "dt=%Y-%m-%d/hr=%H").replace(tzinfo=self._settings.partition_tz).timestamp()
+
+
+def _since(words: Mapping[Name, Listed], since: float) -> dict[Name, Listed]:
+    """Leave out the words of processes that have ended before `since`."""
+    written: dict[str, float] = {}
+    for name, listed in words.items():
+        written[name.instance] = max(written.get(name.instance, 0.0), listed.modified)
+    # An empty document ends nothing; others that cannot be read are not told apart here, because none is read.
+    over = _ended(name for name, listed in words.items() if listed.size)
+    return {
+        name: listed for name, listed in words.items() if name.instance not in over or written[name.instance] >= since
+    }
 
 
 def _ended(names: Iterable[Name]) -> set[str]:
@@ -103,18 +175,7 @@ def _ended(names: Iterable[Name]) -> set[str]:
     return {instance for instance, known in places.items() if known.issuperset(manifest.PLACES)}
 
 
-async def _each(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all of them; one that fails ends the others."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]
-    return [task.result() for task in tasks]
-
-
-def _read(size: int, body: bytes) -> Seen:
-    """Count the lines themselves. An object that is damaged has none."""
-    if codec.event_count(body[: codec.HEAD_BYTES]) is None:
-        return Seen(size, None)
-    lines = codec.whole_lines(body)
-    if lines is None:
-        return Seen(size, 0, 0, 0)
-    return Seen(size, lines.count(b"\n"), len(lines), zlib.crc32(lines))
+def _seen(size: int, body: bytes, begin: int) -> Seen:
+    """Read an object whose first `begin` bytes of lines were told of."""
+    events = codec.event_count(body[: codec.HEAD_BYTES])
+    return Seen(size, events, None if events is None else codec.extent(BytesIO(body), begin, events))

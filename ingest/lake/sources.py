@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import asyncio
 from io import BytesIO
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
 from ingest.disk import Reader, StorageError
 from ingest.disk.publish import publish
 from ingest.format import OBJECT_SUFFIX, codec, parse_key
+from ingest.lake.each import each
 from ingest.lake.generation import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ingest.disk import Filesystem
     from ingest.lake.patience import Patient
     from ingest.store import Listed
-
-_Task = TypeVar("_Task")
-_Result = TypeVar("_Result")
 
 AT_ONCE: Final = 4
 HEADS_AT_ONCE: Final = 16
@@ -63,7 +61,7 @@ async def freeze(store: Patient, prefix: str, hour: str) -> Frozen:
     listed = await store.listing(f"{prefix}/{hour}/")
     ours = [one for one in listed if _is_ours(one.key, prefix, hour)]
     whole = asyncio.Semaphore(AT_ONCE)
-    events = await _each(ours, HEADS_AT_ONCE, lambda one: _events_of(store, one, whole))
+    events = await each(ours, HEADS_AT_ONCE, lambda one: _events_of(store, one, whole))
     return Frozen(
         tuple(Source(one.key, count) for one, count in zip(ours, events, strict=True)),
         {one.key: one.size for one in ours},
@@ -104,7 +102,7 @@ async def fetch(store: Patient, fs: Filesystem, sources: Sequence[Source], folde
         body = await store.get(source.key)
         return await asyncio.to_thread(_keep, fs, source, body, copy)
 
-    longest = await _each(list(zip(sources, copies, strict=True)), AT_ONCE, one)
+    longest = await each(list(zip(sources, copies, strict=True)), AT_ONCE, one)
     return Fetched(tuple(copies), sum(source.events for source in sources), max(longest, default=0))
 
 
@@ -168,22 +166,3 @@ def _keep(fs: Filesystem, source: Source, body: bytes, copy: Path) -> int:
     if counted.lines != source.events:
         raise Differs(f"{source.key}: it has {counted.lines} lines, and its head declares {source.events}")
     return counted.longest
-
-
-async def _each(tasks: Sequence[_Task], at_once: int, work: Callable[[_Task], Awaitable[_Result]]) -> list[_Result]:
-    """Do all tasks, so many at a time; the first that fails ends the others."""
-    results: dict[int, _Result] = {}
-    left = iter(enumerate(tasks))
-
-    async def worker() -> None:
-        for number, task in left:
-            results[number] = await work(task)
-
-    workers = [asyncio.ensure_future(worker()) for _ in range(min(at_once, len(tasks)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for one in workers:
-            one.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return [results[number] for number in range(len(tasks))]

@@ -266,10 +266,11 @@ class Closing:
             return NOT_FOUND
         mine.doubted = False
         volume = self._volumes.get(hour)
+        writer = f"{self._keys.token}.{volume}" if volume else self._keys.token
         make = partial(
             manifest.manifest,
             instance=self._keys.instance,
-            writer=self._keys.token,
+            writer=writer,
             hour=hour,
             generation=mine.generation + 1,
             at=self._now(),
@@ -279,7 +280,6 @@ class Closing:
         )
         others = [tuple(one.numbers) for other, one in self._hours.items() if other != hour]
         body = await self._compute(_with_elsewhere, make, fates, others)
-        writer = f"{self._keys.token}.{volume}" if volume else self._keys.token
         if not await self._post.put(manifest.manifest_key(self._prefix, hour, self._keys.instance, writer), body):
             return NOT_TOLD
         mine.told = known

@@ -115,6 +115,12 @@ def test_the_sequence_counts_up_and_outgrows_its_padding():
     assert parse_key(factory.new_key(0, partition)).sequence == 10_000_000_000
 
 
+@pytest.mark.parametrize("number", ["1", "000000001", "00000000001", "000000000001", "1000000000000", "9" * 5000])
+def test_a_number_that_no_process_writes_so_or_comes_to_is_no_key(number):
+    with pytest.raises(ValueError, match="not a key"):
+        parse_key(KEY.replace("0000000001", number))
+
+
 def test_each_process_draws_a_token_of_64_random_bits():
     tokens = {KeyFactory("raw", UTC_ZONE).token for _ in range(100)}
     assert len(tokens) == 100

@@ -6,10 +6,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from ingest.format.codec import Extent
 from ingest.format.keys import partition_of
 from ingest.format.manifest import Kind as Word
 from ingest.format.manifest import Name
-from ingest.lake.judging import Seen, judge
+from ingest.lake.judging import UNREADABLE, Said, Seen, judge
 
 UTC = ZoneInfo("UTC")
 HOUR, NEXT = "dt=2025-12-02/hr=14", "dt=2025-12-02/hr=15"
@@ -58,14 +59,32 @@ def abandoned(instance=A, hour=None, at=START + 9000):
     return {Name(instance, "", hour=hour or "", kind=Word.ABANDONED): {"hour": hour, "at": at}}
 
 
+def torn(documents):
+    """The same names, over bytes that cannot be read."""
+    return dict.fromkeys(documents)
+
+
+def said(documents):
+    return {
+        name: found if isinstance(found, Said) else Said(f"{name.instance} {name.writer}", found)
+        for name, found in (documents or {}).items()
+    }
+
+
+def stored(at, documents):
+    """The documents, with the time at which the store took them."""
+    return {name: Said(name.instance, document, at) for name, document in documents.items()}
+
+
 def verdict(there, manifests=None, registry=None):
-    return judge(HOUR, there, manifests or {}, registry or {}, tz=UTC)
+    return judge(HOUR, there, said(manifests), said(registry))
 
 
 def kinds(found):
     return [(one.kind.value, one.key) for one in found.findings]
 
 
+COPY, MOVED = f"raw/{HOUR}/{key(1)}", f"raw/{HOUR}/old/{NEXT}/{START}_{A}_0000000002.jsonl.gz"
 TAKES = opened(through=HOUR)
 JOURNAL = {"writer": f"{B[5:]}.journal0", "places": ("journal",)}
 DLQ = {"writer": f"{B[5:]}.dlq0", "places": ("dlq",)}
@@ -77,6 +96,11 @@ DLQ = {"writer": f"{B[5:]}.dlq0", "places": ("dlq",)}
         (objects(1, 2), told(1, 2), opened()),
         ({}, {}, opened()),
         ({}, {}, opened(started=START + 3600, through=NEXT)),
+        ({}, {}, torn(TAKES) | ended()),
+        ({}, {}, torn(TAKES) | ended(**JOURNAL) | ended(**DLQ)),
+        ({}, {}, opened() | torn(ended())),
+        (objects(1), told(1), torn(TAKES)),
+        ({}, {}, opened(still_open=[HOUR]) | ended()),
         ({}, {}, ended(at=START - 1) | opened(at=START - 2, started=START - 9000)),
         (objects(1, 2), told(1, 2), TAKES | ended()),
         (objects(1, 2), told(1, accepted=None, **JOURNAL) | told(2, accepted=None, **DLQ), TAKES),
@@ -112,6 +136,23 @@ def test_complete_is_what_everybody_has_closed_and_is_as_it_was_told(there, mani
         ({}, {}, TAKES | abandoned(hour=NEXT), "it takes events"),
         ({}, {}, TAKES | abandoned(at=START), "it takes events"),
         (objects(1), told(1), opened() | opened(through=HOUR, instance=B), "it takes events"),
+        (objects(1), told(1), opened() | torn(opened(instance=B)), UNREADABLE + B),
+        (objects(1), told(1), opened() | torn(ended(instance=B)), UNREADABLE + B),
+        (objects(1), told(1), opened() | torn(abandoned(instance=B)), UNREADABLE + B),
+        ({}, {}, TAKES | torn(ended()), UNREADABLE + A),
+        ({}, {}, torn(TAKES) | ended(**JOURNAL), UNREADABLE + A),
+        ({}, {}, TAKES | ended(**JOURNAL) | torn(ended(**DLQ)), UNREADABLE + A),
+        ({}, torn(told(1)), opened(), UNREADABLE + A),
+        (objects(1), told(1) | torn(told(1, **JOURNAL)), opened(), UNREADABLE + A),
+        (objects(1), {}, opened() | torn(abandoned()) | torn(TAKES), UNREADABLE + A),
+        ({}, {}, opened(still_open=[HOUR], started=START + 3600), "w"),
+        ({}, {}, opened(still_open=[HOUR], started=START + 9 * 3600), "w"),
+        ({}, {}, opened() | ended(still_open=[HOUR], at=START - 1), "waits"),
+        ({}, {}, ended(still_open=[HOUR], at=START - 9 * 3600), "waits"),
+        (objects(1), told(1), opened() | ended(still_open=[HOUR]), "waits"),
+        ({}, {}, stored(5, TAKES) | stored(4, abandoned(at=START + 3 * 3600)), "it takes events"),
+        ({}, {}, stored(3, TAKES) | stored(5, torn(opened())) | stored(4, abandoned()), UNREADABLE + A),
+        ({}, {}, stored(3, TAKES) | stored(5, ended(still_open=[HOUR])) | stored(4, abandoned(at=2**40)), "waits"),
     ],
 )
 def test_open_is_what_somebody_may_still_add_to_and_the_verdict_names_who_and_why(there, manifests, registry, why):
@@ -127,7 +168,13 @@ def test_open_is_what_somebody_may_still_add_to_and_the_verdict_names_who_and_wh
         (objects(1), told(1, 2), TAKES | {}, "missing", key(2)),
         (objects(1, events=2), told(1), opened(), "short", key(1)),
         (objects(1, events=None), told(1), opened(), "short", key(1)),
-        ({key(1): Seen(50, 3, 90, 254)}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 3, Extent(3, 90, 254, is_whole=True))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 3, Extent(3, 91, 255, is_whole=True))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 3, Extent(4, 90, 255, is_whole=True))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 3, Extent(3, 90, 255, is_whole=False))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 5, Extent(5, 99, 254, is_whole=True))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 5, Extent(5, 89, 255, is_whole=True))}, told(1), opened(), "altered", key(1)),
+        ({key(1): Seen(50, 3, Extent(2, 60, 255, is_whole=True))}, {}, TAKES, "altered", key(1)),
         (objects(1, 2), told(1), opened(), "unexpected", key(2)),
         (
             objects(1) | {f"raw/{HOUR}/part-0.json": Seen(9, None)},
@@ -136,8 +183,12 @@ def test_open_is_what_somebody_may_still_add_to_and_the_verdict_names_who_and_wh
             "unexpected",
             f"raw/{HOUR}/part-0.json",
         ),
+        (objects(1) | {COPY: Seen(50, 3)}, told(1), opened(), "unexpected", COPY),
+        (objects(1) | {MOVED: Seen(50, 3)}, told(1), opened(), "unexpected", MOVED),
         (objects(1, 3), told(1, 3), opened(), "gap", f"{A} number 2"),
         (objects(1, 3), told(1, 3, accepted=None, **JOURNAL), TAKES | ended(**DLQ), "gap", f"{A} number 2"),
+        (objects(1, 10**11), told(1, 10**11), opened(), "gap", f"{A} numbers 2 to 99999999999"),
+        (objects(1, 10**11), told(1), opened(), "unexpected", key(10**11)),
         (objects(1), told(1, accepted=5), opened(), "gap", A),
         (objects(1), told(1, accepted=2), opened(), "doubled", A),
     ],
@@ -154,8 +205,21 @@ def test_two_objects_of_one_number_are_doubled():
     assert ("doubled", twin) in kinds(found)
 
 
-def test_deep_finds_lines_as_they_were_told():
-    assert verdict({key(1): Seen(50, 3, 90, 255)}, told(1), opened()).code == 0
+@pytest.mark.parametrize("found", [Seen(50, 3, Extent(3, 90, 255, True)), Seen(50, 5, Extent(5, 150, 255, True))])
+def test_deep_finds_lines_that_are_or_begin_with_those_that_were_told(found):
+    assert verdict({key(1): found}, told(1), opened()).code == 0
+
+
+def test_a_run_of_missing_numbers_is_one_finding_and_what_lies_there_untold_divides_it():
+    found = verdict(objects(1, 50, 100), told(1, 100), TAKES | abandoned() | ended())
+    gaps = [one.key for one in found.findings if one.kind.value == "gap"]
+    assert gaps == [f"{A} numbers 2 to 49", f"{A} numbers 51 to 99"]
+
+
+def test_a_process_is_abandoned_until_the_store_hears_of_it_again_whatever_the_clocks_say():
+    for clock in (START + 3 * 3600, START - 3 * 3600):
+        codes = [verdict({}, {}, stored(4, TAKES) | stored(at, abandoned(at=clock))).code for at in (5, 3)]
+        assert codes == [0, 1]
 
 
 def test_what_an_open_process_has_not_told_of_yet_is_no_finding():

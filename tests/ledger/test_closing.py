@@ -38,7 +38,8 @@ def world(tmp_path):
 
 
 def documents(world):
-    return {parse_name(PREFIX, key): manifest.parse(body) for key, body in world.documents.items()}
+    names = {parse_name(PREFIX, key): body for key, body in world.documents.items()}
+    return {name: manifest.read(name, body) for name, body in names.items()}
 
 
 def manifests(world, hour=FIRST):

@@ -34,8 +34,8 @@ from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.format import codec, ledger
 from ingest.format.keys import parse_key, partition_of
-from ingest.format.manifest import parse, parse_name
-from ingest.lake.judging import UNKNOWN, Seen, judge
+from ingest.format.manifest import parse_name, read
+from ingest.lake.judging import UNKNOWN, Said, Seen, judge
 from ingest.ledger import entries_in, is_of_ledger
 from tests.model.ledger import Ledger, events_in, numbers_in
 from tests.model.loop import Died
@@ -401,7 +401,7 @@ class World:
 
     def verdicts(self) -> list[Verdict]:
         """What `reconcile` says of each hour that has objects."""
-        documents, tz = self._documents(), self.settings.partition_tz
+        documents = {name: Said(f"{name}", document) for name, document in self._documents().items()}
         found = []
         for hour in sorted({parse_key(key).partition for key in self.store.objects if key.startswith("raw/")}):
             there = {
@@ -411,12 +411,18 @@ class World:
             }
             told = {name: document for name, document in documents.items() if name.hour == hour}
             registry = {name: document for name, document in documents.items() if not name.hour}
-            found.append(judge(hour, there, told, registry, tz=tz))
+            found.append(judge(hour, there, told, registry))
         return found
 
     def _documents(self) -> dict[Name, dict[str, Any]]:
-        found = {parse_name("raw_manifest", key): parse(body) for key, body in self.documents.items()}
-        return {name: document for name, document in found.items() if name is not None and document is not None}
+        found = {}
+        for key, body in self.documents.items():
+            name = parse_name("raw_manifest", key)
+            if name is not None:
+                document = read(name, body)
+                assert document is not None, f"{key} is not what its name says: {body!r}"
+                found[name] = document
+        return found
 
     def _hold_ledgers(self) -> None:
         """A ledger never says *stored* of what is not, nor more than is; nor does a manifest."""
