@@ -35,9 +35,10 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from functools import wraps
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 
-from ingest.event import HEAD_TOO_LARGE, MALFORMED, UNAVAILABLE_CLOSE
+from ingest.event import HEAD_TOO_LARGE, MALFORMED, UNAVAILABLE_CLOSE, Peer
 from ingest.telemetry import Overdue
 from ingest.wire.answers import CONTINUE
 from ingest.wire.flow import NEVER, Flow
@@ -49,7 +50,7 @@ from ingest.wire.states import STATES, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ingest.event import ClientError, Peer
+    from ingest.event import ClientError
     from ingest.wire.door import Door
     from ingest.wire.headers import HeaderNames
     from ingest.wire.tick import Tick
@@ -94,6 +95,41 @@ _REACHED: Final = Overrun.REACHED
 _HOLE: Final = _Hole()
 
 
+_NOBODY: Final = Peer("", trusted=False)
+"""Until it is known who is there."""
+
+
+class _Callbacks(Protocol):
+    """Who has the callbacks of a transport."""
+
+    _tick: Tick
+
+    def abort(self) -> None:
+        """Drop the connection."""
+
+
+_One = TypeVar("_One", bound=_Callbacks)
+_More = TypeVarTuple("_More")
+_Told = TypeVar("_Told")
+
+
+def ends_one(callback: Callable[[_One, *_More], _Told]) -> Callable[[_One, *_More], _Told | None]:
+    """Have a bug that a transport's callback meets end that connection, as one that `feed` meets does.
+
+    The loop would report it without a word on whose it was, which ends the process.
+    """
+
+    @wraps(callback)
+    def guarded(self: _One, *more: *_More) -> _Told | None:
+        try:
+            return callback(self, *more)
+        except Exception as error:  # noqa: BLE001 - reported loudly, and met by one client only
+            self._tick.met(error, self)
+            return None
+
+    return guarded
+
+
 def discard(_data: bytes) -> None:
     """Take the place of a lost transport's `write`."""
 
@@ -132,7 +168,7 @@ class Connection(asyncio.Protocol):
         needs neither."""
         self._framing: Framing
         self._flow: Flow
-        self.peer: Peer
+        self.peer = _NOBODY
         self.write: Callable[[bytes], None] = discard
 
         self.ending = _OPEN
@@ -166,13 +202,15 @@ class Connection(asyncio.Protocol):
 
     # The transport's callbacks, in the order in which they fire.
 
+    @ends_one
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a TCP server's
         """Arm the first deadline: a connection that stays silent is idle."""
         tick = self._tick
         self._flow = Flow(transport)
         self.write = transport.write
         name = transport.get_extra_info("peername")
-        self.peer = tick.encoder.peer(name[0] if name else "")
+        # A client of a socket file has none, or bytes: the name that it gave its own end.
+        self.peer = tick.encoder.peer(name[0] if isinstance(name, tuple) else "")
         self.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
         if not tick.crowd.admit(self, self._door.spare):
             self.leave_with(tick.book.plain.refused_close, linger=tick.crowd.watch(self))
@@ -182,13 +220,16 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Queue a read for the turn; after a large one no more is taken until it is fed."""
         tick = self._tick
-        arrivals = tick.arrivals
-        reads = arrivals.reads
-        if (len(data) > SLICE or len(reads) >= arrivals.uncounted) and not self._finds_room(data):
-            return
-        if not reads:
-            tick.schedule()
-        reads.append((self, data))
+        try:  # as `ends_one` does, without the call
+            arrivals = tick.arrivals
+            reads = arrivals.reads
+            if (len(data) > SLICE or len(reads) >= arrivals.uncounted) and not self._finds_room(data):
+                return
+            if not reads:
+                tick.schedule()
+            reads.append((self, data))
+        except Exception as error:  # noqa: BLE001 - reported loudly, and met by one client only
+            tick.met(error, self)
 
     def _finds_room(self, data: bytes) -> bool:
         """Tell whether a read is kept; else the connection is refused for it."""
@@ -208,6 +249,7 @@ class Connection(asyncio.Protocol):
         self._come_again(_HOLE)
         return False
 
+    @ends_one
     def eof_received(self) -> bool:
         """Keep our half open: what is owed is still answered."""
         self._flow.ended = True
@@ -215,25 +257,28 @@ class Connection(asyncio.Protocol):
         self._come_again()
         return True
 
+    @ends_one
     def pause_writing(self) -> None:
         """Stop feeding: the client reads slower than it asks."""
         self._stall(self._tick.clocks.read_deadline)
 
+    @ends_one
     def resume_writing(self) -> None:
         """Go on with what was read meanwhile."""
         self._unstall()
 
+    @ends_one
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything; events already in the turn are still committed."""
         del exc
         self._flow.lost()
         self.write = discard
+        self._tick.crowd.dismiss(self)
         if self.ending is _OPEN:
             self._let_go()
         if self._reader is not None:
             self._reader.leave()
         self.ending = Ending.GONE
-        self._tick.crowd.dismiss(self)
 
     # The turn's calls.
 
@@ -404,7 +449,8 @@ class Connection(asyncio.Protocol):
         self._tick.schedule()
 
     def abort(self) -> None:
-        """Drop the connection."""
+        """Drop the connection; answers that are still owed are written into nothing."""
+        self.write = discard
         self._flow.abort()
 
     # The reader's calls.

@@ -15,7 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ingest.event import BAD_PROXY_HEADER, Peer
-from ingest.wire.connection import Connection
+from ingest.wire.connection import Connection, ends_one
 from ingest.wire.proxy_header import Verdict, read_header
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Proxied(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._read = b""
 
+    @ends_one
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a TCP server's
         """Have the connection made, and step aside at once if no header is read."""
         connection, tick = self._connection, self._tick
@@ -45,6 +46,7 @@ class Proxied(asyncio.Protocol):
         else:
             transport.set_protocol(connection)
 
+    @ends_one
     def data_received(self, data: bytes) -> None:
         """Read on, up to the end of the header."""
         connection = self._connection
@@ -75,6 +77,11 @@ class Proxied(asyncio.Protocol):
         """Close: nothing was asked."""
         return False
 
+    @ends_one
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the connection, which nobody else told."""
         self._connection.connection_lost(exc)
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        self._transport.abort()

@@ -27,7 +27,7 @@ from ssl import MemoryBIO, SSLContext, SSLError, SSLObject, SSLWantReadError, SS
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingest.telemetry import Handshake
-from ingest.wire.connection import Connection
+from ingest.wire.connection import Connection, ends_one
 
 if TYPE_CHECKING:
     from ingest.wire.door import Door
@@ -139,6 +139,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
 
     # A protocol: the transport's callbacks, in the order in which they fire.
 
+    @ends_one
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a TCP server's
         """Have the connection made, counted and given the time of a handshake."""
         connection, tick = self._connection, self._tick
@@ -147,6 +148,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         if not connection.is_over:
             connection.deadline = tick.clocks.loop_time() + tick.limits.read_timeout
 
+    @ends_one
     def data_received(self, data: bytes) -> None:
         """Go on with the handshake, or hand over what the records say."""
         if self._phase is Phase.ENDED:
@@ -164,6 +166,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
                 self._waits = True
                 self._pace.wait(self)
 
+    @ends_one
     def step(self) -> None:
         """Go on with the handshake, which was waited for, and with what came behind it."""
         if self._phase is _HANDSHAKE and not self._transport.is_closing() and not self._transport.is_reading():
@@ -179,6 +182,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         if is_done:
             self._read()
 
+    @ends_one
     def eof_received(self) -> bool:
         """Keep our half open, as without TLS; a handshake that is cut off is over."""
         if self._waits:
@@ -188,21 +192,24 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._hear_end()
         return True
 
+    @ends_one
     def pause_writing(self) -> None:
         """Pass it on."""
         self._connection.pause_writing()
 
+    @ends_one
     def resume_writing(self) -> None:
         """Pass it on."""
         self._connection.resume_writing()
 
+    @ends_one
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on, and let go of the transport, which holds this: else both wait for the cycles' collector."""
         self._phase = Phase.ENDED
+        self._connection.connection_lost(exc)
         if self._begun:
             self._tick.metrics.handshakes.add(Handshake.FAILED)
             self._tick.crowd.handshake_moves(self)
-        self._connection.connection_lost(exc)
         del self._transport
 
     # Reading.

@@ -28,7 +28,7 @@ import time
 from collections import OrderedDict
 from math import inf
 from operator import length_hint
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.telemetry import Answer, Overdue
 from ingest.wire.arrivals import Arrivals
@@ -56,6 +56,13 @@ DRAIN_SECONDS: Final = 0.2
 """So long a drain answers what was read without letting anything else run."""
 _STATUS_AT: Final = len("HTTP/1.1 ")
 _CLASSES: Final = {ord(answer.value[0]): answer for answer in Answer}
+
+
+class Dropped(Protocol):
+    """A connection, as far as one that met a bug needs it."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
 
 
 class Tick:
@@ -213,7 +220,7 @@ class Tick:
                 connection, data = odd
                 connection.feed(data)
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
-                self._met(error, reads[-1 - length_hint(left)][0])
+                self.met(error, reads[-1 - length_hint(left)][0])
         if self.budget.requests > self.limits.unfinished:
             self._refuse_largest()
         self._finish(turn)
@@ -248,7 +255,7 @@ class Tick:
             try:
                 connection.unpack()
             except Exception as error:  # noqa: BLE001 - as in `run`
-                self._met(error, connection)
+                self.met(error, connection)
             self._share_until = inf
         if self.budget.requests > self.limits.unfinished:
             self._refuse_largest()
@@ -256,7 +263,8 @@ class Tick:
         if waiting:
             self._share_soon()
 
-    def _met(self, error: Exception, connection: Member) -> None:
+    def met(self, error: Exception, connection: Dropped) -> None:
+        """Report a bug of ours loudly, and have only the client meet it whose connection it was."""
         connection.abort()
         context = {"message": "unhandled error", "exception": error, "connection": connection}
         self._loop.call_exception_handler(context)

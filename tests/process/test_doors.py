@@ -15,9 +15,11 @@ from tests.process.collector import Metrics, bare_environment
 NO_HOST = "HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-def ask(path, page):
+def ask(path, page, name=None):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
+        if name is not None:
+            client.bind(name)
         client.connect(str(path))
         client.sendall(f"GET {page} {NO_HOST}".encode())
         answer = b""
@@ -54,7 +56,8 @@ def test_the_socket_of_operators_has_the_pages_and_goes_with_the_process(collect
     assert path.exists()
     second = collectors(env, name="second").start()
     second.wait_said("listening_for_operators")
-    assert ask(path, "/ready") == (200, b"ok\n")
+    for name in (None, f"\0probe-{second.port}", str(tmp_path / "probe.sock")):
+        assert ask(path, "/ready", name) == (200, b"ok\n")
     health = subprocess.run(
         [sys.executable, "-m", "ingest", "health"], env=bare_environment(env), timeout=20, check=False
     )
