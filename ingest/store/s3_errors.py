@@ -99,6 +99,10 @@ _SERVER_ERROR = 500
 _CONFLICT = 409
 
 
+class EndlessAnswer(Exception):  # noqa: N818 - the answer is at fault
+    """An answer that is longer than any of a store's; the rest of it was not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """The request that failed: the `settings` that put something into it, and the `address` that was asked."""
@@ -163,6 +167,7 @@ def _kinds() -> tuple[tuple[type[Exception], str, bool], ...]:
     from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # it ships no types
 
     return (
+        (EndlessAnswer, "the answer is longer than any of a store's: check the endpoint and proxies", True),
         (TimeoutError, _TIMES_OUT, True),
         (exceptions.ConnectTimeoutError, _TIMES_OUT, True),
         (exceptions.ReadTimeoutError, _TIMES_OUT, True),

@@ -2,8 +2,9 @@
 
 Owns how a session of the SDK is made, and the handlers that hold it back. Promises that its models are read once and
 shared by all sessions that follow each other, off the loop, with the collector of cycles paused; that a session that
-failed leaves nothing behind in the next one; that a client follows no redirect and asks for no `100 Continue`, since a
-store or a proxy that never says it would get nothing (RFC 9110, 10.1.1). Never finds credentials, puts or gets.
+failed leaves nothing behind in the next one; that of an answer that is no object at most `LONGEST_ANSWER` is read; that
+a client follows no redirect and asks for no `100 Continue`, since a store or a proxy that never says it would get
+nothing (RFC 9110, 10.1.1). Never finds credentials, puts or gets.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import asyncio
 import gc
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ingest.store import evidence
+from ingest.store.s3_errors import EndlessAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # it ships no types
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it ships no types
+    from aiohttp import ClientResponse
+    from botocore.awsrequest import AWSPreparedRequest  # type: ignore[import-untyped]  # it ships no types
     from types_aiobotocore_s3.client import S3Client
 
     from ingest.config import Settings
 
+LONGEST_ANSWER: Final = 16 * 1024**2
+"""Bytes of an error or of a page of a listing; 1,000 of the longest keys are a quarter of it."""
+_ERRORS = 300
 # A prolog and a document type begin with no letter.
 _FIRST_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
 _IS_TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*(\w*)\s*</")
@@ -116,6 +123,7 @@ def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, Ai
     from aiobotocore.config import AioConfig
 
     session = open_session(models)
+    bounded = _bounded_session()
     common: dict[str, Any] = {
         "region_name": settings.aws_region,
         "connect_timeout": settings.s3_timeout,
@@ -142,7 +150,52 @@ def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, Ai
             return str(client.meta.endpoint_url)
 
     secure = asyncio.run(endpoint()).startswith("https://")
-    return session, AioConfig(s3={**addressing, "payload_signing_enabled": not secure}, **common)
+    signing = {**addressing, "payload_signing_enabled": not secure}
+    return session, AioConfig(s3=signing, http_session_cls=bounded, **common)
+
+
+class _Read:
+    """An answer's bytes, in the place of the stream that they came from."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+def _bounded_session() -> type:
+    """Return the SDK's own way to send, but for how much it reads of an answer that is no object."""
+    from aiobotocore.awsrequest import AioAWSResponse  # type: ignore[import-untyped]  # it ships no types
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]  # it ships no types
+
+    class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # it ships no types
+        async def send(self, request: AWSPreparedRequest) -> AioAWSResponse:
+            is_object, request.stream_output = request.stream_output, True
+            answer = await super().send(request)
+            if is_object and answer.status_code < _ERRORS:
+                return answer
+            body = await _read(answer.raw)
+            return AioAWSResponse(answer.url, answer.status_code, answer.headers, _Read(body))
+
+    return BoundedSession
+
+
+async def _read(answer: ClientResponse) -> bytes:
+    body = bytearray()
+    try:
+        while len(body) <= LONGEST_ANSWER and (part := await answer.content.readany()):
+            body += part
+        if len(body) <= LONGEST_ANSWER:
+            await answer.read()  # nothing is left: it lets go of the connection
+            return bytes(body)
+    except BaseException:
+        answer.close()
+        raise
+    answer.close()
+    raise EndlessAnswer(f"{len(body)} bytes and more")
 
 
 def hold_back(client: S3Client) -> None:
