@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ingest.commands.hours import FAILED, FORM, WRONG_WORDS, Hour, hours_of
 from ingest.commands.opened import opened, to_the_end
-from ingest.commands.report import Report, progress
+from ingest.commands.report import Report, progress, shown
 from ingest.disk import Filesystem, StorageError, sync_file, usual_base
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ OPEN: Final = 1
 DIFFERS: Final = 3
 _GRAVITY: Final = (DONE, OPEN, DIFFERS, FAILED)
 _MEMORY_MOST: Final = 1 << 20
-LEAST_TRY: Final = 300.0
-"""Seconds that one try of a put or a get may take: parts are larger than batches."""
 LEEWAY: Final = 60.0
 """Seconds after FLUSH_INTERVAL in which a collector stores the last batch of an hour, if all is well."""
 
@@ -91,8 +89,7 @@ async def _run(arguments: argparse.Namespace, settings: Settings, hours: Sequenc
     from ingest.lake.cluster import Spark
 
     fs = Filesystem()
-    settings = replace(settings, s3_timeout=max(settings.s3_timeout, LEAST_TRY))
-    async with opened(settings) as store:
+    async with opened(settings, long_tries=True) as store:
         patient = Patient(store)
         with ExitStack() as closing:
             engine = _engine(arguments, settings, fs)
@@ -203,10 +200,10 @@ def by_manifests(told: Told) -> Verdict:
     more = "`reconcile` tells all, and --force goes on"
     if told.findings:
         kind, key, says = told.findings[0]
-        return Verdict(DIFFERS, f"{told.hour} differs: {kind.value} {key}: {says}; {more}")
+        return Verdict(DIFFERS, f"{told.hour} differs: {kind.value} {shown(key)}: {says}; {more}")
     if told.still_open:
         instance, why = told.still_open[0]
-        return Verdict(OPEN, f"{told.hour} is open: {instance or '-'}: {why}; {more}")
+        return Verdict(OPEN, f"{told.hour} is open: {instance or '-'}: {shown(why)}; {more}")
     return Verdict(DONE)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from ingest.commands import interrupt
 from ingest.commands.hours import FAILED
@@ -26,10 +27,16 @@ if TYPE_CHECKING:
     from ingest.store import ObjectStore
 
 
+LONG_TRY: Final = 300.0
+"""Seconds for one try where whole objects go over the wire, several at once: nobody waits for an answer."""
+
+
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[ObjectStore]:
+async def opened(settings: Settings, *, long_tries: bool = False) -> AsyncIterator[ObjectStore]:
     """Open the store of the settings; a StorageError if its directory is not there."""
     fs = Filesystem()
+    if long_tries:
+        settings = replace(settings, s3_timeout=max(settings.s3_timeout, LONG_TRY))
     if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
         where = settings.store_dir.absolute()
         raise StorageError("open", where, "it is not there: name the store with STORE_DIR, or mount it", transient=True)

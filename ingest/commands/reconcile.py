@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ingest.commands.hours import FORM, WRONG_WORDS, hours_of
 from ingest.commands.opened import opened, to_the_end
-from ingest.commands.report import Report, progress
+from ingest.commands.report import Report, progress, shown
 from ingest.format import manifest
 from ingest.format.manifest import CONTENT_TYPE
 from ingest.lake.looking import Looking
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.lake.judging import Verdict
     from ingest.store import ObjectStore
-
-
-LONG_TRY: Final = 300.0
-"""Seconds for one try where whole objects are read: they are many and large, and no server waits."""
 
 
 def add_reconcile(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +73,7 @@ def run_abandon(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _reconcile(settings: Settings, report: Report, hours: list[str], *, deep: bool) -> int:
     verdicts = []
-    if deep:
-        settings = replace(settings, s3_timeout=max(settings.s3_timeout, LONG_TRY))
-    async with opened(settings) as store:
+    async with opened(settings, long_tries=deep) as store:
         looking = Looking(settings, store, report.say)
         if len(hours) == 1:
             verdicts.append(await looking.verdict(hours[0], deep=deep))
@@ -120,11 +113,11 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     )
     yield f"{verdict.hour}: {verdict.word}, {verdict.objects} objects, {verdict.events} events{dropped}"
     for one in verdict.still_open:
-        yield f"  open: {one.instance or '-'}: {one.why}"
+        yield f"  open: {one.instance or '-'}: {shown(one.why)}"
     for instance in verdict.abandoned:
         yield f"  abandoned: {instance}"
     for found in verdict.findings:
-        yield f"  {found.kind.value}: {found.key}: {found.says}"
+        yield f"  {found.kind.value}: {shown(found.key)}: {found.says}"
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Report:
         return code
 
 
+def shown(text: str) -> str:
+    """Return what came from outside as one line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 @contextmanager
 def progress(
     what: str, total: int | None, clock: Callable[[], float] = time.monotonic, unit: str = "file"

@@ -42,6 +42,8 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 HEAD_BYTES = 20
 LEVEL = 1
 MAX_LINE_BYTES = 64 * 1024 * 1024
+MOST_INFLATED = 0xFFFFFFFF
+"""Bytes of lines that the trailer of a member can tell."""
 
 _SIGNATURE = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x04\xff\x08\x00EI\x04\x00"
 _COUNT = struct.Struct("<I")
@@ -92,8 +94,8 @@ class Tally(NamedTuple):
 class Extent(NamedTuple):
     """The lines of an object as a reader gets them, of all its members.
 
-    `crc32` is that of the first bytes, as many as were asked for. Not `is_whole`: gzip that is damaged, or a line that
-    nobody could hold; the rest says nothing then.
+    `crc32` is that of the first bytes, as many as were asked for. Not `is_whole`: gzip that is damaged, or a line or
+    lines that no batch could hold; the rest says nothing then.
     """
 
     lines: int
@@ -198,11 +200,11 @@ def each_line(file: Stream) -> Iterator[bytes | None]:
         yield None if overlong else bytes(carry)
 
 
-def extent(file: Stream, begin: int, most: int) -> Extent:
+def extent(file: Stream, begin: int, most_lines: int, most_bytes: int = MOST_INFLATED) -> Extent:
     """Inflate a stream, and tell how far its lines go and the CRC-32 of their first `begin` bytes.
 
-    Reading ends as soon as there are more than `most` lines: what inflates to a thousand times its size costs no more
-    than what was expected of it. Nothing but one piece is held.
+    Reading ends as soon as there are more lines, or more bytes, than there may be: what inflates to a thousand times
+    its size costs no more than what was expected of it. Nothing but one piece is held.
     """
     lines = size = crc32 = carried = 0
     try:
@@ -213,9 +215,9 @@ def extent(file: Stream, begin: int, most: int) -> Extent:
             lines += inflated.count(b"\n")
             at = inflated.rfind(b"\n")
             carried = carried + len(inflated) if at < 0 else len(inflated) - at - 1
-            if carried > MAX_LINE_BYTES:
+            if carried > MAX_LINE_BYTES or size > MOST_INFLATED:
                 return Extent(lines, size, crc32, is_whole=False)
-            if lines + (carried > 0) > most:
+            if lines + (carried > 0) > most_lines or size > most_bytes:
                 break
     except (BadGzip, EOFError):
         return Extent(lines, size, crc32, is_whole=False)

@@ -206,6 +206,7 @@ _REGISTRY: Final = re.compile(
 # What `read` takes. A bool is no number: the type is compared, not asked for.
 
 _HOUR_FORM: Final = re.compile(_HOUR)
+_FATE: Final = re.compile(r"[a-z_]+")
 _CRC32: Final = re.compile(r"[0-9a-f]{8}")
 _MOST: Final = 2**53
 """The first number that some readers of JSON do not know from its neighbour."""
@@ -235,6 +236,10 @@ def _is_reason(found: object) -> bool:
     return type(found) is str and found != ""
 
 
+def _is_fate(found: object) -> bool:
+    return type(found) is str and _FATE.fullmatch(found) is not None
+
+
 def _is_crc32(found: object) -> bool:
     return type(found) is str and _CRC32.fullmatch(found) is not None
 
@@ -254,7 +259,7 @@ def _is_hour_or_null(found: object) -> bool:
 
 
 def _is_drops(found: object) -> bool:
-    return type(found) is dict and all(map(_is_count, found.values()))
+    return type(found) is dict and all(map(_is_fate, found)) and all(map(_is_count, found.values()))
 
 
 def _are_counts(found: object) -> bool:
@@ -278,7 +283,7 @@ def _are_none(found: object) -> bool:
 
 
 _OBJECT: Final = {"key": _is_text, "events": _is_count, "size": _is_count, "crc32": _is_crc32}
-_NO_OBJECT: Final = {"key": _is_text, "reason": _is_reason, "events": _is_count}
+_NO_OBJECT: Final = {"key": _is_text, "reason": _is_fate, "events": _is_count}
 _ANY: Final = {"version": _is_version, "instance": _is_text, "at": _is_count}
 _MANIFEST_FIELDS: Final = {
     **_ANY,

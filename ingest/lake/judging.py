@@ -328,7 +328,7 @@ def _unlike_its_head(seen: Seen) -> str:
     if seen.read is None or seen.events is None:
         return ""
     if not seen.read.is_whole:
-        return "it is damaged: it is not whole gzip of lines"
+        return "it is no whole gzip of lines"
     if seen.read.lines == seen.events:
         return ""
     found = "more" if seen.read.lines > seen.events else str(seen.read.lines)

@@ -141,10 +141,9 @@ class Looking:
         if listed.size > LARGEST_OBJECT:
             events = codec.event_count(await self._store.first_bytes(listed.key, codec.HEAD_BYTES))
             return Seen(listed.size, events, _DAMAGED)
-        begin = told[listed.key]["size"] if listed.key in told else 0
         async with self._alone_if_large(listed):
             body = await self._store.get(listed.key)
-            return await asyncio.to_thread(_seen, listed.size, body, begin)
+            return await asyncio.to_thread(_seen, listed.size, body, told.get(listed.key))
 
     def _alone_if_large(self, listed: Listed) -> AbstractAsyncContextManager[None]:
         return self._large if listed.size > LARGE else nullcontext()
@@ -175,7 +174,11 @@ def _ended(names: Iterable[Name]) -> set[str]:
     return {instance for instance, known in places.items() if known.issuperset(manifest.PLACES)}
 
 
-def _seen(size: int, body: bytes, begin: int) -> Seen:
-    """Read an object whose first `begin` bytes of lines were told of."""
+def _seen(size: int, body: bytes, told: Document | None) -> Seen:
+    """Read an object. One that has as many events as were told has as many bytes of lines; else it may be longer."""
     events = codec.event_count(body[: codec.HEAD_BYTES])
-    return Seen(size, events, None if events is None else codec.extent(BytesIO(body), begin, events))
+    if events is None:
+        return Seen(size, None)
+    begin = 0 if told is None else told["size"]
+    most = begin if told is not None and told["events"] == events else codec.MOST_INFLATED
+    return Seen(size, events, codec.extent(BytesIO(body), begin, events, most))

@@ -29,6 +29,7 @@ def told(writer, places, taken):
         key(1): Fate(Entry(key(1), 5, 90, 255, stored=True), {}),
         key(2): Fate(None, {}),
         key(4): Fate(None, {"evicted": 3}),
+        key(6): Fate(None, {"discarded": 0}),  # nobody knows how many
         key(5): Fate(Entry(key(5), 2, 40, 7, stored=True), {ledger.CORRUPT: 1}),
     }
     return manifest.manifest(
@@ -114,7 +115,17 @@ WRONG = [
     ("hour", ["dt=2025-12-02/hr=15", 1, True]),
     ("accepted", [None, True, -1, 0.5, 2**53]),
     ("stored", [6, None, True]),
-    ("dropped", [None, [], {"evicted": "3"}, {"evicted": 4, "corrupt": 1}, {"evicted": 3}]),
+    (
+        "dropped",
+        [
+            None,
+            [],
+            {"evicted": "3"},
+            {"evicted": 4, "corrupt": 1},
+            {"evicted": 3, "corrupt": 1, "a\n": 0},
+            {"evicted": 3},
+        ],
+    ),
     ("objects", [None, {}, [1], []]),
     ("none", [None, {}, [1], []]),
     ("elsewhere", [None, [True], ["3"], [3.0], [-1], {}]),

@@ -232,6 +232,7 @@ STORED = [
     (codec.encode(LINES + b"{}\n", 5), "altered"),
     (codec.encode(LINES, 6), "altered"),
     (codec.encode(LINES + b"0" * (80 << 20), 6), "altered"),
+    (codec.encode(LINES[:-1] + b" " * (30 << 20) + b"\n", 5), "altered"),
     (gzip.compress(LINES), "short"),
 ]
 

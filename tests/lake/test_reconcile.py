@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from ingest.__main__ import main
+from ingest.commands import opened
 from ingest.disk import StorageError
 from ingest.format import codec, parse_key
 from ingest.intake import journal
@@ -258,6 +259,28 @@ def test_a_document_that_the_store_does_not_give_is_no_verdict(lake, monkeypatch
     assert main(command) == 69
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "get a document: let the role read it"
+
+
+def test_a_name_from_outside_writes_no_line_of_the_verdict(lake, capsys):
+    process = lake.world.start()
+    lake.send(process)
+    process.stop()
+    lake.lay()
+    (lake.objects / "raw" / hour(0) / f"x\n{hour(1)}: complete\x1b[2J".replace("/", "_")).write_bytes(b"x")
+    code, text = reconcile(capsys, "--hour", hour(0), json_too=False)
+    assert (code, len(text.splitlines()), "\x1b" in text) == (3, 2, False)
+    assert main(["compact", "--hour", hour(0)]) == 3
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "seconds"), [([], 3.0), (["--deep"], 300.0)])
+def test_where_whole_objects_are_read_a_try_has_time_for_them(lake, capsys, monkeypatch, words, seconds):
+    given = []
+    create = opened.create_store
+    monkeypatch.setattr(opened, "create_store", lambda how, *_, **more: given.append(how) or create(how, *_, **more))
+    lake.lay().objects.mkdir()
+    reconcile(capsys, "--hour", hour(0), *words)
+    assert [how.s3_timeout for how in given] == [seconds]
 
 
 def test_nobody_is_abandoned_by_a_slip(lake, capsys):
