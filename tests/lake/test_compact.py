@@ -535,12 +535,17 @@ def test_fewer_events_are_published_if_it_is_wished_and_both_lists_agree(race):
     assert (race.pointer["generation"], race.pointer["rows"]) == (2, 0)
 
 
-def test_a_run_that_took_longer_than_a_day_publishes_nothing(race):
-    """By then its parts may be swept."""
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_run_that_took_longer_than_a_day_publishes_nothing(race, asleep):
+    """By then its parts may be swept. A machine that slept knows it by its clock alone."""
     race.put(1, numbered(0, 3))
-    passed = iter([0.0, 24 * 3600.0 + 1])
+    passed = iter([0.0, 0.0 if asleep else 24 * 3600.0 + 1])
+
+    def act():
+        race.now += 24 * 3600 + 1 if asleep else 0
+
     with pytest.raises(Contended):
-        asyncio.run(compact_hour(race.lake(monotonic=lambda: next(passed)), HOUR))
+        asyncio.run(compact_hour(race.lake(engine=Meanwhile(act), monotonic=lambda: next(passed)), HOUR))
     assert f"lake/_hours/{HOUR}.json" not in race.store.objects
 
 
