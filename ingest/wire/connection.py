@@ -28,7 +28,7 @@ A read that finds no room is not kept, and leaves a hole in the bytes. Only the 
 
 Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, or
 MAX_BATCH_BODY_SIZE as it came and what it unpacks to. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB of
-unsent answers plus those of one slice. Over TLS it holds a record that has not come whole, too, which counts.
+unsent answers plus those of one slice. Over TLS it holds records that wait to be read, too, which count.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
         self.held = 0
         """How much of `Tick.held` is ours."""
         self._sealed = 0
-        """How much of `held` TLS has: bytes of a record, or of a handshake, that say nothing yet."""
+        """How much of `held` TLS has: bytes of records, or of a handshake, that say nothing yet."""
         self._overrun = _NONE
         """Left by the refusal only, which is the end of the connection."""
 
@@ -474,7 +474,10 @@ class Connection(asyncio.Protocol):
         self._input = b""
         self._tick.waiting.pop(self, None)
         self._tick.budget.requests -= self.held
+        seals = self._sealed > 0
         self.held = self._sealed = 0
+        if seals:
+            self._flow.go_on()  # TLS lets go of what waits there when it is to read on
 
     # Feeding.
 

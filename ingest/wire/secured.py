@@ -9,8 +9,10 @@ connection. Promises, where the loop's own TLS promises less:
               that wait for a group commit included
     refusals  an answer that closes arrives: close_notify and the end of our half follow it, and what still comes is
               read and left, as without TLS
-    counted   bytes of a record that has not come whole, or of a handshake whose step is due, count as an unfinished
-              request does; a handshake that brings more than there is room for is dropped
+    counted   bytes of records that have not come whole, or whose step is due, count as an unfinished request does; a
+              handshake that brings more than there is room for is dropped
+    paced     one client has few records read at once, and all together no more in a turn of the loop than make a turn's
+              events; of too many in a row that say nothing the connection is dropped
     quiet     whatever comes in place of TLS ends the connection, is counted, and is no error of ours
 
 Never reads a request. A stream that is cut off without close_notify ends as one without TLS does: each request says how
@@ -26,8 +28,10 @@ from enum import Enum
 from ssl import MemoryBIO, SSLContext, SSLError, SSLObject, SSLWantReadError, SSLZeroReturnError
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ingest.event import MALFORMED
 from ingest.telemetry import Handshake
-from ingest.wire.connection import Connection, ends_one
+from ingest.wire.connection import Connection, Ending, ends_one
+from ingest.wire.records import LONGEST_RECORD, RECORD, Records, is_one_record
 
 if TYPE_CHECKING:
     from ingest.wire.door import Door
@@ -36,11 +40,12 @@ if TYPE_CHECKING:
 
 STEPS: Final = 4
 """Steps of handshakes in one turn of the loop."""
-RECORD: Final = 16384
-"""Bytes that a record says at most (RFC 8446 §5.1)."""
-
-LONGEST_RECORD: Final = 5 + RECORD + 2048
-"""Bytes that it takes at most (RFC 5246 §6.2.3; TLS 1.3 allows less)."""
+RECORDS: Final = 512
+"""Records read in one turn of the loop, those that come alone left out: their reads cost as much."""
+SILENT: Final = 128
+"""Records in a row that say nothing, beyond which a connection is dropped. An honest client sends one now and then, to
+change its keys; OpenSSL bounds empty ones (32), warnings (5) and early data, and neither key updates nor requests for a
+renegotiation that it refuses."""
 
 
 class Contexts(Protocol):
@@ -52,31 +57,65 @@ class Contexts(Protocol):
 
 
 class Pace:
-    """Has handshakes wait for each other: a step that signs takes as long as a hundred events.
+    """Has clients wait for each other, where reading what they sent would hold up everybody else.
 
-    Without it, all clients that come back at once would hold up everybody for as long as all their handshakes take.
+    A step of a handshake that signs takes as long as a hundred events: without it, all clients that come back at once
+    would hold up everybody for as long as all their handshakes take. A record costs as much as a small event, and one
+    read may bring thousands.
     """
 
-    __slots__ = ("_due", "_loop")
+    __slots__ = ("_left", "_loop", "_readers", "_runs", "_shakers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: deque[Secured] = deque()
+        self._shakers: deque[Secured] = deque()
+        """Whose handshakes wait."""
+        self._readers: deque[Secured] = deque()
+        """Whose records do."""
+        self._left = RECORDS
+        """Records that may still be read in this turn of the loop."""
+        self._runs = False
+        """A run is due: it ends the turn that `_left` is for."""
 
     def wait(self, one: Secured) -> None:
-        """Have a connection take its step when it is its turn."""
-        if not self._due:
+        """Have a connection take its step of the handshake when it is its turn."""
+        self._shakers.append(one)
+        self._come()
+
+    def wait_to_read(self, one: Secured) -> None:
+        """Have a connection read on when it is its turn."""
+        self._readers.append(one)
+        self._come()
+
+    @property
+    def has_time(self) -> bool:
+        """More records may be read in this turn of the loop."""
+        return self._left > 0
+
+    def reads(self, records: int) -> None:
+        """Take note of records that are read."""
+        self._left -= records
+        self._come()
+
+    def _come(self) -> None:
+        if not self._runs:
+            self._runs = True
             self._loop.call_soon(self._run)
-        self._due.append(one)
 
     def _run(self) -> None:
+        self._runs = False
+        self._left = RECORDS
         try:
-            for _ in range(min(STEPS, len(self._due))):
-                self._due.popleft().step()
+            for _ in range(min(STEPS, len(self._shakers))):
+                self._shakers.popleft().step()
+            for _ in range(len(self._readers)):
+                if self._left <= 0:
+                    break
+                self._readers.popleft().step()
         finally:
             # Also after a step that failed: nobody else has those that are left take theirs.
-            if self._due:
-                self._loop.call_soon(self._run)
+            if self._shakers or self._readers:
+                self._come()
 
 
 class Phase(Enum):
@@ -85,10 +124,12 @@ class Phase(Enum):
     HANDSHAKE = "handshake"
     OPEN = "open"
     ENDED = "ended"
+    GONE = "gone"
 
 
 _HANDSHAKE: Final = Phase.HANDSHAKE
 _OPEN: Final = Phase.OPEN
+_ENDING: Final = Ending.OPEN
 
 
 class Secured(asyncio.Transport, asyncio.Protocol):
@@ -97,18 +138,21 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     __slots__ = (
         "_begun",
         "_connection",
+        "_cut_off",
         "_early",
         "_ends_early",
         "_heard_end",
         "_incoming",
-        "_kept",
         "_outgoing",
         "_pace",
         "_phase",
+        "_records",
+        "_silent",
         "_tick",
         "_tls",
         "_transport",
         "_waits",
+        "_wants",
     )
 
     def __init__(self, contexts: Contexts, pace: Pace, tick: Tick, names: HeaderNames, door: Door) -> None:
@@ -122,13 +166,18 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._tls: SSLObject = contexts.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._phase = _HANDSHAKE
         self._waits = False
-        """Its step of the handshake is due."""
+        """Its step is due, which `Pace` has it take."""
+        self._wants = True
+        """The connection reads. Whether the transport does depends on what waits here, too."""
         self._begun = False
         """From the first byte until the handshake is done: it has failed if the connection is lost meanwhile."""
-        self._kept = 0
-        """Bytes of a record that has not come whole."""
+        self._records = Records()
+        self._silent = 0
+        """Records that were read since one said something."""
+        self._cut_off = False
+        """The stream has ended; what it brought may still wait."""
         self._heard_end = False
-        """The client has ended its half."""
+        """The client has ended its half, and the connection knows."""
         self._early = b""
         """An answer from before the end of the handshake: the connection is one too many."""
         self._ends_early = False
@@ -151,45 +200,47 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     @ends_one
     def data_received(self, data: bytes) -> None:
         """Go on with the handshake, or hand over what the records say."""
-        if self._phase is Phase.ENDED:
+        if self._phase is _HANDSHAKE:
+            if self._finds_room(len(data)):
+                self._begun = True
+                self._records.add(data)
+                self._wait()
+        elif self._phase is not _OPEN:
             self._connection.data_received(data)  # which is over, and leaves it
-            return
-        if self._heard_end:
+        elif self._heard_end:
             self._transport.pause_reading()  # what stands behind close_notify was said by nobody
-            return
-        if self._phase is _OPEN:
-            self._incoming.write(data)
-            self._read()
-        elif self._finds_room(len(data)):
-            self._incoming.write(data)
-            if not self._waits:
-                self._waits = True
-                self._pace.wait(self)
+        elif not self._records and is_one_record(data):
+            self._read(data, 1)
+        else:
+            self._records.add(data)
+            if self._waits or not self._wants or not self._pace.has_time:
+                self._hold()
+                self._go_on()
+            else:
+                self._read_step()
 
     @ends_one
     def step(self) -> None:
-        """Go on with the handshake, which was waited for, and with what came behind it."""
-        if self._phase is _HANDSHAKE and not self._transport.is_closing() and not self._transport.is_reading():
-            self._transport.resume_reading()
-        self._take_step()
-
-    def _take_step(self) -> None:
+        """Go on with what was waited for: the handshake, or records; and with what came behind them."""
         self._waits = False
-        if self._phase is not _HANDSHAKE or self._transport.is_closing():
+        if self._phase is Phase.GONE or self._transport.is_closing():
             return
-        is_done = self._shake_hands()
-        self._connection.hold_sealed(self._incoming.pending)
-        if is_done:
-            self._read()
+        if self._phase is _HANDSHAKE:
+            self._shake_step()
+        elif self._phase is _OPEN and self._wants:
+            self._read_step()
+        else:
+            self._go_on()
 
     @ends_one
     def eof_received(self) -> bool:
         """Keep our half open, as without TLS; a handshake that is cut off is over."""
+        self._cut_off = True
         if self._waits:
-            self._take_step()  # the end of the handshake, a request and the end of the stream may come together
+            return True  # the end of the handshake, a request and the end of the stream may come together
         if self._phase is _HANDSHAKE:
             return False
-        self._hear_end()
+        self._go_on()
         return True
 
     @ends_one
@@ -205,7 +256,8 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     @ends_one
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on, and let go of the transport, which holds this: else both wait for the cycles' collector."""
-        self._phase = Phase.ENDED
+        self._phase = Phase.GONE
+        self._records.clear()
         self._connection.connection_lost(exc)
         if self._begun:
             self._tick.metrics.handshakes.add(Handshake.FAILED)
@@ -217,7 +269,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     def _finds_room(self, more: int) -> bool:
         """Account for what comes before a step of the handshake; a request may stand behind the client's last word."""
         connection, tick = self._connection, self._tick
-        size = self._incoming.pending + more
+        size = len(self._records) + more
         if size > LONGEST_RECORD:
             if connection.is_over or tick.budget.requests + more > tick.limits.unfinished:
                 self._drop()
@@ -227,19 +279,70 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _drop(self) -> None:
-        """End at once a handshake that holds too much."""
-        self._incoming.read()
+        """End at once what holds too much, or says nothing."""
+        self._records.clear()
         self._connection.hold_sealed(0)
         self._transport.abort()
+
+    def _hold(self) -> None:
+        self._connection.hold_sealed(len(self._records))
+
+    def _wait(self) -> None:
+        if not self._waits:
+            self._waits = True
+            if self._phase is _HANDSHAKE:
+                self._pace.wait(self)
+            else:
+                self._pace.wait_to_read(self)
+
+    def _go_on(self) -> None:
+        """Have the next step taken, or read on, or hear the end: after whatever may have changed which it is."""
+        records, transport = self._records, self._transport
+        is_open = self._phase is _OPEN
+        if self._phase is not _HANDSHAKE and (not is_open or self._heard_end or self._connection.ending is not _ENDING):
+            records.clear()  # nobody hears it any more
+            self._hold()
+        if records.is_whole:
+            if is_open and not self._waits:
+                transport.pause_reading()
+            if self._wants or not is_open:
+                self._wait()
+        elif self._cut_off:
+            if self._phase is _HANDSHAKE:
+                transport.close()
+            else:
+                self._hear_end()
+        elif self._wants and not self._heard_end and not transport.is_reading() and not transport.is_closing():
+            transport.resume_reading()
+
+    def _shake_step(self) -> None:
+        ciphertext, _ = self._records.take()
+        self._incoming.write(ciphertext)
+        is_done = self._shake_hands()
+        self._connection.hold_sealed(len(self._records) + self._incoming.pending)
+        if is_done:
+            self._read(b"", 0)
+        if not self._transport.is_closing():
+            self._go_on()
+
+    def _read_step(self) -> None:
+        """Read some records, and come back for what is left of them."""
+        ciphertext, count = self._records.take()
+        if count:
+            self._pace.reads(count)
+            self._read(ciphertext, count)
+        else:
+            self._hold()
+        if not self._transport.is_closing():
+            self._go_on()
 
     def _shake_hands(self) -> bool:
         """Take a step; tell whether that was the last, and requests may follow."""
         connection, tick = self._connection, self._tick
-        self._begun = True
         try:
             self._tls.do_handshake()
         except SSLWantReadError:
-            if self._outgoing.pending:
+            if self._outgoing.pending or self._records.is_whole:
                 tick.crowd.handshake_moves(self)
             else:
                 tick.crowd.handshake_stands(self)
@@ -265,38 +368,42 @@ class Secured(asyncio.Transport, asyncio.Protocol):
             return False
         return True
 
-    def _read(self) -> None:
-        tls, incoming = self._tls, self._incoming
+    def _read(self, ciphertext: bytes, records: int) -> None:
+        """Hand over what whole records say."""
+        tls, incoming, connection = self._tls, self._incoming, self._connection
+        incoming.write(ciphertext)
         read: list[bytes] = []
         ended = broken = False
-        kept, left = self._kept, 0
         try:
             # The question is cheaper than the exception of a read that finds nothing.
             while incoming.pending or tls.pending():
-                left = incoming.pending
                 # What a record says is shorter than the record: no buffer need be larger than what is there.
                 data = tls.read(min(incoming.pending or RECORD, RECORD))
                 if not data:
                     ended = True
                     break
                 read.append(data)
-                kept = 0
         except SSLWantReadError:
-            kept = min(kept + left, LONGEST_RECORD)
+            pass  # the last record said nothing
         except SSLZeroReturnError:
             ended = True
         except SSLError:
             broken = True
         self._flush()
-        self._kept = kept
-        self._connection.hold_sealed(kept)
+        connection.hold_sealed(len(self._records))
         if read:
-            self._connection.data_received(read[0] if len(read) == 1 else b"".join(read))
+            self._silent = 0
+            connection.data_received(read[0] if len(read) == 1 else b"".join(read))
+        else:
+            self._silent += records
         if broken:
             self._phase = Phase.ENDED
             self._transport.abort()
         elif ended:
             self._hear_end()
+        elif self._silent > SILENT:
+            self._tick.count_rejected(MALFORMED)
+            self._drop()
 
     def _hear_end(self) -> None:
         if not self._heard_end:
@@ -325,7 +432,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
                 written += self._tls.write(data[written:])
             self._transport.write(self._outgoing.read())
         elif self._phase is _HANDSHAKE:
-            if self._incoming.pending > LONGEST_RECORD:
+            if len(self._records) > LONGEST_RECORD:
                 self._drop()  # who is refused for what it holds must hold nothing
             else:
                 self._early += data
@@ -358,15 +465,17 @@ class Secured(asyncio.Transport, asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Read no more for now."""
+        self._wants = False
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
-        self._transport.resume_reading()
+        """Read again: first what waits here."""
+        self._wants = True
+        self._go_on()
 
     def is_reading(self) -> bool:
         """Tell whether anything is read."""
-        return self._transport.is_reading()
+        return self._wants
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set how much may be unsent."""

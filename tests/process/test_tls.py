@@ -19,7 +19,7 @@ from tests.process.client import Fate, Sent
 from tests.process.collector import Metrics, bare_environment
 from tests.process.fronts import free_port, program
 from tests.process.ledger import audit, read_directory
-from tests.stand_ins.tls import client_context, issue
+from tests.stand_ins.tls import Scribe, client_context, issue
 
 EVENTS = 200
 RATE = 3000
@@ -129,20 +129,26 @@ def with_openssl(sent, port, made, folder):
         sent.settle(number, int(found_status[1]))
 
 
+def shake_hands(plain, context):
+    """A client of TLS over a socket, after its handshake: the state, what it reads from and what it writes to."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            plain.sendall(outgoing.read())
+            incoming.write(plain.recv(1 << 16))
+    return tls, incoming, outgoing
+
+
 def with_half_closes(sent, port, made, folder):
     """A connection an event; close_notify, or only the end of the stream, comes right behind the request."""
     del made, folder
     for notified in (True, False) * 10:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = client_context().wrap_bio(incoming, outgoing)
         with socket.create_connection(("127.0.0.1", port), 20) as plain:
-            while True:
-                try:
-                    tls.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    plain.sendall(outgoing.read())
-                    incoming.write(plain.recv(1 << 16))
+            tls, incoming, outgoing = shake_hands(plain, client_context())
             number = sent.new()
             tls.write(sent.request(number))
             if notified:
@@ -308,6 +314,26 @@ def test_a_pair_that_cannot_be_used_ends_the_start_in_one_line(collectors, made,
     assert "Traceback" not in ended.stderr.read_text()
     (line,) = [line for line in ended.stderr.read_text().splitlines() if line.startswith("TLS_KEY: accepted ")]
     assert line.endswith("it belongs to another certificate")
+
+
+def test_who_sends_nothing_but_key_updates_is_dropped_and_others_are_served(start, made, tmp_path):
+    collector = start()
+    context = client_context()
+    context.keylog_filename = str(tmp_path / "keys")
+    with socket.create_connection(("127.0.0.1", collector.port), 20) as plain:
+        _, _, outgoing = shake_hands(plain, context)
+        scribe = Scribe(tmp_path / "keys")
+        flood = b"".join(scribe.key_update() for _ in range(10_000))
+        with suppress(ConnectionError):  # a reset, if bytes were left unread
+            plain.sendall(outgoing.read() + flood)
+            while plain.recv(1 << 16):
+                pass
+    sent = Sent()
+    with_python(sent, collector.port, made, tmp_path)
+    assert figures(collector).value("estat_requests_rejected_total", reason="malformed") == 1
+    collector.stop()
+    found = audit(sent, read_directory(collector.folder / "data/objects")).assert_kept()
+    assert found.acknowledged == found.stored == EVENTS
 
 
 @pytest.mark.proof

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.stand_ins.wire import Answer, Client, Wire, read_answers
 
@@ -137,3 +139,46 @@ class TlsClient:
     @property
     def statuses(self) -> list[int]:
         return [answer.status for answer in self.answers()]
+
+
+APPLICATION, HANDSHAKE = 23, 22
+KEY_UPDATE = b"\x18\x00\x00\x01\x00"
+
+
+class Scribe:
+    """Writes a client's records by hand, after a handshake of TLS 1.3: also those that no library sends.
+
+    `log` is the file that the client's context has written its secrets to (`keylog_filename`).
+    """
+
+    def __init__(self, log: Path) -> None:
+        (secret,) = (line.split()[2] for line in log.read_text().splitlines() if line.startswith("CLIENT_TRAFFIC_"))
+        self._use(bytes.fromhex(secret))
+
+    def record(self, said: bytes, kind: int = APPLICATION, *, padding: int = 0) -> bytes:
+        """One record (RFC 8446 §5.2)."""
+        inner = said + bytes([kind]) + bytes(padding)
+        head = bytes([APPLICATION, 3, 3]) + (len(inner) + 16).to_bytes(2, "big")
+        nonce = int.from_bytes(self._iv, "big") ^ self._sent
+        self._sent += 1
+        return head + self._key.encrypt(nonce.to_bytes(12, "big"), inner, head)
+
+    def key_update(self, *, piece: int = 5, padding: int = 0) -> bytes:
+        """One key update, in pieces of so many bytes (RFC 8446 §4.6.3); what follows has the next keys."""
+        pieces = [KEY_UPDATE[at : at + piece] for at in range(0, len(KEY_UPDATE), piece)]
+        written = b"".join(self.record(one, HANDSHAKE, padding=padding) for one in pieces)
+        self._use(_expand(self._secret, b"traffic upd", 48))
+        return written
+
+    def _use(self, secret: bytes) -> None:
+        self._secret = secret
+        self._key = AESGCM(_expand(secret, b"key", 32))
+        self._iv = _expand(secret, b"iv", 12)
+        self._sent = 0
+
+
+def _expand(secret: bytes, label: bytes, size: int) -> bytes:
+    """Expand a secret of TLS_AES_256_GCM_SHA384, on which both sides agree by default (RFC 8446 §7.1)."""
+    name = b"tls13 " + label
+    told = size.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0"
+    return HKDFExpand(hashes.SHA384(), size, told).derive(secret)

@@ -3,18 +3,20 @@
 import gc
 import ssl
 import warnings
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.certificates import load_pair
-from ingest.telemetry import Handshake, Overdue
+from ingest.telemetry import Handshake, Overdue, Reason
 from ingest.wire.connection import Connection
 from ingest.wire.crowd import HANDSHAKES, REFUSED_LINGERING
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
-from ingest.wire.secured import STEPS, Secured
-from tests.stand_ins.tls import TlsClient, client_context, issue
+from ingest.wire.records import LONGEST_RECORD, STEP_RECORDS
+from ingest.wire.secured import RECORDS, SILENT, STEPS, Secured
+from tests.stand_ins.tls import Scribe, TlsClient, client_context, issue
 from tests.stand_ins.wire import Wire, post, request
 
 
@@ -399,7 +401,7 @@ def test_what_stands_behind_a_hello_is_counted_and_read_no_further_until_its_ste
             if not client.closed:
                 client.transport.receive(flood)
     assert wire.tick.limits.unfinished - len(flood) < wire.budget.requests <= wire.tick.limits.unfinished
-    waiting = sum(client.transport.protocol._incoming.pending for client in clients)
+    waiting = sum(len(client.transport.protocol._records) for client in clients)
     assert waiting <= wire.tick.limits.unfinished
     wire.loop.settle()
     assert all(client.closed for client in clients)
@@ -432,6 +434,140 @@ def test_connections_of_a_peer_count_from_the_start_of_their_handshakes(secure):
     refused = TlsClient(wire).shake_hands()
     assert refused.statuses == [503]
     assert refused.sees_close_notify
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """`by_hand(wire)` is a client after its handshake, and who writes its records from then on."""
+
+    def make(wire):
+        context = client_context()
+        log = tmp_path / f"{len(list(tmp_path.iterdir()))}.keys"
+        context.keylog_filename = str(log)
+        client = TlsClient(wire, context).shake_hands()
+        return client, Scribe(log)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("nothing", "ended_by_us"),
+    [
+        (lambda scribe: scribe.key_update(), True),
+        (lambda scribe: scribe.key_update(piece=1), True),
+        (lambda scribe: scribe.key_update(padding=4000), True),
+        (lambda scribe: scribe.record(b""), False),  # OpenSSL bounds these itself
+        (lambda scribe: scribe.record(b"", padding=4000), False),
+    ],
+    ids=["key updates", "key updates in pieces", "padded key updates", "empty records", "padding"],
+)
+def test_a_read_of_records_that_say_nothing_holds_up_nobody_and_ends_its_connection(
+    secure, by_hand, nothing, ended_by_us
+):
+    wire = secure()
+    other = TlsClient(wire).shake_hands()
+    other.tls.write(request("GET", "/health"))
+    asked = other.take()
+    client, scribe = by_hand(wire)
+    flood = b"".join(nothing(scribe) for _ in range(1000))
+    client.plain.transport.receive(flood)
+    if ended_by_us:
+        read = len(flood) - wire.budget.requests
+        assert read <= min(LONGEST_RECORD, len(flood) * STEP_RECORDS // 1000), "a step, and the rest counts"
+        assert not client.plain.transport.reading
+    other.plain.transport.receive(asked)
+    wire.loop.turn()
+    wire.loop.turn()
+    assert other.statuses == [200]
+    wire.loop.settle()
+    assert client.plain.closed
+    assert client.plain.transport.reset
+    assert wire.metrics.rejected[Reason.MALFORMED] == ended_by_us
+    assert wire.budget.requests == 0
+
+
+def test_a_hello_in_records_of_one_byte_is_read_in_steps_and_ends_in_a_handshake(secure):
+    wire = secure()
+    client = TlsClient(wire)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    hello = client.take()
+    parts = [hello[:3] + b"\0\x01" + bytes([byte]) for byte in hello[5:]]
+    assert len(parts) > 3 * STEP_RECORDS
+    client.plain.transport.receive(b"".join(parts))
+    for turns in range(1, 4):
+        wire.loop.turn()
+        assert wire.budget.requests == 6 * (len(parts) - turns * STEP_RECORDS)
+    wire.loop.settle()
+    assert client.shake_hands().send(post(b"1")).statuses == [200]
+
+
+def test_who_changes_its_keys_now_and_then_is_served_and_key_updates_buy_no_time(secure, by_hand):
+    wire = secure({"IDLE_TIMEOUT": "10s"})
+    client, scribe = by_hand(wire)
+    for number in range(1, 6):
+        updates = b"".join(scribe.key_update() for _ in range(SILENT))
+        client.plain.send(updates, scribe.record(post(b"1")))
+        assert client.statuses == [200] * number
+    for _ in range(9):
+        client.plain.send(scribe.key_update())
+        wire.pass_time(1)
+    assert not client.plain.closed
+    wire.pass_time(2)
+    assert client.plain.closed
+    assert wire.metrics.timed_out[Overdue.IDLE] == 1
+    assert wire.metrics.rejected[Reason.MALFORMED] == 0
+
+
+def test_all_clients_together_have_no_more_records_read_in_a_turn_than_one_turn_has_time_for(secure, by_hand):
+    wire = secure()
+    size = len(post(b"1"))
+    clients = [by_hand(wire) for _ in range(20)]
+    parts = [b"".join(scribe.record(bytes([byte])) for byte in post(b"1")) for _, scribe in clients]
+    whole = sum(map(len, parts))
+    for (client, _), part in zip(clients, parts, strict=True):
+        client.plain.transport.receive(part)
+    for turns in range(1, 3):
+        waiting = sum(len(client.plain.transport.protocol._records) for client, _ in clients)
+        assert 0 < (whole - waiting) * size * 20 / whole <= turns * (RECORDS + STEP_RECORDS)
+        wire.loop.turn()
+    wire.loop.settle()
+    assert [client.statuses for client, _ in clients] == [[200]] * 20
+    assert wire.budget.requests == 0
+
+
+@pytest.mark.parametrize("notified", [True, False])
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_read_of_many_records_is_read_to_its_end_which_may_come_with_it(secure, deferred, notified):
+    wire = secure(deferred=deferred)
+    client = TlsClient(wire).shake_hands()
+    for number in range(4):
+        client.tls.write(post(b"%d" % number * 60_000))
+    if notified:
+        with suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+    client.plain.transport.kernel.append(client.take())
+    client.plain.transport.receive(None)
+    wire.loop.settle()
+    while wire.commits:
+        wire.sync_all()
+    assert client.statuses == [200] * 4
+    assert client.sees_close_notify
+    assert client.plain.closed
+    assert wire.budget.requests == 0
+
+
+def test_what_stands_behind_the_last_request_is_let_go_while_its_answer_waits(secure):
+    wire = secure(deferred=True)
+    client = TlsClient(wire).shake_hands()
+    client.tls.write(post(b"1", "Connection: close").ljust(200_000, b"x"))
+    client.plain.transport.receive(client.take())
+    assert len(client.plain.transport.protocol._records) > 100_000
+    wire.loop.settle()
+    assert len(client.plain.transport.protocol._records) == wire.budget.requests == 0
+    wire.sync_all()
+    assert client.statuses == [200]
+    assert client.sees_close_notify
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=6), st.booleans())
