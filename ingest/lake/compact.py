@@ -3,8 +3,8 @@
 Owns the order of a compaction, and what became of it (`Done`):
 
     1  the pointer is read, the objects are listed and their heads read: this list is the hour, whatever comes later
-    2  the same recipe and the same objects: nothing is done. Fewer events than before: a person has to wish it, and a
-       second list to agree
+    2  the same recipe and the same objects, and the parts are there: nothing is done. Fewer events than before: a
+       person has to wish it, and a second list to agree
     3  in batches that the local disk holds: fetched and checked, made into Parquet, put under a name never used before
     4  the rows are compared with what the heads declare
     5  the pointer is replaced, if it is still the one that was read. If it is not, the new one is read and all is
@@ -96,7 +96,7 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
         current, version = await to.shelf.current(hour)
         frozen = await freeze(to.store, to.raw_prefix, hour)
         inputs = Inputs.of(frozen.sources)
-        if current is not None and current.is_made_of(to.recipe, inputs):
+        if current is not None and current.is_made_of(to.recipe, inputs) and await to.shelf.is_whole(current):
             return Done(Result.NOTHING_TO_DO, current, frozen.strange)
         if current is not None and inputs.events < current.inputs.events:
             await _check_fewer(to, hour, frozen, inputs, current, force=force)

@@ -40,6 +40,9 @@ class Shelf(Protocol):
     async def publish(self, made: Generation, version: Any) -> bool:  # noqa: ANN401 - each shelf has its own
         """Put a generation in force, if what is there still has this version; False, and no change, if it has not."""
 
+    async def is_whole(self, generation: Generation) -> bool:
+        """Tell whether the parts of the generation in force are there."""
+
     async def unneeded(
         self, parts: Mapping[str, Sequence[Listed]], before: float, hours_done: Collection[str]
     ) -> Unneeded:
@@ -75,6 +78,13 @@ class Pointers:
     async def publish(self, made: Generation, version: str | None) -> bool:
         """Replace the pointer."""
         return await self._store.replace(pointer_key(self._prefix, made.hour), made.encode(), version, JSON)
+
+    async def is_whole(self, generation: Generation) -> bool:
+        """Look for the parts: somebody's rule for the bucket, or a hand, may have removed what the pointer names."""
+        sizes: dict[str, int] = {}
+        for folder in {part.key.rpartition("/")[0] for part in generation.parts}:
+            sizes |= {listed.key: listed.size for listed in await self._store.listing(f"{folder}/")}
+        return all(sizes.get(part.key) == part.bytes for part in generation.parts)
 
     async def unneeded(
         self, parts: Mapping[str, Sequence[Listed]], before: float, hours_done: Collection[str]

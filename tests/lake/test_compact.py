@@ -98,6 +98,20 @@ def test_the_same_objects_are_compacted_once(store_dir, compact):
     assert len(list((store_dir / "raw_parquet/_parts").rglob("*.parquet"))) == 1
 
 
+@pytest.mark.parametrize("harm", ["removed", "cut short"])
+def test_an_hour_whose_parts_are_gone_is_made_anew(store_dir, compact, harm):
+    put(store_dir, 1, numbered(0, 10))
+    compact()
+    part = store_dir / pointer(store_dir)["parts"][0]["key"]
+    if harm == "removed":
+        part.unlink()
+    else:
+        os.truncate(part, 100)
+    assert compact()[1]["hours"][0]["generation"] == 2
+    assert numbers(store_dir) == list(range(10))
+    assert compact()[1]["hours"][0]["result"] == "nothing to do"
+
+
 def test_a_late_object_makes_a_new_generation_and_raw_stays(store_dir, compact):
     put(store_dir, 1, numbered(0, 10))
     compact()
