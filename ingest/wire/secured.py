@@ -129,7 +129,7 @@ class Phase(Enum):
 
 _HANDSHAKE: Final = Phase.HANDSHAKE
 _OPEN: Final = Phase.OPEN
-_ENDING: Final = Ending.OPEN
+_HEARS: Final = Ending.OPEN
 
 
 class Secured(asyncio.Transport, asyncio.Protocol):
@@ -227,7 +227,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
             return
         if self._phase is _HANDSHAKE:
             self._shake_step()
-        elif self._phase is _OPEN and self._wants:
+        elif self._wants and not self._is_unheard:
             self._read_step()
         else:
             self._go_on()
@@ -298,22 +298,30 @@ class Secured(asyncio.Transport, asyncio.Protocol):
     def _go_on(self) -> None:
         """Have the next step taken, or read on, or hear the end: after whatever may have changed which it is."""
         records, transport = self._records, self._transport
-        is_open = self._phase is _OPEN
-        if self._phase is not _HANDSHAKE and (not is_open or self._heard_end or self._connection.ending is not _ENDING):
-            records.clear()  # nobody hears it any more
+        shakes_hands = self._phase is _HANDSHAKE
+        if records and self._is_unheard:
+            records.clear()
             self._hold()
         if records.is_whole:
-            if is_open and not self._waits:
+            if not shakes_hands and not self._waits:
                 transport.pause_reading()
-            if self._wants or not is_open:
+            if self._wants or shakes_hands:
                 self._wait()
         elif self._cut_off:
-            if self._phase is _HANDSHAKE:
+            if shakes_hands:
                 transport.close()
             else:
                 self._hear_end()
         elif self._wants and not self._heard_end and not transport.is_reading() and not transport.is_closing():
             transport.resume_reading()
+
+    @property
+    def _is_unheard(self) -> bool:
+        """Nobody hears what the client says any more."""
+        phase = self._phase
+        if phase is _OPEN:
+            return self._heard_end or self._connection.ending is not _HEARS
+        return phase is not _HANDSHAKE
 
     def _shake_step(self) -> None:
         ciphertext, _ = self._records.take()
@@ -469,9 +477,12 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again: first what waits here."""
+        """Read again: first what waits here, and in a step of its own, because it is the connection that asks."""
         self._wants = True
-        self._go_on()
+        if self._records or (self._cut_off and not self._heard_end):
+            self._wait()
+        else:
+            self._go_on()
 
     def is_reading(self) -> bool:
         """Tell whether anything is read."""
