@@ -230,10 +230,14 @@ class RequestReader:
 
     def on_url(self, url: bytes) -> None:
         """Take the target; the parser hands it over in pieces where reads split it."""
-        self.request.url += url
+        if not self.held_up:
+            self.request.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the headers somebody reads. Trailers come here too, into fields that nobody reads any more."""
+        """Keep the headers somebody reads. Trailers come here too, into fields that nobody reads any more.
+
+        So does what is reported while a request is held up, because to ask would cost each header.
+        """
         try:
             name = self._learned[name]
         except KeyError:

@@ -9,11 +9,14 @@ from structlog.testing import capture_logs
 
 from ingest.telemetry import Reason
 from ingest.wire.refused import EVERY, SHOWN
-from tests.stand_ins.wire import Wire, post, request
+from tests.stand_ins.wire import Wire, chunked, post, request
 
 SECRET = "s3cret"
 KEYS = {"WRITE_KEYS": f"web:{SECRET},long:{SECRET}er"}
 PROXY = ("10.0.0.7", 40000)
+UPGRADE = ("Connection: upgrade", "Upgrade: h2c")
+CHUNKED = "Transfer-Encoding: chunked"
+TOO_LARGE = (413, "POST", "/collect")
 
 
 def lines(wire: Wire, sent: bytes, peer: tuple[str, int] = PROXY) -> list[dict[str, Any]]:
@@ -44,6 +47,10 @@ def lines(wire: Wire, sent: bytes, peer: tuple[str, int] = PROXY) -> list[dict[s
         (post(b"x"), {"BODY_FORMAT": "json"}, (400, "POST", "/collect")),
         (request("POST", "/collect", "Transfer-Encoding: zip"), {}, (501, "POST", "/collect")),
         (request("PUT", "/x", version="2.0"), {}, (400, "PUT", "/x")),
+        (post(b"x", *UPGRADE, target="/nothing"), {}, (404, "POST", "/nothing")),
+        (request("POST", "/nothing?q", *UPGRADE, CHUNKED) + chunked(b"x"), {}, (404, "POST", "/nothing")),
+        (request("POST", "/collect", *UPGRADE, CHUNKED) + b"no size\r\n", {}, (400, "POST", "/collect")),
+        (request("POST", "/collect", *UPGRADE, CHUNKED) + chunked(b"x" * 17), {"MAX_BODY_SIZE": "16"}, TOO_LARGE),
         (b"\x16\x03\x01\x02\x00\r\n\r\n", {}, (400, None, None)),
         (b"GET /s3cret HTTP/1.1\r\nHost: a\r\nNo colon\r\n\r\n", KEYS, (400, None, None)),
     ],
