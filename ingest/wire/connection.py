@@ -202,25 +202,27 @@ class Connection(asyncio.Protocol):
 
     # The transport's callbacks, in the order in which they fire.
 
-    @ends_one
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a TCP server's
         """Arm the first deadline: a connection that stays silent is idle."""
         tick = self._tick
-        self._flow = Flow(transport)
-        self.write = transport.write
-        name = transport.get_extra_info("peername")
-        # A client of a socket file has none, or bytes: the name that it gave its own end.
-        self.peer = tick.encoder.peer(name[0] if isinstance(name, tuple) else "")
-        self.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
-        if not tick.crowd.admit(self, self._door.spare):
-            self.leave_with(tick.book.plain.refused_close, linger=tick.crowd.watch(self))
-        else:
-            tick.joined()
+        try:  # as `ends_one` does, without the call
+            self._flow = Flow(transport)
+            self.write = transport.write
+            name = transport.get_extra_info("peername")
+            # A client of a socket file has none, or bytes: the name that it gave its own end.
+            self.peer = tick.encoder.peer(name[0] if isinstance(name, tuple) else "")
+            self.deadline = tick.clocks.loop_time() + tick.limits.idle_timeout
+            if not tick.crowd.admit(self, self._door.spare):
+                self.leave_with(tick.book.plain.refused_close, linger=tick.crowd.watch(self))
+            else:
+                tick.joined()
+        except Exception as error:  # noqa: BLE001 - reported loudly, and met by one client only
+            tick.met(error, self)
 
     def data_received(self, data: bytes) -> None:
         """Queue a read for the turn; after a large one no more is taken until it is fed."""
         tick = self._tick
-        try:  # as `ends_one` does, without the call
+        try:  # likewise
             arrivals = tick.arrivals
             reads = arrivals.reads
             if (len(data) > SLICE or len(reads) >= arrivals.uncounted) and not self._finds_room(data):
@@ -267,17 +269,19 @@ class Connection(asyncio.Protocol):
         """Go on with what was read meanwhile."""
         self._unstall()
 
-    @ends_one
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything; events already in the turn are still committed."""
         del exc
-        self._flow.lost()
-        self.write = discard
-        self._tick.crowd.dismiss(self)
-        if self.ending is _OPEN:
-            self._let_go()
-        if self._reader is not None:
-            self._reader.leave()
+        try:  # likewise
+            self._flow.lost()
+            self.write = discard
+            self._tick.crowd.dismiss(self)
+            if self.ending is _OPEN:
+                self._let_go()
+            if self._reader is not None:
+                self._reader.leave()
+        except Exception as error:  # noqa: BLE001 - reported loudly, and met by one client only
+            self._tick.met(error, self)
         self.ending = Ending.GONE
 
     # The turn's calls.
