@@ -10,6 +10,7 @@ from ingest.event.rates import network
 from ingest.event.refusals import (
     BAD_FRAMING,
     BAD_HOST,
+    BAD_KEY,
     BAD_PROXY_HEADER,
     BAD_VERSION,
     BODY_TOO_LARGE,
@@ -38,10 +39,13 @@ from ingest.event.routes import (
     Takes,
 )
 from ingest.event.sdks import routers
+from ingest.event.values import AT_ONCE, Asked, look
 
 __all__ = [
+    "AT_ONCE",
     "BAD_FRAMING",
     "BAD_HOST",
+    "BAD_KEY",
     "BAD_PROXY_HEADER",
     "BAD_VERSION",
     "BODY_TOO_LARGE",
@@ -63,6 +67,7 @@ __all__ = [
     "UNKNOWN_CODING",
     "UNKNOWN_TRANSFER_CODING",
     "Access",
+    "Asked",
     "ClientError",
     "Coding",
     "Event",
@@ -83,6 +88,7 @@ __all__ = [
     "is_gzip",
     "is_plain",
     "key_headers",
+    "look",
     "network",
     "routers",
     "unless_known",

@@ -19,9 +19,10 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from ingest.event.bodies import json_value
+from ingest.event.bodies import is_deep, json_value
 from ingest.event.rates import RateLimit
 from ingest.event.refusals import BAD_KEY, BAD_ORIGIN, TOO_MANY, ClientError
+from ingest.event.values import PROPERTIES, Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,6 +132,21 @@ class Access:
         if self.rate is not None:
             self.rate.spend(self._address_of(peer, fields), events)
 
+    @property
+    def reads_bodies(self) -> bool:
+        """Whether a key may stand in a body."""
+        return self._keys is not None
+
+    def asked(self, places: Sequence[KeyPlace], *, in_line: bool) -> Asked:
+        """Return what has to be asked of a large body that has to tell the key."""
+        longest = 0 if self._keys is None else self._keys.longest_in_json
+        return Asked(in_line, IN_BODY, KeyPlace.PROPERTIES in places, longest)
+
+    def key_among(self, strings: Sequence[str]) -> str | ClientError:
+        """Return the name of the first of these strings that is a key, or why the body is refused that has them."""
+        found = None if self._keys is None else self._keys.among(strings)
+        return BAD_KEY if found is None else found
+
     def key_in(self, body: Raw, places: Sequence[KeyPlace]) -> str | ClientError:
         """Return the name of the key that a body holds, or why it is refused."""
         found = None if self._keys is None else self._keys.in_body(body, nested=KeyPlace.PROPERTIES in places)
@@ -200,17 +216,27 @@ class WriteKeys:
         """Return the name of the key on the first level of a body that is a JSON object, if any.
 
         `nested`: the body may be an array too, whose first element counts, and the key may stand in `properties`.
+        A body that is nested too deep for readers holds none: a large one is read no deeper.
         """
-        found = json_value(body)
+        found = None if is_deep(body) else json_value(body)
         if nested and isinstance(found, list):
             found = found[0] if found else None
         if not isinstance(found, dict):
             return None
         holders = [found]
-        if nested and isinstance(properties := found.get("properties"), dict):
+        if nested and isinstance(properties := found.get(PROPERTIES), dict):
             holders.append(properties)
         values = (holder.get(member) for holder in holders for member in IN_BODY)
-        return self._first(value.encode() for value in values if isinstance(value, str))
+        return self.among([value for value in values if isinstance(value, str)])
+
+    @property
+    def longest_in_json(self) -> int:
+        """Bytes of the longest secret as a JSON string: two escapes of six bytes may stand for a character."""
+        return 4 * self._longest + 2
+
+    def among(self, strings: Sequence[str]) -> str | None:
+        """Return the name of the first key among some strings, if any is one."""
+        return self._first(string.encode() for string in strings)
 
     def _first(self, candidates: Iterator[bytes]) -> str | None:
         return next((name for name in map(self._name, candidates) if name is not None), None)

@@ -76,12 +76,18 @@ _LONE_SURROGATE: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH
 _ESCAPED_BACKSLASH: Final = rb"\\"
 _MASK: Final = b"\0\0"
 """Stands for an escaped backslash, so that every backslash left begins an escape; no JSON has a NUL."""
-_LINE_BREAKS: Final = b"\r\n"
+LINE_BREAKS: Final = b"\r\n"
 _OPEN_OR_CLOSE: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 _WITHIN_NUMBERS: Final = b".eE+-"
 _TOO_MANY_DIGITS: Final = b"0" * (NUMBER_DIGITS + 1)
+
+
+class Sound(bytes):
+    """A JSON value in one line, at which no reader fails."""
+
+    __slots__ = ()
 
 
 def json_body(body: Raw) -> Members | ClientError:
@@ -92,6 +98,8 @@ def json_body(body: Raw) -> Members | ClientError:
     """
     if not body:
         return {"body": None}
+    if isinstance(body, Sound):
+        return {"body": orjson.Fragment(bytes(body))}
     value = json_item(body)
     return value if isinstance(value, ClientError) else {"body": orjson.Fragment(value)}
 
@@ -113,7 +121,7 @@ def sound_json(body: Raw) -> Raw | None:
         return body
     if rb"\u" not in body:
         return None
-    mended = _mend_surrogates(body)
+    mended = mend_surrogates(body)
     return mended if _is_json(mended) else None
 
 
@@ -123,7 +131,7 @@ def _one_line(value: Raw) -> bytes | ClientError:
         refusal = _unreadable(value)
         if refusal is not None:
             return refusal
-    return bytes(value.translate(None, _LINE_BREAKS))
+    return bytes(value.translate(None, LINE_BREAKS))
 
 
 def json_query(query: Raw) -> Members:
@@ -133,7 +141,7 @@ def json_query(query: Raw) -> Members:
 
 def json_value(body: Raw) -> object:
     """Return the value of a body that is JSON, and None for any other."""
-    for text in (body, _mend_surrogates(body)):
+    for text in (body, mend_surrogates(body)):
         try:
             value: object = orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -150,7 +158,7 @@ def _is_json(body: Raw) -> bool:
     return True
 
 
-def _mend_surrogates(body: Raw) -> Raw:
+def mend_surrogates(body: Raw) -> Raw:
     """Write the escape of U+FFFD for a surrogate without its other half, which browsers do send and no reader takes."""
     if b"\0" in body:
         return body
@@ -163,21 +171,30 @@ def _unreadable(body: Raw) -> ClientError | None:
 
     The first count takes in strings too, where brackets and digits mean nothing; only then are the strings taken out.
     """
-    deep = body.count(b"[") + body.count(b"{") > JSON_DEPTH
-    long = _has_long_number(body)
-    if not deep and not long:
-        return None
-    body = _STRING.sub(b"", body.replace(_ESCAPED_BACKSLASH, b"").replace(rb"\"", b""))
-    if deep and _is_deep(body):
+    if is_deep(body):
         return JSON_TOO_DEEP
-    return NUMBER_TOO_LONG if long and _has_long_number(body) else None
+    return NUMBER_TOO_LONG if has_long_number(body) else None
 
 
-def _has_long_number(body: Raw) -> bool:
+def is_deep(body: Raw) -> bool:
+    """Tell whether a sound JSON value is nested deeper than readers of whole hours read."""
+    return body.count(b"[") + body.count(b"{") > JSON_DEPTH and _nests(_outside_strings(body))
+
+
+def has_long_number(body: Raw) -> bool:
+    """Tell whether sound JSON, or a piece of it that cuts no token, has a number that such readers do not read."""
+    return _may_have_long_number(body) and _may_have_long_number(_outside_strings(body))
+
+
+def _outside_strings(body: Raw) -> Raw:
+    return _STRING.sub(b"", body.replace(_ESCAPED_BACKSLASH, b"").replace(rb"\"", b""))
+
+
+def _may_have_long_number(body: Raw) -> bool:
     return body.translate(_DIGITS, _WITHIN_NUMBERS).find(_TOO_MANY_DIGITS) >= 0
 
 
-def _is_deep(body: Raw) -> bool:
+def _nests(body: Raw) -> bool:
     """Take out the innermost pairs of brackets, so many times as there may be levels; see whether any is left."""
     brackets = body.translate(_OPEN_OR_CLOSE, _NO_BRACKETS)
     for _ in range(JSON_DEPTH):

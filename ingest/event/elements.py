@@ -1,7 +1,8 @@
-"""The elements of a JSON array: where each begins and ends, found without a loop over its tokens.
+"""The elements of a JSON array, or the members of an object: where each ends, found without a loop over its tokens.
 
-Owns the way from the bytes of one array to those of its elements. Promises that an array is read to its end and is
-JSON, or is refused; that an element is its own bytes; that none is nested deeper than `JSON_DEPTH`, the array counted.
+Owns the way from the bytes of one array to those of its elements, and from those of an object to those of its members:
+all that is said here of an array holds for an object. Promises that an array is read to its end and is JSON, or is
+refused; that an element is its own bytes; that none is nested deeper than `JSON_DEPTH`, the array counted.
 Promises that a byte costs much the same whatever stands there, because some kilobytes of gzip may hold a megabyte of
 the worst; that no step looks at more than 32 KiB, but of one string, scalar or space that is longer; and that no more
 is built than a step looks at. Never knows what an element is for.
@@ -35,7 +36,7 @@ from ingest.event.bodies import JSON_DEPTH, sound_json
 from ingest.event.refusals import BAD_JSON, JSON_TOO_DEEP, ClientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GROUP_BYTES: Final = 32 * 1024
 WINDOW_BYTES: Final = 8 * 1024
@@ -79,19 +80,35 @@ _REST: Final = {_LIST: b"0", _OBJECT: b'"":0'}
 Found: TypeAlias = "list[bytes] | tuple[int, int] | ClientError | None"
 """Some elements; where one begins and ends that is longer than a window; why there is no array; or nothing yet."""
 
+Reach: TypeAlias = "Callable[[int], None]"
+"""Told how far all is known to be JSON, where no token is cut."""
 
-def elements(body: bytes, at: int) -> Iterator[Found]:
+
+def unheard(_at: int) -> None:
+    """Take the place of who hears how far all is JSON."""
+
+
+def elements(body: bytes, at: int, reach: Reach = unheard) -> Iterator[Found]:
     """Find the elements of an array whose first one, or the space before it, stands at `at`."""
+    return _parts(body, at, _Place(b"[", _LIST), reach)
+
+
+def members(body: bytes, at: int, reach: Reach = unheard) -> Iterator[Found]:
+    """Find the members of an object, each with its name, as `elements` finds those of an array."""
+    return _parts(body, at, _Place(b"{", _OBJECT), reach)
+
+
+def _parts(body: bytes, at: int, place: _Place, reach: Reach) -> Iterator[Found]:
     size = len(body)
-    place = _Place(b"[", _LIST)
     start = at  # of the element that has not ended yet
     guesses = GUESSES
     while at < size:
         if start == at:
-            start = at = _end_of_space(body, at)
+            start = at = end_of_space(body, at)
             if guesses and place.around == b"[":
                 group = _group(body, at)
                 if group is not None:
+                    reach(group.end)
                     yield group.elements
                     if group.end == size:
                         return
@@ -111,9 +128,10 @@ def elements(body: bytes, at: int) -> Iterator[Found]:
         rest = pieces.pop()
         if not place.around:
             pieces.append(rest[:-1])
+        reach(end if place.around else size)
         if pieces:
             if start < at:
-                yield _end_of_space(body, start), at + len(pieces.pop(0).rstrip(_WHITE))
+                yield end_of_space(body, start), at + len(pieces.pop(0).rstrip(_WHITE))
             start = end - len(rest)
         yield _plain(pieces, window.text) or None
         if not place.around:
@@ -122,7 +140,8 @@ def elements(body: bytes, at: int) -> Iterator[Found]:
     yield BAD_JSON
 
 
-def _end_of_space(body: bytes, at: int) -> int:
+def end_of_space(body: bytes, at: int) -> int:
+    """Return where the space ends that stands at `at`, if any does."""
     space = _SPACE.match(body, at)
     return at if space is None else space.end()
 
@@ -153,7 +172,7 @@ def _group(body: bytes, at: int) -> _Group | None:
         if stop < 0:
             return None
         text = body[at : stop + 1]
-        end = _end_of_space(body, stop + 2)
+        end = end_of_space(body, stop + 2)
     try:
         built = orjson.loads(b"[%b]" % text)
     except orjson.JSONDecodeError:
@@ -230,7 +249,7 @@ def _window(body: bytes, at: int, width: int, place: _Place) -> _Window | Client
     held = body[at : at + len(text)] if width == WINDOW_BYTES else _shortened(body, at, parts)
     if held is None or sound_json(b"%b%b%b" % (place.before(), held, seen.place.behind())) is None:
         return BAD_JSON
-    if not seen.place.around and _end_of_space(body, at + len(text)) != len(body):
+    if not seen.place.around and end_of_space(body, at + len(text)) != len(body):
         return BAD_JSON
     return _Window(text, seen.place)
 

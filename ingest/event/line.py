@@ -66,6 +66,7 @@ class EventEncoder:
         "encode_query",
         "fields",
         "headers",
+        "in_json",
         "peer",
         "unpack",
         "wall",
@@ -91,6 +92,8 @@ class EventEncoder:
         self.address_of: Callable[[Peer, Fields], str] = client.of
         self._bare_at, self._bare_size = client.bare_at, client.bare_size
         self._form = FORMS[settings.body_format]
+        self.in_json = settings.body_format == "json"
+        """Whether bodies have to be JSON."""
         self._batch_bytes = settings.batch_bytes
         self.unpack: Callable[[Raw, Raw], Unpacking] = Unpacker(settings.body_format, settings.max_body_size).unpack
         """Find the items of a body of many events, by its media type."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.event import (
+    AT_ONCE,
     BAD_FRAMING,
     BAD_HOST,
+    BAD_KEY,
     BAD_VERSION,
     BODY_TOO_LARGE_DECODED,
     COLLECT,
@@ -29,6 +31,7 @@ from ingest.event import (
     UNAVAILABLE_CLOSE,
     UNKNOWN_CODING,
     UNKNOWN_TRANSFER_CODING,
+    Asked,
     ClientError,
     Coding,
     Event,
@@ -40,6 +43,7 @@ from ingest.event import (
     inflate,
     is_gzip,
     is_plain,
+    look,
     unless_known,
     unwrapped,
     wants_html,
@@ -71,7 +75,7 @@ from ingest.wire.states import State
 from ingest.wire.turn import Answerer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from httptools import HttpRequestParser
 
@@ -172,6 +176,7 @@ class RequestReader:
         "_learned",
         "_least_limit",
         "_least_limit_digits",
+        "_looks",
         "_names",
         "_owner",
         "_steps",
@@ -194,9 +199,11 @@ class RequestReader:
         self._door = door
         self._events = door.events
         self._body_limit = tick.limits.body
-        self._least_limit = tick.limits.least
+        self._looks = tick.encoder.in_json or (tick.access is not None and tick.access.reads_bodies)
+        """Whether bodies may have to be looked into."""
+        self._least_limit = min(tick.limits.least, AT_ONCE) if self._looks else tick.limits.least
         self._least_limit_digits = len(str(self._least_limit))
-        """Bodies that are smaller are within the limit of any request."""
+        """Bodies that are smaller are within the limit of any request, and are looked into at once."""
         self.parser: HttpRequestParser
         """The one whose callbacks these are."""
 
@@ -427,9 +434,15 @@ class RequestReader:
     # Requests other than a plain POST of an event.
 
     def _is_too_large(self, size: int) -> bool:
-        """Tell whether a body exceeds the limit of its request, which is refused then."""
-        row = self.request.row
+        """Tell whether a body exceeds the limit of its request, which is refused then.
+
+        One that does not, but is large, is looked into in steps.
+        """
+        request = self.request
+        row = request.row
         if size <= self._limit_of(row):
+            if request.takes is _IN_BODY and self._looks_into(request):
+                request.packed = True
             return False
         if not self.held_up:
             self.refuse((ONE if row is None else row.oversize).body)
@@ -462,10 +475,37 @@ class RequestReader:
                 refusal = items
             else:
                 request.items = items
+        elif (
+            request.takes is _IN_BODY and refusal is None and len(request.body) > AT_ONCE and self._looks_into(request)
+        ):
+            refusal = yield from self._look(request)
         request.packed = False
         if refusal is not None:
             request.takes = None
             request.handler = refusal
+
+    def _looks_into(self, request: Request) -> bool:
+        return request.key is None or self._tick.encoder.in_json
+
+    def _look(self, request: Request) -> Generator[int, None, ClientError | None]:
+        """Find the key of a large body, and how it stands in a line, as far as these are asked; return a refusal."""
+        tick = self._tick
+        in_json = tick.encoder.in_json
+        access = tick.access if request.key is None else None
+        asked = Asked(in_json) if access is None else access.asked(_places_of(request), in_line=in_json)
+        looked = yield from look(bytes(request.body), asked)
+        if access is not None:
+            key = BAD_KEY if isinstance(looked, ClientError) else access.key_among(looked.strings)
+            if isinstance(key, ClientError):
+                return key
+            request.key = key
+        if isinstance(looked, ClientError):
+            return looked
+        if isinstance(looked.line, ClientError):
+            return looked.line
+        if looked.line is not None:
+            request.body = looked.line
+        return None
 
     def _add_by_row(self, request: Request, row: Event) -> None:
         if row.takes is _ITEMS:
@@ -587,7 +627,7 @@ class RequestReader:
 
     def _ask(self, access: Access, request: Request) -> None:
         """Ask whether the event may come. The answer to one that may not waits for its body, which nobody keeps."""
-        places = request.handler.keys if isinstance(request.handler, Event) else _PLAIN_KEYS
+        places = _places_of(request)
         head = request.head
         peer = self._owner.peer
         fields = () if access.rate is None else self._tick.encoder.fields(b"", head)
@@ -705,3 +745,8 @@ class RequestReader:
             # RFC 9110 §7.8: a server may ignore Upgrade. The parser cannot: it reports the end of the message here, and
             # then stops. The request goes on in `framing`.
             self.held_up = True
+
+
+def _places_of(request: Request) -> Sequence[KeyPlace]:
+    """Return where the key of a request may stand."""
+    return request.handler.keys if isinstance(request.handler, Event) else _PLAIN_KEYS
