@@ -6,7 +6,7 @@ import copy
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.format import ledger, manifest
@@ -175,7 +175,7 @@ values = st.recursive(leaves | hours, lambda deeper: st.lists(deeper) | st.dicti
 
 
 @given(st.data())
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_any_value_in_any_place_of_a_document_ends_in_a_verdict(data):
     name = data.draw(st.sampled_from(list(MADE)))
     at = data.draw(st.sampled_from(list(places_in(orjson.loads(MADE[name])))))
