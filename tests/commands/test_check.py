@@ -188,7 +188,8 @@ def test_help_has_the_exit_codes_and_an_example_that_is_understood(capsys, words
     assert ended.value.code == 0
     told = capsys.readouterr().out
     assert re.search(r"(?m)^exit codes: 0 .*; (1|2) ", told)
-    (example,) = re.findall(r"(?m)^example: (?:[A-Z_]+=\S+ )*estat-ingest ?([^|\n]*)", told)
+    joined = told.replace("\\\n", "")
+    (example,) = re.findall(r"(?m)^example: (?:[A-Z_]+=\S+ )*estat-ingest ?([^|\n]*)", joined)
     assert shlex.split(example)[: len(words)] == list(words)
     _parser(shlex.split(example)).parse_args(shlex.split(example))
 
