@@ -15,7 +15,9 @@ RECORD: Final = 16384
 LONGEST_RECORD: Final = 5 + RECORD + 2048
 """Bytes that it takes at most (RFC 5246 §6.2.3; TLS 1.3 allows less)."""
 STEP_RECORDS: Final = 64
-"""Records that one connection has read in a step, if they are not longer than the longest one."""
+STEP_BYTES: Final = 65536
+"""A connection has so much read in a step, at most. Bytes cost little: 64 KiB in long records as much as eight short
+ones."""
 
 _HEADER: Final = 5
 _FIRST_TYPE, _LAST_TYPE = 20, 24
@@ -58,7 +60,7 @@ class Records:
         count = 0
         while count < STEP_RECORDS:
             after = self._end(end)
-            if not after or (count and after - begin > LONGEST_RECORD):
+            if not after or (count and after - begin > STEP_BYTES):
                 break
             end = after
             count += 1

@@ -14,7 +14,7 @@ from ingest.telemetry import Handshake, Overdue, Reason
 from ingest.wire.connection import Connection
 from ingest.wire.crowd import HANDSHAKES, REFUSED_LINGERING
 from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
-from ingest.wire.records import LONGEST_RECORD, STEP_RECORDS
+from ingest.wire.records import STEP_BYTES, STEP_RECORDS
 from ingest.wire.secured import RECORDS, SILENT, STEPS, Secured
 from tests.stand_ins.tls import Scribe, TlsClient, client_context, issue
 from tests.stand_ins.wire import Wire, post, request
@@ -473,7 +473,7 @@ def test_a_read_of_records_that_say_nothing_holds_up_nobody_and_ends_its_connect
     client.plain.transport.receive(flood)
     if ended_by_us:
         read = len(flood) - wire.budget.requests
-        assert read <= min(LONGEST_RECORD, len(flood) * STEP_RECORDS // 1000), "a step, and the rest counts"
+        assert read <= min(STEP_BYTES, len(flood) * STEP_RECORDS // 1000), "a step, and the rest counts"
         assert not client.plain.transport.reading
     other.plain.transport.receive(asked)
     wire.loop.turn()
