@@ -180,7 +180,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "dlq":
         from ingest.commands import dlq as dlq_cli
 
-        return dlq_cli.run(arguments, settings)
+        return dlq_cli.run(arguments, settings, os.environ)
     if arguments.command == "compact":
         from ingest.commands import compact
 

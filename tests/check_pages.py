@@ -242,7 +242,8 @@ def copy_repository(place: Path) -> None:
 
 
 def leave_dead_letters(machine: Machine) -> None:
-    """A server whose store is away takes events and stops."""
+    """A server whose store is away takes events and stops; the directory of another store is there."""
+    machine.run("mkdir -p data/objects")
     away = "env RAW_BUCKET=away AWS_REGION=eu-west-1 S3_ENDPOINT_URL=http://127.0.0.1:9 AWS_ACCESS_KEY_ID=x"
     machine.serve(f"{away} AWS_SECRET_ACCESS_KEY=x .venv/bin/python -m ingest serve")
     machine.run(f'for n in 1 2 3; do curl -sS -d \'{{"event":"view","n":\'$n\'}}\' {URL}/collect; done')

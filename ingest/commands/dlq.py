@@ -7,7 +7,8 @@ Owns the words of these commands, and the three that only look, over all slots o
     export    the sound lines of every batch, as `.jsonl.gz`, to a directory or to standard output; no file is changed
 
 Promises to be safe beside a running server: what is read is what nobody writes (see `shelf`), and a command that
-removes files holds the lock of their slot. A directory that is not there is an error, never an empty one.
+removes files holds the lock of their slot. A directory that is not there is an error, never an empty one; that of the
+store too, for a command that removes what it has stored. `adopt` never uses a store that nobody named.
 
 Never: writes to a slot, judges a file by other rules than recovery's.
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.commands import interrupt
 from ingest.commands.adopt import adopt
 from ingest.commands.discard import discard
+from ingest.commands.opened import require_store
 from ingest.commands.replay import rehearse, replay
 from ingest.commands.report import Report
 from ingest.commands.shelf import Shelf
@@ -36,6 +38,8 @@ from ingest.disk.publish import publish
 from ingest.format import dlq_path, parse_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ingest.config import Settings
     from ingest.delivery.choice import Copy
 
@@ -65,7 +69,7 @@ _ACTIONS: Final = {
         "replay --dry-run",
     ),
     "adopt": (
-        "put what the volume of a host that is gone holds",
+        "put what the volume of a host that is gone holds in the store that RAW_BUCKET or STORE_DIR names",
         "nothing stays there",
         "something stays, or would, or a process holds it",
         "adopt /mnt/dead/dlq",
@@ -120,14 +124,26 @@ def _hour(text: str) -> str:
     return text
 
 
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run the command; 0 done, 1 something is wrong or stays, 2 it cannot be run."""
+def run(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run the command; 0 done, 1 something is wrong or stays, 2 it cannot be run.
+
+    `environ`: the one that the settings are of. It tells a store that was named from the default.
+    """
     fs = Filesystem()
-    settings = replace(settings, dlq_dir=settings.dlq_dir.absolute(), journal_dir=settings.journal_dir.absolute())
+    settings = replace(
+        settings,
+        dlq_dir=settings.dlq_dir.absolute(),
+        journal_dir=settings.journal_dir.absolute(),
+        store_dir=settings.store_dir.absolute(),
+    )
     hour: str | None = getattr(arguments, "hour", None)
     report = Report(arguments.action, settings.dlq_dir, settings.journal_dir, hour, as_json=arguments.json)
     try:
         if arguments.action == "adopt":
+            if not any(environ.get(name, "").strip() for name in ("RAW_BUCKET", "STORE_DIR")):
+                report.say("adopt: set RAW_BUCKET or STORE_DIR: what is stored there is removed from the volume")
+                return 2
+            require_store(fs, settings)
             return adopt(
                 fs,
                 settings,
@@ -150,6 +166,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             case "discard":
                 return discard(fs, settings, report, arguments.key, dry_run=arguments.dry_run)
             case _:
+                require_store(fs, settings)
                 return interrupt.run((rehearse if arguments.dry_run else replay)(fs, settings, report, hour))
     except StorageError as error:
         report.say(str(error))

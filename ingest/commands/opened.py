@@ -1,4 +1,4 @@
-"""The store of the settings, for a command that judges or remakes hours, and what becomes of it.
+"""The store of the settings, for a command that judges or remakes hours or brings files home, and what becomes of it.
 
 Owns the opening and the end of it, and the exit code when the store or a disk failed. Promises that a directory which
 is not there is an error, never a store without objects: a volume may not be mounted; and that whatever fails outside is
@@ -37,9 +37,7 @@ async def opened(settings: Settings, *, long_tries: bool = False) -> AsyncIterat
     fs = Filesystem()
     if long_tries:
         settings = replace(settings, s3_timeout=max(settings.s3_timeout, LONG_TRY))
-    if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
-        where = settings.store_dir.absolute()
-        raise StorageError("open", where, "it is not there: name the store with STORE_DIR, or mount it", transient=True)
+    require_store(fs, settings)
     executor = ThreadPoolExecutor(4)
     store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
     try:
@@ -48,6 +46,14 @@ async def opened(settings: Settings, *, long_tries: bool = False) -> AsyncIterat
     finally:
         await store.close()
         executor.shutdown(wait=False)
+
+
+def require_store(fs: Filesystem, settings: Settings) -> None:
+    """Raise a StorageError if objects go to a directory that is not there."""
+    if settings.raw_bucket is None and not is_folder(fs, settings.store_dir):
+        where = settings.store_dir.absolute()
+        hint = "it is not there: name the store with RAW_BUCKET or STORE_DIR, or mount it"
+        raise StorageError("open", where, hint, transient=True)
 
 
 def to_the_end(work: Coroutine[Any, Any, int], report: Report) -> int:

@@ -133,7 +133,8 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     _tell(report, "not put", away)
     dropped = metrics.books.events_dropped
     text = (
-        f"{metrics.books.events_stored} events stored, {metrics.files_quarantined} corrupt files quarantined, "
+        f"{metrics.books.events_stored} events stored in {settings.store_shown}, "
+        f"{metrics.files_quarantined} corrupt files quarantined, "
         f"{dropped[DropReason.CORRUPT]} events lost in them, {dropped[DropReason.EXPIRED]} expired; "
         f"{files} files with {events} events stay"
     )
@@ -142,6 +143,7 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
         1 if stays else 0,
         text if found or stays else f"nothing to {what}",
         dry_run=False,
+        store=settings.store_shown,
         events_stored=metrics.books.events_stored,
         files_stored=metrics.files_reuploaded,
         files_stored_before=metrics.puts_already_stored,
@@ -268,14 +270,15 @@ async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str
             lane.abandon()
     unread = shelf.tell(report)
     text = (
-        f"dry run: {files} files with {events} events would be put, {corrupt} corrupt files quarantined, "
-        f"{lost} events lost in them; nothing is changed"
+        f"dry run: {files} files with {events} events would be put in {settings.store_shown}, "
+        f"{corrupt} corrupt files quarantined, {lost} events lost in them; nothing is changed"
     )
     is_nothing = not (files or shelf.held or shelf.unfinished or unread)
     return report.end(
         1 if shelf.held or unread else 0,
         f"nothing to {what}" if is_nothing else text,
         dry_run=True,
+        store=settings.store_shown,
         files=files,
         events=events,
         files_to_quarantine=corrupt,

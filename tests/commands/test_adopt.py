@@ -24,6 +24,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("DLQ_DIR", str(tmp_path / "ours"))
     monkeypatch.setenv("DLQ_MAX_AGE", "1s")
     monkeypatch.setattr("ingest.telemetry.log.configure", lambda _: None)
+    (tmp_path / "objects").mkdir()
     with capture_logs():
         yield tmp_path
 
@@ -130,7 +131,6 @@ def test_a_dry_run_says_what_would_be_put_and_changes_nothing(home, capsys):
 def test_what_the_store_does_not_take_stays_and_never_expires_there(home, capsys):
     dead = home / "mnt/dlq"
     letter(dead, 1, body(3))
-    (home / "objects").mkdir()
     (home / "objects/raw").write_bytes(b"a file where the folder should be")
     code, told, _ = adopted(capsys, dead)
     assert (code, told["files_left"], told["events_left"], told["events_expired"]) == (1, 1, 3, 0)

@@ -32,6 +32,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("STORE_DIR", str(tmp_path / "objects"))
     monkeypatch.setenv("DLQ_DIR", str(tmp_path / "dlq"))
     monkeypatch.setattr("ingest.telemetry.log.configure", lambda _: None)
+    (tmp_path / "objects").mkdir()
     return tmp_path
 
 
@@ -203,8 +204,42 @@ def test_replay_stores_what_is_left_and_quarantines_what_is_corrupt(place, capsy
     assert files(place / "dlq") == []
     out = capsys.readouterr().out.splitlines()[-1]
     assert out == (
-        "5 events stored, 1 corrupt files quarantined, 1 events lost in them, 0 expired; 0 files with 0 events stay"
+        f"5 events stored in {place / 'objects'}, 1 corrupt files quarantined, 1 events lost in them, 0 expired; "
+        "0 files with 0 events stay"
     )
+
+
+@pytest.mark.parametrize("words", [["replay"], ["replay", "--dry-run"], ["adopt", "dlq"]], ids=" ".join)
+@pytest.mark.parametrize("named", ["", "objects", "mnt/objects", "file"])
+def test_a_queue_is_never_emptied_into_a_directory_that_is_not_there(place, monkeypatch, capsys, words, named):
+    """A volume may not be mounted, and a rescue host may have no RAW_BUCKET."""
+    monkeypatch.chdir(place)
+    leave(slot(place), key(1), body(3))
+    (place / "objects").rmdir()
+    (place / "file").touch()
+    monkeypatch.setenv("STORE_DIR", named)
+    before = sorted(place.rglob("*"))
+    assert main(["dlq", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "RAW_BUCKET or STORE_DIR" in err
+    assert named == "" or str(place / named) in err
+    assert sorted(place.rglob("*")) == before
+
+
+def test_adopt_never_uses_a_store_that_nobody_named_though_the_default_is_there(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    leave(slot(place), key(1), body(3))
+    default = place / "data/objects"
+    default.mkdir(parents=True)
+    monkeypatch.setenv("STORE_DIR", " ")
+    assert main(["dlq", "adopt", "dlq"]) == 2
+    assert capsys.readouterr().err.startswith("adopt: set RAW_BUCKET or STORE_DIR")
+    assert (files(default), files(place / "dlq/0")) == ([], [key(1)])
+    monkeypatch.setenv("STORE_DIR", "data/objects")
+    assert main(["dlq", "adopt", "dlq"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"3 events stored in {default}, ")
+    assert files(default) == [key(1)]
 
 
 def test_replay_never_replaces_an_object(place):
@@ -289,7 +324,6 @@ def test_replay_leaves_a_corrupt_file_whose_segment_a_process_holds(place, capsy
 def test_replay_gives_up_when_the_store_does_not_answer(place, capsys):
     for n in range(10):
         leave(slot(place), key(n), body(3))
-    (place / "objects").mkdir()
     (place / "objects/raw").write_bytes(b"a file where the folder should be")
     assert main(["dlq", "replay"]) == 1
     assert "10 files with 30 events stay" in capsys.readouterr().out

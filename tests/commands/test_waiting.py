@@ -26,7 +26,7 @@ from tests.stand_ins.letters import Store, bodies, body, files, key, leave, line
 
 REPOSITORY = Path(__file__).parents[2]
 HOUR, OTHER_HOUR = "dt=2025-12-02/hr=14", "dt=2025-12-03/hr=00"
-NOTHING = "0 events stored, 0 corrupt files quarantined, 0 events lost in them, 0 expired; "
+NOTHING = "0 events stored in {}, 0 corrupt files quarantined, 0 events lost in them, 0 expired; "
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("DLQ_DIR", str(tmp_path / "dlq"))
     monkeypatch.setattr("ingest.telemetry.log.configure", lambda _: None)
     (tmp_path / "dlq").mkdir()
+    (tmp_path / "objects").mkdir()
     with capture_logs():
         yield tmp_path
 
@@ -88,7 +89,8 @@ def test_f1_what_a_killed_server_left_in_its_journal_is_listed_exported_and_repl
     with Collector(tmp_path / "run", env, measured=False) as server:
         send(server, 7)
         running = command(server, "replay")
-        assert (running.returncode, running.stdout.strip()) == (1, f"{NOTHING}0 files with 0 events stay")
+        where = server.folder / "data/objects"
+        assert (running.returncode, running.stdout.strip()) == (1, f"{NOTHING.format(where)}0 files with 0 events stay")
         root = server.dlq_folder / "journal/0"
         assert f"{root} is held by a running process, which recovers its files itself: left alone" in running.stderr
         listed = command(server, "ls")
