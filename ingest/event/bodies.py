@@ -16,7 +16,7 @@ import orjson
 from ingest.event.refusals import BAD_JSON, JSON_TOO_DEEP, NUMBER_TOO_LONG, ClientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Raw: TypeAlias = "bytes | bytearray"
 Members: TypeAlias = "dict[str, object]"
@@ -73,6 +73,10 @@ _HEX: Final = rb"[0-9a-fA-F]{2}"
 _HIGH: Final = rb"\\u[dD][89abAB]" + _HEX
 _LOW: Final = rb"\\u[dD][c-fC-F]" + _HEX
 _LONE_SURROGATE: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_SURROGATES: Final = re.compile(rb"%b%b|%b|%b" % (_HIGH, _LOW, _HIGH, _LOW))
+"""Both halves as one, or one without the other."""
+_REPLACEMENT: Final = rb"\ufffd"
+MENDED_AT_ONCE: Final = 4096
 _ESCAPED_BACKSLASH: Final = rb"\\"
 _MASK: Final = b"\0\0"
 """Stands for an escaped backslash, so that every backslash left begins an escape; no JSON has a NUL."""
@@ -163,7 +167,24 @@ def mend_surrogates(body: Raw) -> Raw:
     if b"\0" in body:
         return body
     masked = body.replace(_ESCAPED_BACKSLASH, _MASK)
-    return _LONE_SURROGATE.sub(rb"\\ufffd", masked).replace(_MASK, _ESCAPED_BACKSLASH)
+    return _LONE_SURROGATE.sub(rb"\%b" % _REPLACEMENT, masked).replace(_MASK, _ESCAPED_BACKSLASH)
+
+
+def mended_in_steps(body: bytes) -> Iterator[bytes]:
+    """Mend surrogates as `mend_surrogates` does, a few thousand in a step; the pieces make up all of it."""
+    masked = body.replace(_ESCAPED_BACKSLASH, _MASK)
+    piece = bytearray()
+    at = 0
+    for number, match in enumerate(_SURROGATES.finditer(masked), 1):
+        start, end = match.span()
+        piece += masked[at:start]
+        piece += _REPLACEMENT if end - start == len(_REPLACEMENT) else masked[start:end]
+        at = end
+        if not number % MENDED_AT_ONCE:
+            yield bytes(piece).replace(_MASK, _ESCAPED_BACKSLASH)
+            piece.clear()
+    piece += masked[at:]
+    yield bytes(piece).replace(_MASK, _ESCAPED_BACKSLASH)
 
 
 def _unreadable(body: Raw) -> ClientError | None:

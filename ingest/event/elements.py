@@ -4,8 +4,8 @@ Owns the way from the bytes of one array to those of its elements, and from thos
 all that is said here of an array holds for an object. Promises that an array is read to its end and is JSON, or is
 refused; that an element is its own bytes; that none is nested deeper than `JSON_DEPTH`, the array counted.
 Promises that a byte costs much the same whatever stands there, because some kilobytes of gzip may hold a megabyte of
-the worst; that no step looks at more than 32 KiB, but of one string, scalar or space that is longer; and that no more
-is built than a step looks at. Never knows what an element is for.
+the worst; that no step checks more than 64 KiB of a string, or 32 KiB of all else but one scalar or space that is
+longer; and that no more is built than a step looks at. Never knows what an element is for.
 
 Objects side by side, the ordinary case. A group that ends before some `},{` is checked in one call, in brackets of its
 own. If it is JSON, its elements are whole, and their number is known. Each `},{` may part two of them or may stand
@@ -36,7 +36,7 @@ from ingest.event.bodies import JSON_DEPTH, sound_json
 from ingest.event.refusals import BAD_JSON, JSON_TOO_DEEP, ClientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 GROUP_BYTES: Final = 32 * 1024
 WINDOW_BYTES: Final = 8 * 1024
@@ -116,7 +116,7 @@ def _parts(body: bytes, at: int, place: _Place, reach: Reach) -> Iterator[Found]
                     continue
                 guesses -= 1
         width = WINDOW_BYTES
-        while (window := _window(body, at, width, place)) is None:
+        while (window := (yield from _window(body, at, width, place))) is None:
             width *= 4
             yield None
         if isinstance(window, ClientError):
@@ -223,7 +223,7 @@ class _Window(NamedTuple):
     """Where it ends; no bracket is open behind the end of the array."""
 
 
-def _window(body: bytes, at: int, width: int, place: _Place) -> _Window | ClientError | None:
+def _window(body: bytes, at: int, width: int, place: _Place) -> Generator[None, None, _Window | ClientError | None]:
     """Look at some bytes that begin at `at`; None if neither a bracket nor a comma stands there.
 
     Only where none stood in the first `WINDOW_BYTES` more are looked at: one string, scalar or space is longer.
@@ -246,7 +246,7 @@ def _window(body: bytes, at: int, width: int, place: _Place) -> _Window | Client
     del parts[2 * len(marked) - 1 :]
     parts[::2] = marked
     text = b'"'.join(parts)
-    held = body[at : at + len(text)] if width == WINDOW_BYTES else _shortened(body, at, parts)
+    held = body[at : at + len(text)] if width == WINDOW_BYTES else (yield from _shortened(body, at, parts))
     if held is None or sound_json(b"%b%b%b" % (place.before(), held, seen.place.behind())) is None:
         return BAD_JSON
     if not seen.place.around and end_of_space(body, at + len(text)) != len(body):
@@ -300,16 +300,17 @@ def _one(outside: bytes, around: bytes) -> _Seen | ClientError:
     return _Seen(outside, _Place(around, last))
 
 
-def _shortened(body: bytes, at: int, parts: list[bytes]) -> bytes | None:
+def _shortened(body: bytes, at: int, parts: list[bytes]) -> Generator[None, None, bytes | None]:
     """Return what the parts stand for, without space and long strings; None if such a string is none."""
     short = []
     for number, part in enumerate(parts):
         end = at + len(part)
         if number % 2 == 0:
-            short.append(_SPACES.sub(b" ", body[at:end]))
+            text = body[at:end]
+            short.append(_SPACES.sub(b" ", text) if b"  " in text.translate(_TO_SPACE) else text)
         elif len(part) <= WINDOW_BYTES:
             short.append(body[at:end])
-        elif _is_sound_string(body[at:end], part):
+        elif (yield from _is_sound_string(body[at:end], part)):
             short.append(b"")
         else:
             return None
@@ -317,8 +318,11 @@ def _shortened(body: bytes, at: int, parts: list[bytes]) -> bytes | None:
     return b'"'.join(short)
 
 
-def _is_sound_string(text: bytes, masked: bytes) -> bool:
-    """Tell whether this is a JSON string without its quotes, in pieces that cut no character and no escape."""
+def _is_sound_string(text: bytes, masked: bytes) -> Generator[None, None, bool]:
+    """Tell whether this is a JSON string without its quotes, in pieces that cut no character and no escape.
+
+    A piece is a step.
+    """
     at, end = 0, len(text)
     while at < end:
         cut = min(at + PIECE_BYTES, end)
@@ -333,6 +337,7 @@ def _is_sound_string(text: bytes, masked: bytes) -> bool:
         if sound_json(b'"%b"' % text[at:cut]) is None:
             return False
         at = cut
+        yield
     return True
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from ingest.event.bodies import LINE_BREAKS, Sound, has_long_number, json_item, json_value, mend_surrogates
-from ingest.event.elements import elements, end_of_space, members, unheard
+from ingest.event.bodies import LINE_BREAKS, Sound, has_long_number, json_value, mend_surrogates, mended_in_steps
+from ingest.event.elements import PIECE_BYTES, elements, end_of_space, members, unheard
 from ingest.event.refusals import BAD_JSON, NUMBER_TOO_LONG, ClientError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from ingest.event.elements import Reach
 
@@ -65,9 +65,9 @@ def look(body: bytes, asked: Asked) -> Looking:
     first = body[at : at + 1]
     if asked.names and first != b"{" and not (first == b"[" and asked.nested):
         return Looked(None, ())
-    line = _Line(body)
     if first not in (b"{", b"["):
-        return line.at_once()
+        return (yield from _look_at_bare(body))
+    line = _Line(body)
     search = _search(body, at, asked, line.reach if asked.in_line else unheard)
     held = len(body) * (1 + asked.nested)
     while True:
@@ -76,12 +76,31 @@ def look(body: bytes, asked: Asked) -> Looking:
         except StopIteration as end:
             found: list[_Members] | ClientError = end.value
             break
-        yield held + line.size
+        for _ in line.take():
+            yield held + line.size
     if isinstance(found, ClientError):
         return found
     there = (one.get(name, b"") for one in found for name in asked.names)
     strings = [json_value(text) for text in there if text[:1] == b'"' and len(text) <= asked.longest]
     return Looked(line.value() if asked.in_line else None, [one for one in strings if isinstance(one, str)])
+
+
+def _look_at_bare(body: bytes) -> Looking:
+    """Look at a value that is no object and no array: it is the only element of an array that is made of it."""
+    body = b"[%b]" % body
+    line = _Line(body)
+    texts = 0
+    for found in elements(body, 1, line.reach):
+        if isinstance(found, ClientError):
+            return found
+        if found is not None:
+            texts += len(found) if found != [b""] and isinstance(found, list) else isinstance(found, tuple)
+        for _ in line.take():
+            yield 2 * len(body) + line.size
+    value = line.value()
+    if texts != 1:
+        return BAD_JSON
+    return Looked(value if isinstance(value, ClientError) else Sound(value[1:-1]), ())
 
 
 def _search(body: bytes, at: int, asked: Asked, reach: Reach) -> Generator[None, None, list[_Members] | ClientError]:
@@ -147,35 +166,44 @@ def _note(there: _Members, names: tuple[str, ...], body: bytes, start: int, end:
 class _Line:
     """A JSON value on its way into a line, as far as it was read."""
 
-    __slots__ = ("_at", "_body", "_is_long", "_joined")
+    __slots__ = ("_at", "_body", "_is_long", "_joined", "_mended", "_reached")
 
     def __init__(self, body: bytes) -> None:
         self._body = body
-        self._at = 0
+        self._at = self._reached = 0
+        """How much of it was taken, and how much is known to be sound."""
         self._joined = bytearray()
+        self._mended = 0
+        """Bytes that are held to be mended."""
         self._is_long = False
         """A number was met that is too long."""
 
     @property
     def size(self) -> int:
-        return len(self._joined)
+        """Bytes that are held beside the body."""
+        return len(self._joined) + self._mended
 
     def reach(self, at: int) -> None:
-        """Take what stands before `at`, where no token is cut."""
-        piece = self._body[self._at : at]
-        self._at = at
-        if _ESCAPE in piece:
-            piece = bytes(mend_surrogates(piece))
+        """Note that all is sound that stands before `at`, where no token is cut."""
+        self._reached = at
+
+    def take(self) -> Iterator[None]:
+        """Take what is sound, in steps: one, but for a long string that has to be mended."""
+        piece = self._body[self._at : self._reached]
+        self._at = self._reached
         self._is_long = self._is_long or has_long_number(piece)
-        self._joined += piece.translate(None, LINE_BREAKS)
+        if _ESCAPE not in piece:
+            self._joined += piece.translate(None, LINE_BREAKS)
+        elif len(piece) <= PIECE_BYTES:
+            self._joined += mend_surrogates(piece).translate(None, LINE_BREAKS)
+        else:
+            self._mended = 2 * len(piece)
+            for mended in mended_in_steps(piece):
+                self._joined += mended.translate(None, LINE_BREAKS)
+                yield
+            self._mended = 0
+        yield
 
     def value(self) -> Sound | ClientError:
-        """Return the value, all of which was read."""
+        """Return the value, all of which was taken."""
         return NUMBER_TOO_LONG if self._is_long else Sound(self._joined)
-
-    def at_once(self) -> Looked | ClientError:
-        """Return a value that is neither an object nor an array."""
-        value = json_item(self._body)
-        if isinstance(value, ClientError):
-            return BAD_JSON if value is BAD_JSON else Looked(value, ())
-        return Looked(Sound(value), ())

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from ingest.event import elements
+from ingest.event import bodies, elements, values
 from ingest.event.access import IN_BODY, WriteKeys
 from ingest.event.bodies import json_item
 from ingest.event.refusals import BAD_JSON, JSON_TOO_DEEP, NUMBER_TOO_LONG, ClientError
@@ -114,6 +114,9 @@ def test_the_line_of_a_large_body_is_the_one_that_a_parser_finds_and_so_in_the_s
 ):
     monkeypatch.setattr(elements, "WINDOW_BYTES", window)
     monkeypatch.setattr(elements, "GROUP_BYTES", 4 * window)
+    monkeypatch.setattr(elements, "PIECE_BYTES", 2 * window)
+    monkeypatch.setattr(values, "PIECE_BYTES", 2 * window)
+    monkeypatch.setattr(bodies, "MENDED_AT_ONCE", 2)
     lines = []
     for body in BODIES if window > 99 else SHORT:
         line, expected = line_of(body), json_item(body)
@@ -133,6 +136,20 @@ def test_a_large_value_that_holds_no_other_is_taken_too(value):
     padded = b" \r\n" * 5000 + value + b"\n" * 5000
     assert line_of(padded) == json_item(padded)
     assert key_in(padded, nested=True) is None
+
+
+LONE, PAIR, BACKSLASHES = b"\\ud83d", b"\\ud83d\\ude00", rb"\\\\ud83d"
+
+
+@pytest.mark.parametrize("unit", [LONE, PAIR, PAIR + LONE, LONE + BACKSLASHES, b"x\\ude00" + PAIR, b"x", rb"\n\""])
+@pytest.mark.parametrize("around", [b'"%b"', b'{"a":["%b"],"token":"s3cret"}', b'["%b"]', b'{"%b":1}'])
+def test_a_long_string_takes_many_steps_and_is_the_one_that_a_parser_finds(unit, around):
+    body = around % (unit * (400_000 // len(unit)))
+    assert line_of(body) == json_item(body)
+    steps = list(look(body, Asked(in_line=True)))
+    assert len(steps) > 400_000 // elements.PIECE_BYTES
+    assert max(steps) > 1.9 * len(body)
+    assert key_in(body, nested=True) == KEYS.in_body(body)
 
 
 def test_where_no_key_can_stand_nothing_is_read():
