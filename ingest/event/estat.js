@@ -4,9 +4,9 @@
 //   estat.track("signup", { plan: "free" })
 //
 // Owns the queue of a site in localStorage, one entry an event, and the sending of it. Promises that an event leaves the
-// queue only when the collector has said what became of it; that each has an `id`, by which a reader drops doubles; that
-// one tab sends at a time, where the browser has Web Locks; and that no wait and no store is without a bound. Never throws
-// into the page, and never sets a cookie.
+// queue only when the collector has said what became of it, or has taken others between two refusals of it; that each has
+// an `id`, by which a reader drops doubles; that one tab sends at a time, where the browser has Web Locks; and that no wait
+// and no store is without a bound. Never throws into the page, and never sets a cookie.
 //
 // A page that is closed in the middle leaves a request that the browser finishes. Nobody reads its answer, so the next page
 // sends those events again, under the same ids.
@@ -30,6 +30,8 @@
   const SEEN_MS = 200;
   const ANSWER_MS = 30000;
   const LONGEST_WAIT_MS = 600000;
+  // By which an event may be refused for what it is. Proxies have them for their own reasons too.
+  const REFUSALS = [400, 403, 413, 422];
   const ENTRY = "estat:";
   const UNTIL = "estat-until";
 
@@ -58,6 +60,7 @@
   const remove = (key) => {
     held.delete(key);
     mine.delete(key);
+    doubtful.delete(key);
     if (stored) stored.removeItem(key);
   };
   const write = (key, text) => {
@@ -119,8 +122,12 @@
   let due = Infinity;
   let sending = false;
   let failures = 0;
-  // Halved when a request is refused as it is, until the event is found that is the reason.
+  // Halved when a request is refused as it is, until the event is found that may be the reason.
   let most = QUEUE_EVENTS;
+  // How many requests the collector has answered as itself; and of each event that was refused alone, how many those were.
+  let answered = 0;
+  const doubtful = new Map();
+  let doubtfulAt = 0;
   // What is under way, and how many bytes that is.
   const flying = new Set();
   let flyingBytes = 0;
@@ -164,6 +171,7 @@
     batch.forEach(([key]) => flying.add(key));
     flyingBytes += size;
     let wait = 0;
+    let again = false;
     const stop = new AbortController();
     const clock = setTimeout(() => stop.abort(), ANSWER_MS);
     try {
@@ -178,17 +186,24 @@
       const became = await answer.json().catch(() => ({}));
       // A status is no evidence, and a page in the place of the collector says 200 too.
       const known = became.rejected && became.accepted + became.rejected.length === batch.length;
-      // In words: a proxy's own refusal is a page.
-      const hopeless = [400, 413].includes(answer.status) && /^text\/plain/.test(answer.headers.get("Content-Type"));
-      if (known || (hopeless && batch.length === 1)) {
+      if (known) {
         batch.forEach(([key]) => remove(key));
-        most = known ? QUEUE_EVENTS : most;
-        failures = 0;
+        answered += 1;
+        most = QUEUE_EVENTS;
+        failures = doubtfulAt = 0;
         return true;
       }
-      if (hopeless) {
-        most = batch.length >> 1;
-        return true;
+      if (REFUSALS.includes(answer.status)) {
+        most = batch.length >> 1 || 1;
+        if (batch.length > 1) return true;
+        const [[key]] = batch;
+        // Others were taken since it was refused: it is this one.
+        if (answered > doubtful.get(key)) {
+          remove(key);
+          return true;
+        }
+        again = doubtful.has(key);
+        if (!again) doubtful.set(key, answered);
       }
       wait = Number(answer.headers.get("Retry-After")) * 1000 || 0;
     } catch {
@@ -199,14 +214,24 @@
     }
     failures += 1;
     wait = Math.max(wait, Math.min(500 * 2 ** failures, LONGEST_WAIT_MS / 2)) * (1 + Math.random() / 2);
-    write(UNTIL, String(Math.round(Date.now() + Math.min(wait, LONGEST_WAIT_MS))));
+    const until = Math.round(Date.now() + Math.min(wait, LONGEST_WAIT_MS));
+    // An event that was refused before keeps no other waiting.
+    if (again) doubtfulAt = until;
+    else write(UNTIL, String(until));
     return false;
   };
   // A clock that was set back, or a key of no form, makes it anybody's.
   const isOurs = (key) => mine.has(key) || !(Math.abs(Date.now() - parseInt(key.slice(ENTRY.length)) / 1000) < OTHERS_MS);
+  const isFresh = (key) => !doubtful.has(key);
+  // What was refused alone goes alone, behind the others: the collector's answer to them tells whose fault it is.
+  const next = () => {
+    const ours = keys().filter(isOurs);
+    const fresh = take(ours.filter(isFresh));
+    return fresh.length || Date.now() < doubtfulAt ? fresh : take(ours).slice(0, 1);
+  };
   const sendAll = async () => {
     while (!restOfWait()) {
-      const batch = take(keys().filter(isOurs));
+      const batch = next();
       if (!batch.length || !(await post(batch, false))) return;
       await new Promise((seen) => setTimeout(seen, SEEN_MS));
     }
@@ -222,11 +247,11 @@
       console.warn("estat:", error);
     }
     sending = false;
-    if (keys().length) soon(AGAIN_MS);
+    if (keys().length) soon(keys().some(isFresh) ? AGAIN_MS : Math.max(AGAIN_MS, doubtfulAt - Date.now()));
   };
   // No lock can be waited for here. The events of other pages are left to others.
   const leave = () => {
-    const batch = take(mine);
+    const batch = take([...mine].filter(isFresh));
     if (!batch.length) return;
     if ("keepalive" in Request.prototype) {
       post(batch, true);

@@ -80,6 +80,7 @@ export class Collector {
 //   lose     it is forwarded, and the connection ends before the answer
 //   hang     nothing is answered
 //   portal   200 with a page, as a network's login has it
+//   misled   400 in words, as a proxy has it for a fault of its own
 export class Gate {
   static async start(collector, how) {
     const made = new Gate();
@@ -97,9 +98,10 @@ export class Gate {
         "Access-Control-Allow-Credentials": "true",
         "Access-Control-Expose-Headers": "Retry-After",
       };
-      if (fate === "refuse" || fate === "portal") {
+      if (["refuse", "portal", "misled"].includes(fate)) {
         request.resume().on("end", () => {
-          if (fate === "refuse") response.writeHead(503, { ...origin, "Retry-After": "1" }).end("later\n");
+          if (fate === "misled") response.writeHead(400, { ...origin, "Content-Type": "text/plain" }).end("bad request\n");
+          else if (fate === "refuse") response.writeHead(503, { ...origin, "Retry-After": "1" }).end("later\n");
           else response.writeHead(200, { ...origin, "Content-Type": "text/html" }).end("<h1>Please log in</h1>");
         });
         return;

@@ -260,6 +260,17 @@ const CASES = [
     },
   },
   {
+    name: "400 in words by a proxy, for a while",
+    async run({ open, site, gate }) {
+      const door = await gate((number) => (number <= 6 ? "misled" : "pass"));
+      const page = await open(site.page("/", tag(door.url)));
+      const ids = await track(page, 10);
+      await settled(page);
+      check(door.posts.length > 6, "it was not refused");
+      return ids;
+    },
+  },
+  {
     name: "no answer for 30 s",
     async run({ open, site, gate, context }) {
       const door = await gate((number) => (number === 1 ? "hang" : "pass"));

@@ -1,0 +1,160 @@
+// What tests/event/test_script_in_page.py runs: the script in a page that is made up, with a clock that only a case moves.
+//
+//   node simulate.mjs SCRIPT
+//
+// Owns the cases of answers and pages that no collector and no browser gives when asked: it prints one line of JSON, by case
+// what came of it. Never waits for a real second.
+import { readFileSync } from "node:fs";
+import { setImmediate as turn } from "node:timers/promises";
+import vm from "node:vm";
+
+const SOURCE = readFileSync(process.argv[2], "utf8");
+const taken = (events) => ({ status: 200, json: { accepted: events.length, rejected: [] } });
+const words = (status) => ({ status, type: "text/plain; charset=utf-8" });
+
+// `answer(events, number)` says what a request is answered; null is no connection.
+class Page {
+  constructor({ src = "https://c.example/estat.js", dataset = {}, locks, answer = taken } = {}) {
+    this.now = 1764721594000;
+    this.timers = new Map();
+    this.sent = [];
+    this.targets = [];
+    this.warned = [];
+    this.listeners = {};
+    const store = (this.store = new Map());
+    const listen = (name, call) => (this.listeners[name] = call);
+    const page = this;
+    const fetch = async (target, { body }) => {
+      const events = JSON.parse(body);
+      page.targets.push(String(target));
+      page.sent.push(events.map(({ event }) => event));
+      const said = answer(events, page.sent.length);
+      if (!said) throw new TypeError("Failed to fetch");
+      return {
+        status: said.status,
+        headers: new Headers(said.type ? { "Content-Type": said.type } : {}),
+        json: async () => said.json ?? JSON.parse("in words"),
+      };
+    };
+    class Clock extends Date {
+      static now = () => page.now;
+    }
+    const storage = { getItem: (key) => store.get(key) ?? null, setItem: (key, value) => store.set(key, String(value)) };
+    const window = {
+      console: { warn: (...said) => this.warned.push(said.map(String).join(" ")) },
+      localStorage: new Proxy(storage, {
+        get: (own, name) => (name === "removeItem" ? (key) => store.delete(key) : own[name]),
+        ownKeys: () => [...store.keys()],
+        getOwnPropertyDescriptor: () => ({ enumerable: true, configurable: true }),
+      }),
+      Date: Clock,
+      setTimeout: (call, ms) => {
+        const id = this.timers.size + Math.random();
+        this.timers.set(id, [this.now + Math.max(ms, 0), call]);
+        return id;
+      },
+      clearTimeout: (id) => this.timers.delete(id),
+      Request: class {
+        get keepalive() {
+          return true;
+        }
+      },
+      navigator: { locks },
+      history: { pushState() {} },
+      location: { href: "https://shop.example/p" },
+      document: {
+        currentScript: { src, dataset },
+        baseURI: "https://shop.example/p",
+        referrer: "",
+        title: "t",
+        visibilityState: "visible",
+        addEventListener: listen,
+        querySelector: () => null,
+      },
+      addEventListener: listen,
+      ...{ fetch, crypto, TextEncoder, URL, AbortController },
+    };
+    this.window = window.window = window;
+    try {
+      vm.runInNewContext(SOURCE, window);
+    } catch (error) {
+      this.threw = String(error);
+    }
+  }
+
+  track(...names) {
+    for (const name of names) this.window.estat.track(name);
+  }
+
+  get waiting() {
+    return [...this.store].filter(([key]) => key.startsWith("estat:")).map(([, text]) => JSON.parse(text).event);
+  }
+
+  // Lets all happen that is due within so many seconds.
+  async pass(seconds) {
+    const until = this.now + seconds * 1000;
+    for (;;) {
+      for (let turns = 0; turns < 5; turns++) await turn();
+      const [id, timer] = [...this.timers].sort(([, [a]], [, [b]]) => a - b)[0] ?? [];
+      if (!timer || timer[0] > until) break;
+      this.timers.delete(id);
+      this.now = Math.max(this.now, timer[0]);
+      timer[1]();
+    }
+    this.now = until;
+  }
+}
+
+// Somebody else refuses whatever comes, for a time.
+const refusedByOthers = (said) => async () => {
+  let bad = true;
+  const page = new Page({ answer: (events) => (bad ? said : taken(events)) });
+  page.track("a", "b", "c", "d");
+  await page.pass(1);
+  const soon = page.sent.length;
+  await page.pass(60);
+  const [kept, meanwhile] = [page.waiting.length, page.sent.length];
+  bad = false;
+  await page.pass(1200);
+  return { soon, meanwhile, kept, left: page.waiting, taken: page.sent.slice(meanwhile).flat().sort() };
+};
+const hasBad = (events) => events.some(({ event }) => event === "bad");
+const oneRefused = (status, names) => async () => {
+  const page = new Page({ answer: (events) => (hasBad(events) ? words(status) : taken(events)) });
+  page.track(...names);
+  await page.pass(60);
+  return { left: page.waiting, taken: page.sent.filter((sent) => !sent.includes("bad")).flat().sort() };
+};
+const CASES = {
+  "others: 400 in words": refusedByOthers(words(400)),
+  "others: 413 in words": refusedByOthers(words(413)),
+  "others: 400 as a page": refusedByOthers({ status: 400, type: "text/html" }),
+  "others: 403 as JSON": refusedByOthers({ status: 403, json: { error: "no" } }),
+  "others: 404 in words": refusedByOthers(words(404)),
+  "others: 502": refusedByOthers({ status: 502, type: "text/html" }),
+  "others: not there": refusedByOthers(null),
+  "bad alone": oneRefused(400, ["bad"]),
+  "bad first": oneRefused(400, ["bad", "a", "b", "c"]),
+  "bad last": oneRefused(413, ["a", "b", "c", "bad"]),
+  "bad twice": oneRefused(403, ["a", "bad", "b", "bad", "c"]),
+  "bad alone, and another later": async () => {
+    const page = new Page({ answer: (events) => (hasBad(events) ? words(400) : taken(events)) });
+    page.track("bad");
+    await page.pass(600);
+    const before = page.waiting;
+    page.track("a");
+    await page.pass(2);
+    return { before, left: page.waiting, last: page.sent.slice(-2) };
+  },
+  "the collector's own verdict": async () => {
+    const verdict = { status: 400, json: { accepted: 0, rejected: [{ index: 0, reason: "body larger than MAX_BODY_SIZE" }] } };
+    const page = new Page({ answer: () => verdict });
+    page.track("bad");
+    await page.pass(1);
+    return { left: page.waiting, requests: page.sent.length };
+  },
+};
+
+const found = {};
+for (const [name, run] of Object.entries(CASES)) found[name] = await run();
+console.log(JSON.stringify(found));
