@@ -334,6 +334,13 @@ def _warnings(settings: Settings) -> Iterator[str]:
             f"MAX_BUFFER_BYTES: {format_size(settings.max_buffer_bytes)} is less than the {format_size(held)} that "
             "1 + UPLOAD_QUEUE + UPLOAD_CONCURRENCY batches of BATCH_BYTES take; 503 may come before the queue is full"
         )
+    largest = max(settings.max_body_size, settings.max_batch_body_size)
+    if largest + settings.max_header_bytes > settings.max_buffer_bytes // _UNFINISHED_PART:
+        yield (
+            f"MAX_BUFFER_BYTES: a request of {format_size(largest)} is never taken, though MAX_BODY_SIZE or "
+            "MAX_BATCH_BODY_SIZE allows it, because unfinished requests have a quarter of "
+            f"{format_size(settings.max_buffer_bytes)}"
+        )
     if settings.admin_addr is None:
         yield (
             "ADMIN_ADDR: it is unset, so /metrics and /status answer a client on this machine only, and one that comes "
@@ -377,4 +384,6 @@ _TLS_CONNECTIONS: Final = 2000
 """MAX_CONNECTIONS by default with TLS, where each takes several times the memory."""
 _STOP_GRACE: Final = 30
 _LOAD_BALANCER_IDLE: Final = 60
+_UNFINISHED_PART: Final = 4
+"""Which part of MAX_BUFFER_BYTES unfinished requests have."""
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")

@@ -82,7 +82,7 @@ class Items:
 
 
 Unpacking: TypeAlias = "Generator[int, None, Items | ClientError]"
-"""Yields how many bytes are held, after each step; returns the items, or why there are none."""
+"""Yields how many bytes are held beside the body, after each step; returns the items, or why there are none."""
 
 
 class Unpacker:
@@ -99,6 +99,7 @@ class Unpacker:
 
     def unpack(self, body: Raw, content_type: Raw) -> Unpacking:
         """Find the items of a body of some media type."""
+        copied = 0
         if content_type.partition(b";")[0].strip().lower() in LINES_TYPES:
             found = _text_lines(body, self._item_limit) if self._is_text else _lines(body, 0, len(body))
             value_of = self._item_value
@@ -106,12 +107,16 @@ class Unpacker:
             return Items()
         elif begin := _BEGIN.match(body):
             value_of = self._element_value
-            found = _elements(bytes(body), begin.end(), self._item_limit, value_of)
+            text = bytes(body)
+            copied = len(text) if text is not body else 0
+            found = _elements(text, begin.end(), self._item_limit, value_of)
         else:
             return NOT_A_BATCH
-        return (yield from self._collect(body, found, value_of))
+        return (yield from self._collect(body, copied, found, value_of))
 
-    def _collect(self, body: Raw, found: Iterator[Found], value_of: Callable[[Raw], bytes | ClientError]) -> Unpacking:
+    def _collect(
+        self, body: Raw, copied: int, found: Iterator[Found], value_of: Callable[[Raw], bytes | ClientError]
+    ) -> Unpacking:
         items = Items()
         joined = bytearray()  # a value alone may take up many times its size
         values: list[bytes] = []
@@ -142,7 +147,7 @@ class Unpacker:
             if index > MOST_ITEMS:
                 return TOO_MANY_ITEMS
             self._join(items, joined, values)
-            yield len(body) + len(joined)
+            yield copied + len(joined)
         self._join(items, joined, values)
         items.values = bytes(joined)
         return items

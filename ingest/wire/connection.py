@@ -143,6 +143,7 @@ class Connection(asyncio.Protocol):
         "_flow",
         "_framing",
         "_input",
+        "_kept",
         "_names",
         "_overrun",
         "_reader",
@@ -181,7 +182,9 @@ class Connection(asyncio.Protocol):
         self._fed_to = 0
         """How much of it has been fed. The rest is not copied for that: all reads of a turn are in memory already."""
         self.held = 0
-        """How much of `Tick.held` is ours."""
+        """How much of `Budget.requests` is ours."""
+        self._kept = 0
+        """How much of `Budget.whole` is ours."""
         self._sealed = 0
         """How much of `held` TLS has: bytes of records, or of a handshake, that say nothing yet."""
         self._overrun = _NONE
@@ -478,8 +481,9 @@ class Connection(asyncio.Protocol):
         self._input = b""
         self._tick.waiting.pop(self, None)
         self._tick.budget.requests -= self.held
+        self._tick.budget.whole -= self._kept
         seals = self._sealed > 0
-        self.held = self._sealed = 0
+        self.held = self._kept = self._sealed = 0
         if seals:
             self._flow.go_on()  # TLS lets go of what waits there when it is to read on
 
@@ -595,7 +599,7 @@ class Connection(asyncio.Protocol):
             return
         reader = self._reads()
         if reader.state is _IDLE and fed is _ALL:
-            if self.held:
+            if self.held or self._kept:
                 self._hold()
             return
         self.whole = False
@@ -631,10 +635,15 @@ class Connection(asyncio.Protocol):
     def _hold(self) -> None:
         """Account for what this connection holds; refuse the request when all connections hold too much."""
         reader = self._reads()
+        budget = self._tick.budget
         held = len(self._input) + self._sealed
-        if reader.state is not _IDLE:
-            held += self._framing.used + reader.request.size + reader.request.unpacked
-        self._tick.budget.requests += held - self.held
-        self.held = held
-        if held and self._tick.budget.lacks():
+        kept = 0
+        if reader.unpacking is not None:
+            kept = reader.request.size + reader.request.unpacked
+        elif reader.state is not _IDLE:
+            held += self._framing.used + reader.request.size
+        budget.requests += held - self.held
+        budget.whole += kept - self._kept
+        self.held, self._kept = held, kept
+        if (held or kept) and budget.lacks():
             reader.refuse(UNAVAILABLE_CLOSE)

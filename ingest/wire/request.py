@@ -81,6 +81,7 @@ if TYPE_CHECKING:
 
     from ingest.event import Access, Handler, Line, Peer
     from ingest.event.access import KeyPlace
+    from ingest.event.batches import Unpacking
     from ingest.event.client import Fields
     from ingest.wire.answers import Answers
     from ingest.wire.door import Door
@@ -163,6 +164,17 @@ class Request:
 
 NO_REQUEST: Final = Request()
 """Between two requests."""
+
+
+def _more(steps: Unpacking, size: int) -> Unpacking:
+    """Yield and return what the steps do, with so many bytes more at each."""
+    while True:
+        try:
+            held = next(steps)
+        except StopIteration as end:
+            found: Items | ClientError = end.value
+            return found
+        yield size + held
 
 
 class RequestReader:
@@ -457,6 +469,7 @@ class RequestReader:
         """Make of a request's body what was meant, or of the request a refusal; yield how many bytes there are."""
         row = request.row
         refusal = None
+        beside = 0
         coding = request.coding
         if coding is None and row is not None and row.unlabelled and is_gzip(request.body):
             coding = Coding.GZIP
@@ -467,10 +480,12 @@ class RequestReader:
                 refusal = row.oversize.decoded if row is not None and too_large else decoded
             else:
                 request.body = decoded
+                beside = len(decoded)
         if row is not None and row.unlabelled and refusal is None:
             request.body = unwrapped(request.body)
         if request.takes is _ITEMS and refusal is None:
-            items = yield from self._tick.encoder.unpack(request.body, request.head.get(CONTENT_TYPE, b""))
+            unpacking = self._tick.encoder.unpack(request.body, request.head.get(CONTENT_TYPE, b""))
+            items = yield from _more(unpacking, beside)
             if isinstance(items, ClientError):
                 refusal = items
             else:

@@ -538,6 +538,7 @@ def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
         ({"IDLE_TIMEOUT": "60s"}, "IDLE_TIMEOUT"),
         ({"RATE_BURST": "5"}, "RATE_BURST"),
         ({"BATCH_BYTES": "64MiB"}, "MAX_BUFFER_BYTES"),
+        ({"MAX_BATCH_BODY_SIZE": "16MiB"}, "MAX_BUFFER_BYTES"),
         ({"DLQ_MAX_SIZE_BYTES": "900000TiB"}, "DLQ_MAX_SIZE_BYTES"),
         ({"DISK_RESERVE": "900000TiB"}, "DISK_RESERVE"),
         ({"S3_STORAGE_CLASS": "STANDARD"}, "S3_STORAGE_CLASS"),
