@@ -53,6 +53,7 @@ DLQ = "spool/test_letters.py::"
 RECOVERY = "delivery/test_recovery.py::"
 REFUSED = "delivery/test_refused.py::"
 RIVALS = "delivery/test_rivals.py::"
+COPIES = "spool/test_copies.py::"
 LAKE = "lake/test_compact.py::"
 EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
@@ -697,10 +698,18 @@ GUARDS: tuple[Guard, ...] = (
         RECOVERY + "test_a_quarantine_that_fails_keeps_the_file_and_is_tried_again",
     ),
     _guard(
-        "of two copies the dead letter that verifies is put",
+        "of two copies the longer one is put",
         "delivery/choice.py",
-        "    best = verified or max(copies, key=lambda copy: copy.events)\n",
-        "    best = max(copies, key=lambda copy: copy.events)\n",
+        "key=lambda copy: (copy.events, _verifies(copy))",
+        "key=lambda copy: (_verifies(copy), copy.events)",
+        RIVALS + "test_the_longer_segment_is_put_though_the_dlq_file_verifies",
+        COPIES + "test_c11_two_copies_of_a_key_count_as_one_batch",
+    ),
+    _guard(
+        "of two copies as long the dead letter that verifies is put",
+        "delivery/choice.py",
+        "key=lambda copy: (copy.events, _verifies(copy))",
+        "key=lambda copy: copy.events",
         RIVALS + "test_the_dlq_file_is_put_if_it_verifies",
     ),
     _guard(

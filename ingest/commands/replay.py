@@ -264,7 +264,7 @@ async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str
                 files += len(copies)
                 events += choice.best.events
                 corrupt += sum(not copy.contents.found.sound for copy in copies)
-                lost += max(choice.best.letter.events - choice.best.events, 0)
+                lost += choice.lost
                 report.say(f"{choice.best.letter.path}: {choice.best.events} events")
         finally:
             lane.abandon()

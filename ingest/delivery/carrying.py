@@ -173,7 +173,7 @@ class Carrier:
         for other in choice.others:
             books.moved(other.letter.events, other.letter.lender.place, place)
             counted += other.letter.events
-        lost = max(max(copy.letter.events for copy in choice.copies) - best.events, 0)
+        lost = choice.lost
         if counted > best.events:
             books.dropped(lost, DropReason.CORRUPT, place)
             books.stored(counted - lost, place)

@@ -19,7 +19,7 @@ class Why(Enum):
 
     ALONE = "it is the only copy"
     VERIFIES = "the dead letter verifies"
-    LONGER = "it has more sound lines"
+    LONGER = "no other copy has more sound lines"
 
 
 class Copy(NamedTuple):
@@ -46,12 +46,25 @@ class Choice(NamedTuple):
         """All of them."""
         return (self.best, *self.others)
 
+    @property
+    def lost(self) -> int:
+        """Events that one of the files was counted with, and that no copy has."""
+        return max(max(copy.letter.events for copy in self.copies) - self.best.events, 0)
+
 
 def choose(copies: list[Copy]) -> Choice:
-    """Take the dead letter if it verifies, else the copy with more sound lines, of equal ones the first."""
-    verified = next((copy for copy in copies if not copy.letter.is_segment and copy.contents.found.sound), None)
-    best = verified or max(copies, key=lambda copy: copy.events)
+    """Take the copy with the most sound lines; of equal ones the dead letter that verifies, else the first.
+
+    The copies of a key are prefixes of one batch, so the longer one has all that the other has. That a dead letter
+    verifies does not make it whole, because one that was salvaged from half a file verifies too.
+    """
+    best = max(copies, key=lambda copy: (copy.events, _verifies(copy)))
     others = tuple(copy for copy in copies if copy is not best)
     if not others:
         return Choice(best, others, Why.ALONE)
-    return Choice(best, others, Why.VERIFIES if best is verified else Why.LONGER)
+    is_tie = any(other.events == best.events for other in others)
+    return Choice(best, others, Why.VERIFIES if is_tie and _verifies(best) else Why.LONGER)
+
+
+def _verifies(copy: Copy) -> bool:
+    return not copy.letter.is_segment and copy.contents.found.sound

@@ -28,8 +28,10 @@ S, L = "segment", "letter"
         ([(L, 5, True)], 0, Why.ALONE),
         ([(L, 0, False)], 0, Why.ALONE),
         ([(S, 5, True), (L, 5, True)], 1, Why.VERIFIES),
-        ([(S, 9, True), (L, 5, True)], 1, Why.VERIFIES),
-        ([(L, 5, True), (S, 9, False)], 0, Why.VERIFIES),
+        ([(L, 5, True), (S, 5, False)], 0, Why.VERIFIES),
+        ([(S, 5, True), (L, 9, True)], 1, Why.LONGER),
+        ([(S, 9, True), (L, 5, True)], 0, Why.LONGER),
+        ([(L, 5, True), (S, 9, False)], 1, Why.LONGER),
         ([(S, 9, True), (L, 5, False)], 0, Why.LONGER),
         ([(L, 5, False), (S, 9, True)], 1, Why.LONGER),
         ([(L, 9, False), (S, 5, True)], 0, Why.LONGER),
@@ -39,7 +41,7 @@ S, L = "segment", "letter"
         ([(S, 0, False), (L, 0, False)], 0, Why.LONGER),
     ],
 )
-def test_the_dead_letter_that_verifies_else_the_longer_one_else_the_first(copies, best, why):
+def test_the_longer_copy_else_the_dead_letter_that_verifies_else_the_first(copies, best, why):
     made = [copy_of(kind, events, sound=sound) for kind, events, sound in copies]
     choice = choose(made)
     assert choice.best is made[best]

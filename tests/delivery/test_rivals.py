@@ -33,6 +33,13 @@ def test_the_dlq_file_is_put_if_it_verifies(tmp_path):
     assert rig.metrics.books.events_dropped[DropReason.CORRUPT] == 0
 
 
+def test_the_longer_segment_is_put_though_the_dlq_file_verifies(tmp_path):
+    """The file was salvaged from half of one: it is sound, and less than the batch."""
+    stored, rig = rivals(tmp_path, lines(9), body(5))
+    assert len(stored) == 9
+    assert rig.metrics.books.events_dropped[DropReason.CORRUPT] == 0
+
+
 def test_the_longer_segment_is_put_if_the_dlq_file_is_corrupt(tmp_path):
     whole = body(500)
     stored, rig = rivals(tmp_path, lines(500), whole[: len(whole) // 2])

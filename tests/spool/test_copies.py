@@ -113,6 +113,7 @@ def test_a11_a_corrupt_dead_letter_waits_for_a_segment_that_another_process_hold
     [
         (NUMBERS, whole(), 100, 0),
         (NUMBERS[:30], whole(), 100, 0),
+        (NUMBERS, codec.encode(lines(NUMBERS[:66]), 66), 100, 0),
         (NUMBERS, corrupt(whole()), 100, 0),
         (NUMBERS[:95], corrupt(whole()), 95, 5),
         ([], whole(), 100, 0),
@@ -120,6 +121,7 @@ def test_a11_a_corrupt_dead_letter_waits_for_a_segment_that_another_process_hold
     ids=[
         "both whole",
         "a short segment",
+        "a salvaged letter",
         "a corrupt letter",
         "a corrupt letter and a short segment",
         "an empty segment",
