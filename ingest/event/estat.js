@@ -12,7 +12,8 @@
 // sends those events again, under the same ids.
 //
 // The server takes out the lines that are comments, and puts its own paths into the two constants below.
-(() => {
+// A promise runs this at once, and what it throws is no error of the page's.
+new Promise(() => {
   "use strict";
   const SCRIPT = "/estat.js";
   const BATCH = "/collect/batch";
@@ -29,6 +30,8 @@
   const OTHERS_MS = 3000;
   const SEEN_MS = 200;
   const ANSWER_MS = 30000;
+  // The tab that has the lock may be frozen. A sound one has it as long only if it has much to send.
+  const LOCK_MS = 45000;
   const LONGEST_WAIT_MS = 600000;
   // By which an event may be refused for what it is. Proxies have them for their own reasons too.
   const REFUSALS = [400, 403, 413, 422];
@@ -37,14 +40,24 @@
 
   const early = (window.estat && window.estat.q) || [];
   if (window.estat && window.estat.loaded) return;
+  // For a page that calls, should there be no more than this.
+  window.estat = { track: () => "" };
   const script = document.currentScript || document.querySelector(`script[src*="${SCRIPT}"]`);
   const told = script ? script.dataset : {};
-  const source = (script ? script.src : location.href).split(/[?#]/)[0];
-  // The part of the address before SCRIPT is the collector's, so that it may stand behind a prefix.
-  const base = source.endsWith(SCRIPT) ? source.slice(0, -SCRIPT.length) : new URL(source).origin;
-  const target = (told.to || base + BATCH) + (told.key ? `?k=${encodeURIComponent(told.key)}` : "");
+  // The part of the address before SCRIPT is the collector's, so that it may stand behind a prefix. A script that stands in
+  // the page itself has no address.
+  const source = ((script && script.src) || document.baseURI).split(/[?#]/)[0];
+  const base = source.endsWith(SCRIPT) ? source.slice(0, -SCRIPT.length) : "";
+  const target = new URL(told.to || new URL(base + BATCH, source), document.baseURI);
+  if (told.key) target.searchParams.set("k", told.key);
   const quiet =
     ("gpc" in told && navigator.globalPrivacyControl) || ("dnt" in told && navigator.doNotTrack === "1");
+
+  // Not again and again: a browser may refuse for ever.
+  let last = "";
+  const warn = (error) => {
+    if (last !== (last = String(error))) console.warn("estat:", error);
+  };
 
   // The queue. Each event is an entry of its own, so that tabs add and remove without reading what others write.
 
@@ -103,7 +116,7 @@
       soon(GATHER_MS);
       return id;
     } catch (error) {
-      console.warn("estat:", error);
+      warn(error);
       return "";
     }
   };
@@ -163,6 +176,11 @@
     }
     return batch;
   };
+  const within = (ms) => {
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(), ms);
+    return stop.signal;
+  };
   const bodyOf = (batch) => `[${batch.map(([, item]) => item).join(",")}]`;
   // Sends one request; returns whether the next may follow at once.
   const post = async (batch, leaving) => {
@@ -172,8 +190,6 @@
     flyingBytes += size;
     let wait = 0;
     let again = false;
-    const stop = new AbortController();
-    const clock = setTimeout(() => stop.abort(), ANSWER_MS);
     try {
       // Another script may have used up what `keepalive` may have: every other try does without.
       const answer = await fetch(target, {
@@ -181,7 +197,7 @@
         body,
         credentials: "include",
         keepalive: leaving || failures % 2 === 0,
-        signal: stop.signal,
+        signal: within(ANSWER_MS),
       });
       const became = await answer.json().catch(() => ({}));
       // A status is no evidence, and a page in the place of the collector says 200 too.
@@ -208,7 +224,6 @@
       wait = Number(answer.headers.get("Retry-After")) * 1000 || 0;
     } catch {
     } finally {
-      clearTimeout(clock);
       batch.forEach(([key]) => flying.delete(key));
       flyingBytes -= size;
     }
@@ -236,15 +251,25 @@
       await new Promise((seen) => setTimeout(seen, SEEN_MS));
     }
   };
+  // Whether the lock is waited for. Once that was in vain it is only taken if it is free, until it is.
+  let patient = true;
+  const begin = (lock) => {
+    patient = !!lock;
+    return sendAll();
+  };
   const send = async () => {
     due = Infinity;
     if (sending || !keys().length) return;
     sending = true;
     try {
       // Without a store there is nothing to share, and such pages may not have locks.
-      await (stored && navigator.locks ? navigator.locks.request("estat", sendAll) : sendAll());
+      await (stored && navigator.locks
+        ? navigator.locks.request("estat", patient ? { signal: within(LOCK_MS) } : { ifAvailable: true }, begin)
+        : sendAll());
     } catch (error) {
-      console.warn("estat:", error);
+      warn(error);
+      patient = false;
+      await sendAll().catch(warn);
     }
     sending = false;
     if (keys().length) soon(keys().some(isFresh) ? AGAIN_MS : Math.max(AGAIN_MS, doubtfulAt - Date.now()));
@@ -297,4 +322,4 @@
     if (document.prerendering) document.addEventListener("prerenderingchange", pageView, { once: true });
     else pageView();
   }
-})();
+}).catch((error) => console.warn("estat:", error));

@@ -287,6 +287,23 @@ const CASES = [
     },
   },
   {
+    name: "another tab has the lock and is frozen",
+    async run({ open, site, collector, context }) {
+      const url = site.page("/", tag(collector.url));
+      const frozen = await open(url);
+      await frozen.evaluate(() => void navigator.locks.request("estat", () => new Promise(() => {})));
+      await context.clock.install();
+      const page = await open(url);
+      const ids = await track(page, 10);
+      for (let seconds = 0; (await page.evaluate(waiting)) > 0; seconds++) {
+        check(seconds < 60, "it waits for a lock that does not come");
+        await context.clock.runFor(1000);
+        await pause(50);
+      }
+      return ids;
+    },
+  },
+  {
     name: "no keepalive: a beacon when the page is left",
     async run({ open, site, collector, context }) {
       await context.addInitScript("delete Request.prototype.keepalive");

@@ -125,6 +125,35 @@ const oneRefused = (status, names) => async () => {
   await page.pass(60);
   return { left: page.waiting, taken: page.sent.filter((sent) => !sent.includes("bad")).flat().sort() };
 };
+const frozen = (freedAfter) => {
+  let asked = 0;
+  return {
+    request: (name, options, run) => {
+      asked += 1;
+      if (asked > freedAfter) return Promise.resolve(run({ name }));
+      if (options.ifAvailable) return Promise.resolve(run(null));
+      return new Promise((_, no) => options.signal.addEventListener("abort", () => no(options.signal.reason)));
+    },
+  };
+};
+const withLocks = (request) => async () => {
+  const page = new Page({ locks: { request } });
+  page.track("a", "b");
+  await page.pass(30);
+  const early = page.sent.flat();
+  await page.pass(90);
+  page.track("c");
+  await page.pass(1);
+  return { early, sent: page.sent, left: page.waiting, warned: page.warned.length };
+};
+const at = (given) => async () => {
+  const page = new Page(given);
+  page.track("a");
+  await page.pass(1);
+  return page.targets[0] ?? { threw: page.threw ?? null, warned: page.warned.length };
+};
+
+const TO = "https://c.example/collect/batch";
 const CASES = {
   "others: 400 in words": refusedByOthers(words(400)),
   "others: 413 in words": refusedByOthers(words(413)),
@@ -153,6 +182,22 @@ const CASES = {
     await page.pass(1);
     return { left: page.waiting, requests: page.sent.length };
   },
+  "lock: given": withLocks(frozen(0).request),
+  "lock: a frozen tab has it": withLocks(frozen(Infinity).request),
+  "lock: a frozen tab had it": withLocks(frozen(1).request),
+  "lock: refused": withLocks(() => Promise.reject(new Error("SecurityError"))),
+  "lock: throws": withLocks(() => {
+    throw new Error("SecurityError");
+  }),
+  "at: its own address": at({}),
+  "at: behind a prefix": at({ src: "https://c.example/c/estat.js?v=2#x" }),
+  "at: a copy by another name": at({ src: "https://cdn.example/js/e.js" }),
+  "at: within the page": at({ src: "" }),
+  "at: within the page, told where": at({ src: "", dataset: { to: TO } }),
+  "at: with a key": at({ dataset: { key: "K&1" } }),
+  "at: told where, with a query and a key": at({ dataset: { to: `${TO}?src=shop`, key: "K" } }),
+  "at: told where on its own site": at({ src: "https://cdn.example/e.js", dataset: { to: "/orders/batch", key: "K" } }),
+  "at: told nonsense": at({ dataset: { to: "https://" } }),
 };
 
 const found = {};

@@ -59,5 +59,40 @@ def test_an_event_that_was_refused_holds_no_other_back(came):
     assert case == {"before": ["bad"], "left": [], "last": [["a"], ["bad"]]}
 
 
+@pytest.mark.parametrize(
+    ("lock", "early", "warned"),
+    [
+        ("given", ["a", "b"], 0),
+        ("a frozen tab has it", [], 1),
+        ("a frozen tab had it", [], 1),
+        ("refused", ["a", "b"], 1),
+        ("throws", ["a", "b"], 1),
+    ],
+)
+def test_a_lock_that_does_not_come_holds_events_back_once_and_is_told_once(came, lock, early, warned):
+    assert came[f"lock: {lock}"] == {"early": early, "sent": [["a", "b"], ["c"]], "left": [], "warned": warned}
+
+
+@pytest.mark.parametrize(
+    ("case", "target"),
+    [
+        ("its own address", "https://c.example/collect/batch"),
+        ("behind a prefix", "https://c.example/c/collect/batch"),
+        ("a copy by another name", "https://cdn.example/collect/batch"),
+        ("within the page", "https://shop.example/collect/batch"),
+        ("within the page, told where", "https://c.example/collect/batch"),
+        ("with a key", "https://c.example/collect/batch?k=K%261"),
+        ("told where, with a query and a key", "https://c.example/collect/batch?src=shop&k=K"),
+        ("told where on its own site", "https://shop.example/orders/batch?k=K"),
+    ],
+)
+def test_it_sends_where_its_tag_says_wherever_it_stands(came, case, target):
+    assert came[f"at: {case}"] == target
+
+
+def test_a_tag_without_sense_is_told_and_throws_nothing_into_the_page(came):
+    assert came["at: told nonsense"] == {"threw": None, "warned": 1}
+
+
 def test_the_collectors_own_verdict_needs_no_second_request(came):
     assert came["the collector's own verdict"] == {"left": [], "requests": 1}
