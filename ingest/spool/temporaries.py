@@ -33,7 +33,7 @@ log = structlog.get_logger()
 class Temporaries:
     """See the module's text."""
 
-    __slots__ = ("_found", "_fs", "_holdings", "_kept", "_marks", "_slots")
+    __slots__ = ("_found", "_fs", "_holdings", "_kept", "_marks", "_slots", "_spent")
 
     def __init__(self, fs: disk.Filesystem, slots: Slots, marks: Marks, holdings: Holdings) -> None:
         self._fs = fs
@@ -41,7 +41,9 @@ class Temporaries:
         self._marks = marks
         self._holdings = holdings
         self._kept: set[Path] = set()
-        """Those that could be neither salvaged nor removed. Until they are."""
+        """Those that could not be salvaged, or not be removed. Until they are."""
+        self._spent: set[Path] = set()
+        """Those of which nothing is needed, and that are still to be removed."""
         self._found: list[tuple[str, Path]] = []
         """By the key that they were to get, until somebody takes them."""
 
@@ -77,15 +79,20 @@ class Temporaries:
 
     def salvage(self, temporary: Path, has_segment: bool) -> None:
         """Remove one if its batch lies elsewhere too; else what is sound in it becomes the batch's file."""
+        has_segment = has_segment or temporary in self._spent
+        counted = None
         try:
             counted = self._salvage_step(temporary, has_segment=has_segment)
+            self._spent.add(temporary)
+            self._remove(temporary)
+            self._spent.discard(temporary)
         except (OSError, StorageError) as error:
             reason = error if isinstance(error, StorageError) else StorageError.of("salvage", temporary, error)
             self._kept.add(temporary)
             self._marks.complain("dlq_temporary_kept", temporary, reason)
-            return
-        self._kept.discard(temporary)
-        self._marks.drop(temporary, Mark.TOLD)
+        else:
+            self._kept.discard(temporary)
+            self._marks.drop(temporary, Mark.TOLD)
         if counted is not None:
             self._holdings.found(temporary.parent, counted)
             log.warning("dlq_temporary_salvaged", path=str(temporary), events=counted.events)
@@ -102,6 +109,8 @@ class Temporaries:
                 self._slots.tree_of(target).publish(target, body)
                 counted = Tally(1, found.events, len(body))
         # Crash point: both names stand. The next start finds the key published and only removes the temporary.
-        with suppress(OSError):
-            self._fs.unlink(temporary)
         return counted
+
+    def _remove(self, temporary: Path) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.unlink(temporary)

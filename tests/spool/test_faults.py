@@ -169,6 +169,30 @@ def test_a_temporary_that_cannot_be_seen_to_is_unknown_and_seen_to_later(bench, 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("content", ["whole", "torn", "nothing"])
+def test_a_temporary_that_cannot_be_removed_is_unknown_and_removed_later_and_its_lines_count_once(
+    bench, content, number
+):
+    folder, _, name = key(1).rpartition("/")
+    left = {"whole": body(5), "torn": body(5)[:-4], "nothing": b""}[content]
+    leave(bench.root, f"{folder}/.{name}.0a1b2c.tmp", left)
+    fault = bench.fs.on("unlink", when=lambda path: path.name.endswith(".tmp")).fail(number)
+
+    async def main():
+        async with bench.open() as dlq:
+            assert dlq.unknown == 1
+            events, lent = dlq.events, await bench.all_keys()
+            await dlq.adopt([])
+            assert (dlq.unknown, dlq.events, await bench.all_keys()) == (1, events, lent)
+            fault.lift()
+            await dlq.adopt([])
+            assert (dlq.unknown, dlq.events, await bench.all_keys()) == (0, events, lent)
+            assert files(bench.root) == lent
+
+    asyncio.run(main())
+
+
 # ------------------------------------------------------------------------------------------------------ hanging
 
 
