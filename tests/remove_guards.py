@@ -59,6 +59,7 @@ EXPIRY = "delivery/test_expiry.py::"
 S3 = "store/test_s3.py::"
 READS = "store/test_reads.py::"
 LEDGER = "ledger/test_files.py::"
+COMMANDS = "commands/test_dlq.py::"
 CLOSING = "ledger/test_closing.py::"
 SOCKET = "disk/test_socket_file.py::"
 STORES = "store/test_conformance.py::"
@@ -832,6 +833,28 @@ GUARDS: tuple[Guard, ...] = (
         "        if self._tree.publish_new(path, body):\n",
         "        if self._tree.publish(path, body) is None:\n",
         STORES + "test_create_only_never_replaces",
+    ),
+    # The operator's commands.
+    _guard(
+        "an export replaces no file",
+        "commands/export.py",
+        "    if publish_new(fs, path, body, root=folder):\n",
+        "    from ingest.disk.publish import publish\n\n    if publish(fs, path, body, root=folder) is None:\n",
+        COMMANDS + "test_export_replaces_nothing_and_says_which_names_have_other_bytes",
+    ),
+    _guard(
+        "an export keeps away from the server's directories",
+        "commands/export.py",
+        "        if overlap(target, folder):\n",
+        "        if False:\n",
+        COMMANDS + "test_export_never_goes_where_the_server_has_its_files",
+    ),
+    _guard(
+        "a queue is emptied only into a store that is there",
+        "commands/dlq.py",
+        "            case _:\n                require_store(fs, settings)\n",
+        "            case _:\n",
+        COMMANDS + "test_a_queue_is_never_emptied_into_a_directory_that_is_not_there",
     ),
 )
 

@@ -1,10 +1,9 @@
 """The operator's hand on what waits on disk: `estat-ingest dlq ls|verify|replay|adopt|export|discard`.
 
-Owns the words of these commands, and the three that only look, over all slots of `DLQ_DIR` and `JOURNAL_DIR`:
+Owns the words of these commands, and the two that only look, over all slots of `DLQ_DIR` and `JOURNAL_DIR`:
 
     ls        files, events, bytes and age of each hour, from names, gzip headers and the newlines of segments
     verify    every file read whole; the corrupt ones named, exit 1 if there are any
-    export    the sound lines of every batch, as `.jsonl.gz`, to a directory or to standard output; no file is changed
 
 Promises to be safe beside a running server: what is read is what nobody writes (see `shelf`), and a command that
 removes files holds the lock of their slot. A directory that is not there is an error, never an empty one; that of the
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,23 +26,20 @@ from typing import TYPE_CHECKING, Final
 from ingest.commands import interrupt
 from ingest.commands.adopt import adopt
 from ingest.commands.discard import discard
+from ingest.commands.export import export
 from ingest.commands.opened import require_store
 from ingest.commands.replay import rehearse, replay
 from ingest.commands.report import Report
-from ingest.commands.shelf import Shelf
-from ingest.delivery.choice import choose
+from ingest.commands.shelf import Shelf, damage
 from ingest.disk import Filesystem, Lane, StorageError, is_folder
-from ingest.disk.publish import publish
-from ingest.format import dlq_path, parse_key
+from ingest.format import parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ingest.config import Settings
-    from ingest.delivery.choice import Copy
 
 
-STDOUT: Final = "-"
 _HOUR: Final = re.compile(r"dt=(\d{4}-\d{2}-\d{2})/hr=(\d{2})", re.ASCII)
 _EXITS: Final = "exit codes: 0 {}; 1 {}; 2 a directory is missing, or the words or settings are wrong; 130 interrupted"
 
@@ -76,8 +71,8 @@ _ACTIONS: Final = {
     ),
     "export": (
         "copy the sound lines as .jsonl.gz, changing nothing",
-        "done",
-        "something cannot be read",
+        "all is copied whole",
+        "something is corrupt or cannot be read, or a name has other bytes",
         "export - | zcat",
     ),
     "discard": (
@@ -162,7 +157,7 @@ def run(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str,
             case "verify":
                 return interrupt.run(_verify(Shelf(fs, settings, hour), report))
             case "export":
-                return _start_export(fs, Shelf(fs, settings, hour), report, arguments.target)
+                return export(fs, settings, Shelf(fs, settings, hour), report, arguments.target)
             case "discard":
                 return discard(fs, settings, report, arguments.key, dry_run=arguments.dry_run)
             case _:
@@ -266,7 +261,7 @@ async def _verify(shelf: Shelf, report: Report) -> int:
                                 f"{copy.letter.path}: sound; its last line was cut off before it was acknowledged"
                             )
                         continue
-                    corrupt.append(_damage(copy))
+                    corrupt.append(damage(copy))
                     cut = ", cut off" if found.torn_tail else ""
                     counts = f"{found.events} sound lines, {found.bad_lines} bad ones{cut}"
                     report.say(f"{copy.letter.path}: corrupt, {counts}")
@@ -280,60 +275,3 @@ async def _verify(shelf: Shelf, report: Report) -> int:
         corrupt=corrupt,
         **shelf.facts(),
     )
-
-
-def _damage(copy: Copy) -> dict[str, object]:
-    found = copy.contents.found
-    return {
-        "path": str(copy.letter.path),
-        "key": copy.letter.key,
-        "events": found.events,
-        "bad_lines": found.bad_lines,
-        "torn_tail": found.torn_tail,
-    }
-
-
-# ------------------------------------------------------------------------------------------------------- export
-
-
-def _start_export(fs: Filesystem, shelf: Shelf, report: Report, target: str) -> int:
-    if target == STDOUT and (report.as_json or sys.stdout.isatty()):
-        busy = "has the document of --json" if report.as_json else "is a terminal: redirect it"
-        report.say(f"export: standard output {busy}, or name a directory")
-        return 2
-    return interrupt.run(_export(fs, shelf, report, None if target == STDOUT else Path(target).absolute()))
-
-
-async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | None) -> int:
-    files = events = 0
-    corrupt: list[dict[str, object]] = []
-    lane = Lane("dlq")
-    with ThreadPoolExecutor(1) as executor:
-        try:
-            for group in shelf.with_progress("export"):
-                copies = await shelf.judge(group, lane, executor)
-                if not copies:
-                    continue
-                best = choose(copies).best
-                if best.contents.body is None:
-                    continue
-                if folder is None:
-                    # Gzip members one behind the other are a gzip file.
-                    sys.stdout.buffer.write(best.contents.body)
-                else:
-                    publish(fs, dlq_path(folder, best.letter.key), best.contents.body, root=folder)
-                if not best.contents.found.sound:
-                    corrupt.append(_damage(best))
-                    report.say(f"{best.letter.path}: corrupt, its {best.events} sound lines are exported")
-                files += 1
-                events += best.events
-        finally:
-            lane.abandon()
-    unread = shelf.tell(report)
-    code = 1 if unread else 0
-    text = f"{files} files, {events} events exported"
-    if not report.as_json:
-        sys.stdout.flush()
-        report.say(text)
-        return code
-    return report.end(code, text, target=str(folder), files=files, events=events, corrupt=corrupt, **shelf.facts())

@@ -205,6 +205,18 @@ class Shelf:
         return bool(key) and self._hour in (None, parse_key(key).partition)
 
 
+def damage(copy: Copy) -> dict[str, object]:
+    """Tell a program what is wrong with a file."""
+    found = copy.contents.found
+    return {
+        "path": str(copy.letter.path),
+        "key": copy.letter.key,
+        "events": found.events,
+        "bad_lines": found.bad_lines,
+        "torn_tail": found.torn_tail,
+    }
+
+
 class _Reading:
     """The lender of files that nobody has taken: it reads them as recovery does, and never lets one go."""
 

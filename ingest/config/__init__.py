@@ -2,7 +2,17 @@
 
 from ingest.config.checks import DEBUG_CHECKS
 from ingest.config.forms import ALL, Rate, is_private
-from ingest.config.settings import ConfigError, ConfigErrors, Settings, differing, load, shown, shown_value, warnings
+from ingest.config.settings import (
+    ConfigError,
+    ConfigErrors,
+    Settings,
+    differing,
+    load,
+    overlap,
+    shown,
+    shown_value,
+    warnings,
+)
 from ingest.config.variables import GROUPS, VARIABLES
 
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "differing",
     "is_private",
     "load",
+    "overlap",
     "shown",
     "shown_value",
     "warnings",

@@ -215,6 +215,11 @@ def _defaults() -> Settings:
     return load({})
 
 
+def overlap(one: Path, other: Path) -> bool:
+    """Tell whether two folders are one, or one lies below the other, links followed."""
+    return _nested(Path(os.path.realpath(one)), Path(os.path.realpath(other)))
+
+
 def _found(variable: Variable, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return the name that gave the value, and its text; no text when an optional one is unset."""
     for name in (variable.name, *variable.fallbacks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pty
 import subprocess
@@ -158,16 +159,21 @@ def test_a_file_that_goes_between_its_listing_and_its_turn_was_stored_meanwhile(
 def test_export_copies_the_sound_lines_to_a_directory_and_changes_nothing(place, capsys):
     leave(slot(place), key(1), body(3))
     leave(slot(place, 3), key(2, prefix="other"), codec.encode(lines(2) + b"bad\n" + lines(2, 2), 5))
-    leave(slot(place), key(3), b"garbage")
+    garbage = leave(slot(place), key(3), b"garbage")
     before = files(place / "dlq")
-    assert main(["dlq", "export", str(place / "out" / "deep")]) == 0
+    assert main(["dlq", "export", str(place / "out" / "deep")]) == 1
     assert files(place / "out" / "deep") == sorted([key(1), key(2, prefix="other")])
     assert (place / "out/deep" / key(1)).read_bytes() == body(3)
     assert bodies((place / "out/deep" / key(2, prefix="other")).read_bytes()) == ["0", "1", "2", "3"]
     assert files(place / "dlq") == before
     err = capsys.readouterr().err
     assert f"{slot(place, 3) / key(2, prefix='other')}: corrupt, its 4 sound lines are exported" in err
-    assert err.splitlines()[-1] == "2 files, 7 events exported"
+    assert f"{garbage}: corrupt, no line of it is sound" in err
+    assert err.splitlines()[-1] == "2 files, 7 events exported; 2 corrupt, 0 names taken by other bytes"
+    assert main(["dlq", "export", str(place / "json"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert sorted(one["events"] for one in told["corrupt"]) == [0, 4]
+    assert (told["files"], told["different"]) == (2, [])
 
 
 def test_export_to_standard_output_is_one_gzip_stream(place):
@@ -183,6 +189,55 @@ def test_export_to_standard_output_is_one_gzip_stream(place):
     )
     assert gzip.decompress(done.stdout) == lines(6)
     assert done.stderr == b"3 files, 6 events exported\n"
+
+
+def test_export_replaces_nothing_and_says_which_names_have_other_bytes(place, capsys):
+    for n in (1, 2, 3):
+        leave(slot(place), key(n), body(3))
+    out = place / "out"
+    whole = leave(out, key(1), body(9))
+    leave(out, key(2), body(3))
+    before = (whole.stat().st_ino, whole.read_bytes())
+    assert main(["dlq", "export", str(out)]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err == [
+        f"{whole}: it exists with other bytes, and stays; {slot(place) / key(1)} is not exported",
+        "2 files, 6 events exported; 0 corrupt, 1 names taken by other bytes",
+    ]
+    assert (whole.stat().st_ino, whole.read_bytes()) == before
+    assert (out / key(3)).read_bytes() == body(3)
+    assert main(["dlq", "export", str(out), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["different"], told["files"]) == ([str(whole)], 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("objects", "STORE_DIR"),
+        ("objects/raw", "STORE_DIR"),
+        ("link", "STORE_DIR"),
+        (".", "DLQ_DIR"),
+        ("dlq", "DLQ_DIR"),
+        ("dlq/0", "DLQ_DIR"),
+        ("link/../dlq/0", "DLQ_DIR"),
+        ("elsewhere/journal/0", "JOURNAL_DIR"),
+        ("elsewhere", "JOURNAL_DIR"),
+    ],
+)
+def test_export_never_goes_where_the_server_has_its_files(place, monkeypatch, capsys, target, name):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("JOURNAL_DIR", "elsewhere/journal")
+    (place / "elsewhere/journal").mkdir(parents=True)
+    (place / "link").symlink_to("objects")
+    leave(slot(place), key(1), b"garbage")
+    leave(place / "objects", key(1), body(9))
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert main(["dlq", "export", target]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f" is {name}=" in err
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
 def test_export_that_cannot_write_says_why(place, capsys):
