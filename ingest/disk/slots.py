@@ -2,7 +2,9 @@
 
 Owns the locks. Promises that at most one process holds a slot, and that the kernel frees it however that process ends.
 Never removes a slot's folder or its lock file. Somebody else may: then the lock holds nothing any more, for another
-process makes a new file of that name and locks that. `is_ours` tells, and `take_again` mends it. All of it blocks.
+process makes a new file of that name and locks that. `is_ours` tells, and `take_again` mends it. A caller that holds
+several names those that it holds, because a lock without its name keeps nobody out, its own process included. All of
+it blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ingest.disk.folders import make_dirs
 from ingest.disk.reading import Identity, files_below, has_name, is_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from ingest.disk.filesystem import Filesystem
@@ -77,13 +79,14 @@ class Slot:
         at_most: int = ADOPT_AT_ONCE,
         after: int = -1,
         passes_over: Callable[[Path], bool] = _nothing,
+        held: Collection[Path] = (),
     ) -> Adopted:
         """Hold the next `at_most` slots that nobody holds and that have files; the caller recovers and releases.
 
         The next one is the lowest above `after`; the highest is followed by the lowest, so that all have their turn.
         The lock comes first, so that a slot in use costs the same however many files are in it. A slot that cannot be
         read is passed over and told: it may hold files, and the next call finds out. Files that the caller
-        `passes_over` are no reason to hold a slot.
+        `passes_over` are no reason to hold a slot. Those that it has `held` already are not tried.
         """
         found = Adopted([], [])
         try:
@@ -94,6 +97,8 @@ class Slot:
         for number in sorted(numbers, key=lambda number: (number <= after, number)):
             if len(found.slots) >= at_most:
                 break
+            if base / str(number) in held:
+                continue
             try:
                 fd = _lock(fs, base, number)
             except StorageError as error:
@@ -110,9 +115,14 @@ class Slot:
                 slot.release()
         return found
 
+    @property
+    def lock(self) -> Path:
+        """The file that is locked."""
+        return self.path / LOCK_NAME
+
     def is_ours(self) -> bool:
         """Tell whether the lock that we hold is the one that others meet; `StorageError` if that cannot be told."""
-        lock = self.path / LOCK_NAME
+        lock = self.lock
         if self._fd is None:
             return False
         try:
@@ -123,16 +133,17 @@ class Slot:
             raise StorageError.of("stat", lock, error) from error
         return held.st_nlink > 0 and has_name(self._fs, lock, Identity.of(held))
 
-    def take_again(self) -> None:
+    def take_again(self, held: Collection[Path] = ()) -> None:
         """Hold a slot after the lock has lost its name: this one, or, if another process has it, the first free one.
 
-        `path` and `number` are those of the slot that is held then. One caller at a time.
+        `path` and `number` are those of the slot that is held then; it is none of those `held` otherwise. One caller
+        at a time.
         """
         base = self.path.parent
         make_dirs(self._fs, self.path, base, sync=True)
         number, fd = self.number, _lock(self._fs, base, self.number)
         if fd is None:
-            number, fd = _lock_first_free(self._fs, base)
+            number, fd = _lock_first_free(self._fs, base, held)
         self.release()
         self._fd, self.number, self.path = fd, number, base / str(number)
 
@@ -198,14 +209,17 @@ def slot_folders(fs: Filesystem, base: Path) -> list[Path]:
     return [base / str(number) for number in _numbers(fs, base)]
 
 
-def _lock_first_free(fs: Filesystem, base: Path) -> tuple[int, int]:
+def _lock_first_free(fs: Filesystem, base: Path, held: Collection[Path] = ()) -> tuple[int, int]:
     """Return the lowest number of which nobody holds the slot, and the descriptor that now holds it.
 
     A slot that another run left and that is bad is passed over, for instance one of another user. The error is raised
-    when a new slot is no better, or when it is not about one slot.
+    when a new slot is no better, or when it is not about one slot. None of those `held` is tried.
     """
     number = 0
     while True:
+        if base / str(number) in held:
+            number += 1
+            continue
         was_there = is_folder(fs, base / str(number))
         make_dirs(fs, base / str(number), base, sync=True)
         try:

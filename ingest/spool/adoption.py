@@ -19,7 +19,7 @@ import structlog
 from ingest.disk import ADOPT_AT_ONCE, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from ingest.disk import Filesystem, Lane
@@ -38,6 +38,10 @@ class Holder(Protocol):
     @property
     def adopted(self) -> int:
         """How many slots of dead processes are held."""
+
+    @property
+    def held_slots(self) -> Collection[Path]:
+        """The slots that this process holds, its own included, and those that it still lends from."""
 
     async def adopt(self, slots: Iterable[Slot]) -> None:
         """Take over slots of processes that are gone."""
@@ -86,7 +90,10 @@ class Adoption:
         room = min(room, ADOPT_AT_ONCE)
         if room <= 0:
             return True
-        adopt = partial(Slot.adopt_free, passes_over=self._passes_over, at_most=room, after=self._last)
+        # A slot of ours whose lock has lost its name would be taken for one of a process that is gone.
+        adopt = partial(
+            Slot.adopt_free, passes_over=self._passes_over, at_most=room, after=self._last, held=holder.held_slots
+        )
         found = await self._lane.run(adopt, self._fs, self._base)
         for error in found.unread:
             log.warning("slots_not_read", path=str(self._base), error=str(error), hint=error.hint)

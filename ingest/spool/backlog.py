@@ -42,7 +42,7 @@ from ingest.spool.waiting import Held, KeyedFile, Letter, Whereabouts, hour_of, 
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -245,6 +245,12 @@ class Backlog:
     def adopted(self) -> int:
         """How many slots of dead processes are held."""
         return len(self._adopted)
+
+    @property
+    def held_slots(self) -> Collection[Path]:
+        """The slots that this process holds, its own included."""
+        own = [self._own] if self._own is not None else []
+        return tuple(slot.path for slot in [*own, *self._adopted])
 
     @property
     def oldest(self) -> int:

@@ -36,7 +36,7 @@ from ingest.spool.waiting import Held, Letter, Whereabouts, no_ledger, no_note
 from ingest.telemetry import DropReason, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -140,6 +140,11 @@ class Spool:
     def adopted(self) -> int:
         """How many slots of dead processes are held."""
         return self._letters.adopted
+
+    @property
+    def held_slots(self) -> Collection[Path]:
+        """The slots that this process holds, its own included, and those that it still lends from."""
+        return tuple(self._slots)
 
     @property
     def disk_free(self) -> int:
