@@ -80,7 +80,8 @@ class Form:
 
     def meant(self, text: str) -> str | None:
         """Return what was probably meant by a text that is not taken, if that would be taken."""
-        for guess in self.guesses(text):
+        plain = slips.unquoted(text)
+        for guess in (plain, *self.guesses(plain)):
             try:
                 self.parse(guess)
             except ValueError:
@@ -176,6 +177,12 @@ def paths() -> Form:
     return Form(accepted, parse, _show_parts, slips.paths)
 
 
+def label() -> Form:
+    """Take printable ASCII, without quotes around it."""
+    accepted = "up to 128 printable ASCII characters, without quotes around them"
+    return pattern(accepted, rf"{_UNQUOTED}[ -~]{{1,128}}{_NO_QUOTE}")
+
+
 def pattern(accepted: str, regex: str, guesses: Callable[[str], Iterable[str]] = lambda _: ()) -> Form:
     """Take what the whole of `regex` matches."""
     return Form(accepted, lambda text: _matching(regex, text), guesses=guesses)
@@ -230,7 +237,7 @@ def address_or_socket() -> Form:
         if not text.startswith("unix:"):
             where: tuple[str, int] = tcp.parse(text)
             return where
-        path = _matching(r"/[^\0]*[^/\0]", text.removeprefix("unix:"))
+        path = _matching(r"/[^\0]*[^/\0\"']", text.removeprefix("unix:"))
         _within(len(path.encode()), 1, _LONGEST_SOCKET)
         return Path(path)
 
@@ -242,8 +249,12 @@ def address_or_socket() -> Form:
 
 
 def directory() -> Form:
-    """Take a path; whether it can be used is for the one who opens it to say."""
-    return Form("a path", lambda text: Path(_matching(r"[^\0]+", text)))
+    """Take a path; whether it can be used is for the one who opens it to say.
+
+    Quotes around it, `~` and `$` are what a shell takes away. Where no shell reads the value they would name a folder.
+    """
+    accepted = "a path as it is, without quotes around it, `~` or `$` in front"
+    return Form(accepted, lambda text: Path(_matching(rf"(?![~$]){_UNQUOTED}[^\0]+{_NO_QUOTE}", text)))
 
 
 def prefix() -> Form:
@@ -281,7 +292,7 @@ def endpoint() -> Form:
     """Take the URL of a server; credentials in it would show up in logs, so they are refused."""
 
     def parse(text: str) -> str:
-        url = urlsplit(_matching(r"https?://[^\s@?#]+", text))
+        url = urlsplit(_matching(r"https?://[^\s@?#\"']+", text))
         if not url.hostname or url.port == 0:  # reading the port refuses one that is no number, too
             raise ValueError(text)
         return text.rstrip("/")
@@ -363,6 +374,8 @@ def write_keys() -> Form:
     def parse(text: str) -> tuple[tuple[str, str], ...]:
         pairs = [_matching(r"[A-Za-z0-9._-]{1,64}:[!-+\--~]{1,256}", part.strip()) for part in text.split(",")]
         keys = tuple((name, secret) for name, _, secret in (pair.partition(":") for pair in pairs))
+        if any(slips.unquoted(secret) != secret for _, secret in keys):
+            raise ValueError(text)
         if len({secret for _, secret in keys}) < len(keys):
             raise ValueError(text)
         return keys
@@ -370,9 +383,10 @@ def write_keys() -> Form:
     def show(value: tuple[tuple[str, str], ...]) -> str:
         return ",".join(f"{name}:{secret}" for name, secret in value)
 
-    return Form(
-        "name:secret pairs separated by commas, each secret once, of printable ASCII without blanks", parse, show
+    accepted = (
+        "name:secret pairs separated by commas, each secret once, of printable ASCII without blanks or quotes around it"
     )
+    return Form(accepted, parse, show)
 
 
 def cookies() -> Form:
@@ -393,7 +407,8 @@ def extra_headers() -> Form:
     """Take the names of header fields that may be stored, in lower case, or what such names begin with."""
 
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(_matching(rf"{_NAME_CHARACTER}{{1,64}}\*?", part.lower()) for part in _parts(text))
+        form = rf"{_UNQUOTED}{_NAME_CHARACTER}{{1,64}}{_NO_QUOTE}\*?{_NO_QUOTE}"
+        names = tuple(_matching(form, part.lower()) for part in _parts(text))
         if any(is_private(name.removesuffix("*")) for name in names):
             raise ValueError(text)
         return names
@@ -416,7 +431,9 @@ def is_private(header: str) -> bool:
 ALL: Final = "all"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._\[\]:-]+|null"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
-_FIELD_NAME: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+_UNQUOTED: Final = r"(?![\"'])"
+_NO_QUOTE: Final = r"(?<![\"'])"
+_FIELD_NAME: Final = rf"{_UNQUOTED}[A-Za-z0-9!#$%&'*+.^_`|~-]{{1,64}}{_NO_QUOTE}"
 _PATH: Final = r"(?=.{2,128}\Z)(?:/[A-Za-z0-9._~@:+-]+)+"
 _MOST_PATHS: Final = 16
 _PRIVATE: Final = frozenset(

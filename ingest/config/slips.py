@@ -97,6 +97,12 @@ _ALIASES: Final = {
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
+def unquoted(text: str) -> str:
+    """Return the text without the quotes around it, which a shell takes away and an env file of Docker keeps."""
+    match = _QUOTED.fullmatch(text)
+    return match[2].strip() if match else text
+
+
 def durations(text: str) -> Iterator[str]:
     """Guess at `5sec`, `7d`, `8`, `1 min`."""
     if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower()):
@@ -213,6 +219,7 @@ def one_of(words: Iterable[str], text: str) -> Iterator[str]:
     yield from (spelled[near] for near in get_close_matches(text.strip().lower(), spelled, 1, 0.7))
 
 
+_QUOTED: Final = re.compile(r"(?s)([\"'])(.+)\1")
 _UNITS: Final = {
     "ms": {"ms", "msec", "msecs", "millis", "millisecond", "milliseconds"},
     "s": {"s", "sec", "secs", "second", "seconds"},

@@ -483,7 +483,7 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
         Variable(
             "SERVICE_NAME",
             "estat-ingest",
-            forms.pattern("up to 128 printable ASCII characters", r"[ -~]{1,128}"),
+            forms.label(),
             "The `service` field of each log line",
         ),
         Variable(

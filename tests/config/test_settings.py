@@ -243,9 +243,24 @@ def test_all_problems_are_reported_at_once_one_line_each():
             ("*,https://a.example", "a.example", "https://a.example/", "https://", "https://u@a.example", ","),
         ),
         ("TRUSTED_PROXIES", ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", "*")),
-        ("CLIENT_IP_HEADERS", ("X Forwarded For", "X-A:", "a,,b", "X-\nA")),
+        ("CLIENT_IP_HEADERS", ("'X-Real-IP'", "'X-A,X-B'", "X-A,'X-B'", "X Forwarded For", "X-A:", "a,,b", "X-\nA")),
         ("CORS_ORIGINS", ("https://*", "https://*example.com", "https://a.*.example.com", "*.example.com")),
-        ("WRITE_KEYS", ("secret", ":secret", "a:", "a b:c", "a:b c", "a:b,", "a:b,c:b", "a:s\u00e9", "none")),
+        (
+            "WRITE_KEYS",
+            (
+                "web:'s3cret'",
+                'a:b,web:"s3cret"',
+                "secret",
+                ":secret",
+                "a:",
+                "a b:c",
+                "a:b c",
+                "a:b,",
+                "a:b,c:b",
+                "a:s\u00e9",
+                "none",
+            ),
+        ),
         ("RATE_LIMIT", ("0/s", "100", "100/h", "-1/s", "1.5/s", "1000001/s", "\u0661/s")),
         ("RATE_BURST", ("0", "1.5")),
         ("SDK_ROUTES", ("segment,segment", "mixpanel", "segment,", "all")),
@@ -260,11 +275,25 @@ def test_all_problems_are_reported_at_once_one_line_each():
             "SCRIPT_PATH",
             ("estat.js", "/", "/a.js?v=1", "/a,/b", "/collect", "/collect/batch", "/ready", "/" + "a" * 128),
         ),
-        ("COOKIES", ("sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
+        ("COOKIES", ("'sid'", "sid,'id'", "sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
         (
             "EXTRA_HEADERS",
             (
-                *("*", "a*b", "a**", "A b", "a,", "X-\nA", "Host", "Cookie", "cook ie", "cookie*", "Authorization"),
+                *(
+                    "'content-type'",
+                    "'ce-*'",
+                    "*",
+                    "a*b",
+                    "a**",
+                    "A b",
+                    "a,",
+                    "X-\nA",
+                    "Host",
+                    "Cookie",
+                    "cook ie",
+                    "cookie*",
+                    "Authorization",
+                ),
                 *(
                     "X-Write-Key",
                     "Proxy-Authorization",
@@ -277,9 +306,17 @@ def test_all_problems_are_reported_at_once_one_line_each():
                 *("CF-Connecting-IP", "CF-Connecting-IPv6", "True-Client-IP", "CloudFront-Viewer-Address"),
             ),
         ),
-        ("RAW_BUCKET", ("my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
+        ("RAW_BUCKET", ('"events"', "'events'", "my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
         ("AWS_REGION", ("eu west", "-eu", "eu_west_1")),
-        ("DLQ_DIR", ("a\0b",)),
+        (
+            "DLQ_DIR",
+            ("a\0b", '"/data/dlq"', "'/data/dlq'", '"', '/data/dlq"', "~/dlq", "~", "$DATA/dlq", "${DATA}/dlq"),
+        ),
+        ("STORE_DIR", ('"./objects"', "~root/objects")),
+        ("JOURNAL_DIR", ("'journal'",)),
+        ("TLS_CERT", ('"/etc/tls/cert.pem"',)),
+        ("TLS_KEY", ("'/etc/tls/key.pem'",)),
+        ("ADMIN_ADDR", ('"unix:/run/admin.sock"', 'unix:"/run/admin.sock"', 'unix:/run/admin.sock"', "':9090'")),
         (
             "RAW_PREFIX",
             ("/", "a//b", "../a", "a/../b", ".", ".hidden/raw", "a b", "lock", "lock/raw", "a/" * 300 + "a"),
@@ -297,6 +334,7 @@ def test_all_problems_are_reported_at_once_one_line_each():
                 "http://u:p@h",
                 "http://h?a",
                 "http://[h",
+                'http://h"',
             ),
         ),
         ("S3_CONDITIONAL_PUTS", ("maybe", "2", "null")),
@@ -305,7 +343,7 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ("S3_TAGS", ("team", "a=1&a=2", "aws:x=1", "=1", "a=%ff", "a=\u20ac", "&".join(f"t{n}=1" for n in range(11)))),
         ("LOG_LEVEL", ("loud", "10")),
         ("LOG_SAMPLE_N", ("0",)),
-        ("SERVICE_NAME", ("a\nb", "x" * 129)),
+        ("SERVICE_NAME", ("a\nb", "x" * 129, '"web"', "'web'", "'", 'web"')),
     ],
 )
 def test_a_value_of_another_form_is_refused_by_name(name, bad):
@@ -366,6 +404,25 @@ def test_no_two_sdks_share_a_path():
     every = [path for sdk in SDK_PATHS.values() for path in (*sdk.post, *sdk.get)]
     assert len(every) == len(set(every))
     assert load({"SDK_ROUTES": ",".join(SDK_PATHS)}).sdk_routes == tuple(SDK_PATHS)
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_quotes_that_no_shell_took_away_are_told_whatever_the_variable(variable, quote):
+    """Docker keeps the quotes of an env file: they would name a folder, a service, a header that nobody sends."""
+    plain = {**EVERYTHING, "WRITE_KEYS": "web:s3cret", "TLS_CERT": "/c.pem", "TLS_KEY": "/k.pem"}.get(variable.name)
+    text = plain or shown(variable, load({}))
+    if text == "(unset)":
+        text = {"MAX_CONNECTIONS_PER_IP": "5", "S3_SSE_KMS_KEY_ID": "alias/x"}[variable.name]
+    problem = problems_of({**EVERYTHING, variable.name: f"{quote}{text}{quote}"})[variable.name]
+    assert variable.secret or problem.endswith(f"; write {variable.name}={text}")
+
+
+def test_quotes_inside_a_value_are_its_own():
+    settings = load({"DLQ_DIR": "/data/o'dlq", "SERVICE_NAME": 'the "web" one', "WRITE_KEYS": "web:a\"b'c'"})
+    assert settings.dlq_dir == Path("/data/o'dlq")
+    assert settings.service_name == 'the "web" one'
+    assert settings.write_keys == (("web", "a\"b'c'"),)
 
 
 milliseconds = st.integers(0, 87_600 * 3_600_000)
