@@ -69,6 +69,8 @@ def test_what_was_stored_twice_is_one_row(rows_of):
             *("$pageview", "u", {"distinct_id": "u"}),
         ),
         (line("/v1/identify", '{"userId":"u"}'), "identify", "u", None),
+        (line("/v1/alias/", '{"userId":"u"}'), "alias", "u", None),
+        (line("/api/s/s2s/group", '{"userId":"u"}'), "group", "u", None),
         (line("/v1/t", '{"type":"track","event":"a","anonymousId":"u","properties":{"p":1}}'), "a", "u", {"p": 1}),
         (line("/pixel/v1/track", "event=a+b&anonymousId=%7Bu&anonymousId=2"), "a b", "{u", None),
         (line("/i", in_base64(b'{"data":{"data":{"p":"?>"}}}')), "ue", "u", {"p": "?>"}),
@@ -96,7 +98,9 @@ def test_what_anybody_may_send_takes_no_row_from_others(rows_of):
     assert not [row for row in rows if row["name"] == "no SDK's"]
 
 
-def test_the_views_of_all_engines_have_the_same_columns():
+def test_the_views_of_all_engines_have_the_same_columns_and_find_the_name_in_the_path_alike():
     for engine in ("spark", "athena"):
         *_, last = re.findall(r"SELECT (.*)\nFROM numbered", views.sql(engine))
         assert last == views.COLUMNS
+    for engine in ("duckdb", "spark", "athena"):
+        assert "regexp_extract(path, '([^/]+)/?$', 1)) AS name" in views.sql(engine)

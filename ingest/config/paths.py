@@ -22,19 +22,21 @@ class SdkPaths(NamedTuple):
 
 _CALLS: Final = ("track", "identify", "page", "screen", "group", "alias", "batch", "import")
 _LETTERS: Final = ("t", "i", "p", "s", "g", "a", "b")
+_ENDS: Final = ("", "/")
+"""Some SDKs end a path with a slash, others do not."""
 _POSTHOG: Final = ("e", "i/v0/e", "batch", "capture")
 
 SDK_PATHS: Final[Mapping[str, SdkPaths]] = {
     "segment": SdkPaths(
         post=(
-            *(f"/v1/{call}" for call in (*_CALLS, *_LETTERS)),
-            *(f"/api/s/{call}" for call in _CALLS[:-1]),
+            *(f"/v1/{call}{end}" for call in (*_CALLS, *_LETTERS) for end in _ENDS),
+            *(f"/api/s/{server}{call}" for server in ("", "s2s/") for call in _CALLS[:-1]),
             "/beacon/v1/batch",
         ),
         get=("/pixel/v1/track", "/pixel/v1/page"),
     ),
     "snowplow": SdkPaths(post=("/com.snowplowanalytics.snowplow/tp2",), get=("/i",)),
-    "posthog": SdkPaths(post=tuple(f"/{path}{end}" for path in _POSTHOG for end in ("", "/"))),
+    "posthog": SdkPaths(post=tuple(f"/{path}{end}" for path in _POSTHOG for end in _ENDS)),
 }
 """By the words of `SDK_ROUTES`."""
 

@@ -160,6 +160,7 @@ def cases() -> list[Case]:
         Case("@rudderstack/rudder-sdk-node", NODE, "rudderstack", "gzip"),
         Case("posthog-node", NODE, "posthog"),
         Case("posthog-node", NODE, "posthog", "gzip"),
+        Case("@jitsu/js", NODE, "jitsu"),
         Case("@snowplow/node-tracker", NODE, "snowplow"),
         Case("@snowplow/node-tracker", NODE, "snowplow", "get"),
         Case("@segment/analytics-next", PAGE, "segment"),

@@ -33,6 +33,15 @@ const makers = {
       flush: () => client.flush().catch(() => {}),
     };
   },
+  async jitsu() {
+    const { jitsuAnalytics } = await import("@jitsu/js");
+    const client = jitsuAnalytics({ host: url, writeKey: key, s2s: true, errorPolicy: (message, ...more) => failed(`${message} ${more}`) });
+    client.setAnonymousId("u1");
+    return {
+      send: (probe) => client.track("bought", { probe, price: 9.5 }),
+      flush: () => {},
+    };
+  },
   async posthog() {
     const { PostHog } = await import("posthog-node");
     const client = new PostHog(key, {

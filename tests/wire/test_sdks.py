@@ -66,6 +66,21 @@ def test_a_get_is_stored_with_its_path_and_answered_with_the_pixel(path):
     assert [(record["path"], record["body"]) for record in wire.records] == [(path, "e=pv&aid=shop")]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/batch", "/v1/import", "/v1/import/"),  # Segment: servers; Java with the slash
+        "/v1/b",  # Segment: phones
+        *("/v1/batch", "/v1/track", "/beacon/v1/batch"),  # RudderStack: servers and phones, pages
+        *("/api/s/track", "/api/s/s2s/track", "/api/s/s2s/page", "/api/s/s2s/identify"),  # Jitsu: pages, servers
+        "/com.snowplowanalytics.snowplow/tp2",
+        *("/batch", "/batch/", "/capture/", "/e/", "/i/v0/e/"),  # PostHog
+    ],
+)
+def test_where_the_sdks_that_are_named_send_is_a_route(path):
+    assert path in {posted for _, posted in POSTS}
+
+
 def test_with_json_bodies_are_values_and_a_query_is_no_body():
     wire = wire_with(BODY_FORMAT="json", TS_MS="true")
     client = wire.connect()
@@ -174,6 +189,8 @@ def test_a_preflight_names_what_the_sdk_sends_and_what_was_asked_for(name, route
     [
         (post(BODY.encode(), basic(SECRET), target="/v1/batch"), BODY),
         (post(b"{}", f"X-Write-Key: {SECRET}", target="/api/s/track"), "{}"),
+        (post(b"{}", f"X-Write-Key: {SECRET}", target="/api/s/s2s/track"), "{}"),
+        (post(b"{}", basic(SECRET), target="/v1/import/"), "{}"),
         (post(b'{"writeKey":"s3cret"}', target="/v1/t"), '{"writeKey":"s3cret"}'),
         (post(b"{}", target=f"/beacon/v1/batch?writeKey={SECRET}"), "{}"),
         (request("GET", f"/pixel/v1/track?writeKey={SECRET}&event=a"), "event=a"),
