@@ -4,7 +4,8 @@ Owns the shape of a key, `<prefix>/dt=YYYY-MM-DD/hr=HH/<unix>_<host>-<token>_<se
 the path below a slot is the key, so that a file recovered under other settings still knows where it belongs.
 Promises that no two processes, restarts or forks make the same key, for 64 random bits and a counter stand behind each
 (of ten digits, and of twelve at most, which a thousand objects a second reach in thirty years); that `parse_key` takes
-apart exactly what `new_key` puts together; and that the file of such a key lies within its slot.
+apart exactly what `new_key` puts together, so that the hour of a key is one that a calendar has and its instant one
+that a calendar shows; and that the file of such a key lies within its slot.
 Never reads a clock, touches a file, or looks at the settings.
 """
 
@@ -12,12 +13,14 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
 
 OBJECT_SUFFIX: Final = ".jsonl.gz"
+LATEST: Final = 253_402_300_799
+"""The last second that a calendar of four-digit years shows, in UTC. A key's instant is between 0 and it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,12 @@ class KeyFactory:
         return partition_of(unix, self._tz)
 
     def new_key(self, unix: int, partition: Partition) -> str:
-        """Return a key no other batch has, for one whose first event came at `unix`, which is in `partition`."""
+        """Return a key no other batch has, for one whose first event came at `unix`, which is in `partition`.
+
+        A clock before 1970 is named 0, because a key without a sign is what `parse_key` takes.
+        """
         self._sequence += 1
+        unix = min(max(unix, 0), LATEST)
         return f"{self._prefix}/{partition.path}/{unix}_{self.instance}_{self._sequence:010d}{OBJECT_SUFFIX}"
 
     def take_back(self) -> None:
@@ -92,8 +99,18 @@ def parse_key(key: str) -> ParsedKey:
     """Take a key apart; a ValueError when `new_key` cannot have made it."""
     if not (match := _KEY.fullmatch(key)):
         raise ValueError(f"not a key: {key!r}")
-    prefix, partition, unix, host, token, sequence = match.groups()
+    prefix, partition, day, unix, host, token, sequence = match.groups()
+    if int(unix) > LATEST or not _is_date(day):
+        raise ValueError(f"not a key: {key!r}")
     return ParsedKey(prefix, partition, int(unix), host, token, int(sequence))
+
+
+def _is_date(day: str) -> bool:
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        return False
+    return True
 
 
 def quarantine_key(key: str, dlq_prefix: str) -> str:
@@ -103,8 +120,9 @@ def quarantine_key(key: str, dlq_prefix: str) -> str:
 
 def unix_of(name: str) -> int:
     """Return the second of a batch's first event, by its file's name alone; 0 when that is no name of ours."""
-    found = re.match(r"-?[0-9]+(?=_)", name)
-    return int(found[0]) if found else 0
+    found = _FIRST_SECOND.match(name)
+    unix = int(found[1]) if found else 0
+    return unix if unix <= LATEST else 0
 
 
 def dlq_path(root: Path, key: str) -> Path:
@@ -134,9 +152,11 @@ def segment_key(root: Path, path: Path) -> str:
 # A part neither hides itself nor climbs: no `.`, no `..`, no temporary (they begin with a dot).
 _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.=-]*"
 _TOKEN: Final = r"[0-9a-f]{16}"  # noqa: S105 -- a pattern
+_UNIX: Final = r"(0|[1-9][0-9]{0,11})"
+_FIRST_SECOND: Final = re.compile(rf"{_UNIX}_")
 _KEY: Final = re.compile(
-    rf"({_PART}(?:/{_PART})*)/(dt=[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}/hr=[0-9]{{2}})"
-    rf"/(-?[0-9]+)_([A-Za-z0-9-]+)-({_TOKEN})_([0-9]{{10}}|[1-9][0-9]{{10,11}}){re.escape(OBJECT_SUFFIX)}"
+    rf"({_PART}(?:/{_PART})*)/(dt=([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})/hr=(?:[01][0-9]|2[0-3]))"
+    rf"/{_UNIX}_([A-Za-z0-9-]+)-({_TOKEN})_([0-9]{{10}}|[1-9][0-9]{{10,11}}){re.escape(OBJECT_SUFFIX)}"
 )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 BRIEF: Final = 80
+_LATEST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 
 
 class Phase(Enum):
@@ -238,5 +239,5 @@ def _pace(paces: Sequence[LastMinute]) -> LastMinute:
 
 
 def clock_time(unix: float) -> str:
-    """Return a time of the wall clock, UTC, to the second."""
-    return datetime.fromtimestamp(int(unix), UTC).isoformat().replace("+00:00", "Z")
+    """Return a time of the wall clock, UTC, to the second; one that no calendar shows as the nearest that one does."""
+    return datetime.fromtimestamp(min(max(int(unix), 0), _LATEST), UTC).isoformat().replace("+00:00", "Z")

@@ -22,6 +22,7 @@ from ingest.format.keys import (
     quarantine_key,
     segment_key,
     segment_path,
+    unix_of,
 )
 
 TOKEN = "0123456789abcdef"
@@ -193,11 +194,33 @@ def test_every_key_is_taken_apart_into_what_it_was_made_of(prefix, host, unix, z
         KEY.replace("hr=14", "hr=1"),
         KEY.replace("edge-1", "edge_1"),
         KEY.replace("1764684000", "\u0661"),
+        # No clock and no calendar shows these.
+        KEY.replace("1764684000", "-99999999999999"),
+        KEY.replace("1764684000", "-1"),
+        KEY.replace("1764684000", "01764684000"),
+        KEY.replace("1764684000", "253402300800"),
+        KEY.replace("1764684000", "9" * 200),
+        KEY.replace("hr=14", "hr=24"),
+        KEY.replace("2025-12-02", "2026-02-31"),
+        KEY.replace("2025-12-02", "2025-13-01"),
+        KEY.replace("2025-12-02", "0000-12-02"),
     ],
 )
 def test_what_no_process_can_have_named_is_no_key(key):
     with pytest.raises(ValueError, match="not a key"):
         parse_key(key)
+
+
+@pytest.mark.parametrize(("clock", "named"), [(-1, 0), (0, 0), (253402300799, 253402300799), (1 << 60, 253402300799)])
+def test_a_key_is_taken_apart_wherever_the_clock_stands(clock, named):
+    factory = KeyFactory("raw", UTC_ZONE, host="h", token=TOKEN)
+    assert parse_key(factory.new_key(clock, factory.partition_of(0))).unix == named
+
+
+@pytest.mark.parametrize("name", ["-99999999999999_h", "253402300800_h", "9" * 200 + "_h", "_h", "x"])
+def test_a_name_without_an_instant_has_no_first_second(name):
+    assert unix_of(name) == 0
+    assert unix_of("1764684000_h") == 1764684000
 
 
 @given(st.lists(st.sampled_from(["raw", "..", ".", "", ".git", "a.b", "dt=x"]), max_size=4).map("/".join))

@@ -213,3 +213,11 @@ def test_under_debug_checks_a_place_that_differs_from_the_books_ends_the_process
     stage.metrics.books.ask(Place.QUEUE, lambda: 0)
     with pytest.raises(AssertionError, match="the places hold other than the books say"):
         stage.story.tick()
+
+
+@pytest.mark.parametrize(
+    ("oldest", "shown"), [(-99999999999999, "1970-01-01T00:00:00Z"), (1e18, "9999-12-31T23:59:59Z")]
+)
+def test_an_instant_that_no_calendar_has_costs_no_answer(stage, oldest, shown):
+    stage.metrics.gauges.oldest_pending = lambda: oldest
+    assert stage.story.status().figures()["oldest_pending"] == shown
