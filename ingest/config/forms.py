@@ -317,22 +317,25 @@ def tags() -> Form:
 
 
 def origins() -> Form:
-    """Take the origins of a browser, in the lower case that browsers send."""
+    """Take the origins of a browser, in the lower case that browsers send; they never send a default port."""
 
     def parse(text: str) -> tuple[str, ...]:
         if text == "*":
             return ("*",)
-        return tuple(_matching(_ORIGIN, part.lower()) for part in _parts(text))
+        return tuple(_matching(rf"(?!{_DEFAULT_PORT}\Z)(?:{_ORIGIN})", part.lower()) for part in _parts(text))
 
-    accepted = "`*`, or origins such as https://www.example.com or https://*.example.com separated by commas, or none"
+    accepted = (
+        "`*`, or origins such as https://www.example.com or https://*.example.com separated by commas, "
+        "without :443 of https and :80 of http, or none"
+    )
     return Form(accepted, parse, _show_parts, slips.origins)
 
 
 def networks() -> Form:
-    """Take IP addresses and networks."""
+    """Take IP addresses and networks; those of IPv4 written as IPv6 are what they are as IPv4, as peers are."""
 
     def parse(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-        return tuple(map(ip_network, _parts(text)))
+        return tuple(_unmapped(ip_network(part)) for part in _parts(text))
 
     accepted = "addresses and networks such as 10.0.0.0/8 separated by commas, or none"
     return Form(accepted, parse, _show_parts, slips.lists)
@@ -344,7 +347,8 @@ def headers() -> Form:
     def parse(text: str) -> tuple[str, ...]:
         return tuple(_matching(_FIELD_NAME, part) for part in _parts(text))
 
-    return Form("header names separated by commas, or none", parse, _show_parts, slips.lists)
+    accepted = "header names separated by commas, in full (`*` matches nothing), or none"
+    return Form(accepted, parse, _show_parts, slips.lists)
 
 
 class Rate(NamedTuple):
@@ -400,7 +404,8 @@ def cookies() -> Form:
             raise ValueError(text)
         return names
 
-    return Form("all, or names of cookies separated by commas, or none", parse, _show_parts, slips.lists)
+    accepted = "all, or names of cookies separated by commas, in full (`*` matches nothing), or none"
+    return Form(accepted, parse, _show_parts, slips.cookies)
 
 
 def extra_headers() -> Form:
@@ -429,11 +434,14 @@ def is_private(header: str) -> bool:
 
 
 ALL: Final = "all"
-_ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._\[\]:-]+|null"
+_ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:(?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?|null"
+_MAPPED_BITS: Final = 96
+_DEFAULT_PORT: Final = r"(?:https://.*:443|http://.*:80)"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
+"""RFC 9110's, but for `*`, which no name has and people write for any end."""
 _UNQUOTED: Final = r"(?![\"'])"
 _NO_QUOTE: Final = r"(?<![\"'])"
-_FIELD_NAME: Final = rf"{_UNQUOTED}[A-Za-z0-9!#$%&'*+.^_`|~-]{{1,64}}{_NO_QUOTE}"
+_FIELD_NAME: Final = rf"{_UNQUOTED}{_NAME_CHARACTER}{{1,64}}{_NO_QUOTE}"
 _PATH: Final = r"(?=.{2,128}\Z)(?:/[A-Za-z0-9._~@:+-]+)+"
 _MOST_PATHS: Final = 16
 _PRIVATE: Final = frozenset(
@@ -466,6 +474,14 @@ _PRIVATE_BEGINNINGS: Final = ("cookie", "set-cookie", "proxy-auth", "x-forwarded
 def _parts(text: str) -> list[str]:
     # An empty value would mean the default, so an empty list has a word.
     return [] if text.lower() == "none" else [part.strip() for part in text.split(",")]
+
+
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Return the IPv4 network of one below `::ffff:0:0/96`."""
+    if isinstance(network, IPv4Network) or network.prefixlen < _MAPPED_BITS:
+        return network
+    first = network.network_address.ipv4_mapped
+    return network if first is None else IPv4Network((int(first), network.prefixlen - _MAPPED_BITS))
 
 
 def _once(parts: tuple[str, ...]) -> tuple[str, ...]:

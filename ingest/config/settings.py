@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
@@ -255,8 +255,10 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[ConfigError]:
     for variable, path, user in paths.doubled(values):
         yield ConfigError(variable, "paths that nothing else has", path, do=f"{user} has it")
     admin = values.get("admin_addr")
-    if isinstance(admin, tuple) and admin[1] and admin == values.get("http_addr"):
-        yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin))
+    events = values.get("http_addr")
+    if isinstance(admin, tuple) and events and admin[1] and admin[1] == events[1] and _meet(admin[0], events[0]):
+        do = f"HTTP_ADDR={_shown_address(events)} has it: take another port"
+        yield ConfigError("ADMIN_ADDR", "an address other than HTTP_ADDR", _shown_address(admin), do=do)
     for name, other in (("TLS_CERT", "TLS_KEY"), ("TLS_KEY", "TLS_CERT")):
         if values.get(name.lower(), ...) is None and values.get(other.lower()):
             yield ConfigError(name, _accepted(name), None, do=f"{other} needs it")
@@ -304,7 +306,25 @@ def _accepted(name: str) -> str:
 
 
 def _shown_address(address: tuple[str, int]) -> str:
-    return f"{address[0]}:{address[1]}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _meet(one: str, other: str) -> bool:
+    """Tell whether two hosts have an address in common. A name that only a resolver knows meets itself and all."""
+    ours, theirs = _reach(one), _reach(other)
+    if not ours or not theirs:
+        return one.lower() == other.lower() or any(network.prefixlen == 0 for network in (*ours, *theirs))
+    return any(a.version == b.version and a.overlaps(b) for a in ours for b in theirs)
+
+
+def _reach(host: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the addresses of a host as it is written; none for a name that only a resolver knows."""
+    words = _REACHES.get(host.lower(), (host,))
+    try:
+        return tuple(map(ip_network, words))
+    except ValueError:
+        return ()
 
 
 # --- what is probably not meant --------------------------------------------------------------------------------------
@@ -387,6 +407,13 @@ def _disk_warnings(settings: Settings) -> Iterator[str]:
 _PREFIXES: Final = tuple({f"{variable.name.split('_')[0]}_" for variable in VARIABLES} - {"AWS_"})
 _TLS_CONNECTIONS: Final = 2000
 """MAX_CONNECTIONS by default with TLS, where each takes several times the memory."""
+_REACHES: Final[Mapping[str, tuple[str, ...]]] = {
+    "": ("0.0.0.0/0", "::/0"),
+    str(IPv4Address(0)): ("0.0.0.0/0",),
+    str(IPv6Address(0)): ("::/0",),
+    "localhost": ("127.0.0.1", "::1"),
+}
+"""The addresses that a host to listen at stands for; one of IPv6 takes none of IPv4."""
 _STOP_GRACE: Final = 30
 _LOAD_BALANCER_IDLE: Final = 60
 _UNFINISHED_PART: Final = 4

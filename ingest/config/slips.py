@@ -191,14 +191,23 @@ def endpoints(text: str) -> Iterator[str]:
 
 
 def origins(text: str) -> Iterator[str]:
-    """Guess at `https://a.example/`, `a.example`."""
+    """Guess at `https://a.example/`, `a.example`, `https://a.example:443`."""
     parts = [part.strip().rstrip("/") for part in re.split(r"[\s,]+", text.strip()) if part.strip()]
-    yield ",".join(part if "://" in part else f"https://{part}" for part in parts)
+    whole = [part if "://" in part else f"https://{part}" for part in parts]
+    yield ",".join(whole)
+    yield ",".join(re.sub(r"(?i)^(https://.*):443$|^(http://.*):80$", r"\1\2", part) for part in whole)
 
 
 def lists(text: str) -> Iterator[str]:
     """Guess at names with blanks or semicolons between them."""
     yield ",".join(part for part in re.split(r"[\s,;]+", text.strip()) if part)
+
+
+def cookies(text: str) -> Iterator[str]:
+    """Guess at `*`, and at names with blanks or semicolons between them."""
+    if text.strip() == "*":
+        yield "all"
+    yield from lists(text)
 
 
 def paths(text: str) -> Iterator[str]:

@@ -240,10 +240,37 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ("BODY_FORMAT", ("xml", "text,json")),
         (
             "CORS_ORIGINS",
-            ("*,https://a.example", "a.example", "https://a.example/", "https://", "https://u@a.example", ","),
+            (
+                "https://a.example:443",
+                "http://a.example:80",
+                "https://[::1]:443",
+                "https://a.example:",
+                "https://a.example:07",
+                "https://a:b:c",
+                "*,https://a.example",
+                "a.example",
+                "https://a.example/",
+                "https://",
+                "https://u@a.example",
+                ",",
+            ),
         ),
         ("TRUSTED_PROXIES", ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", "*")),
-        ("CLIENT_IP_HEADERS", ("'X-Real-IP'", "'X-A,X-B'", "X-A,'X-B'", "X Forwarded For", "X-A:", "a,,b", "X-\nA")),
+        (
+            "CLIENT_IP_HEADERS",
+            (
+                "X-Real*",
+                "*",
+                "X-A,X*B",
+                "'X-Real-IP'",
+                "'X-A,X-B'",
+                "X-A,'X-B'",
+                "X Forwarded For",
+                "X-A:",
+                "a,,b",
+                "X-\nA",
+            ),
+        ),
         ("CORS_ORIGINS", ("https://*", "https://*example.com", "https://a.*.example.com", "*.example.com")),
         (
             "WRITE_KEYS",
@@ -275,7 +302,7 @@ def test_all_problems_are_reported_at_once_one_line_each():
             "SCRIPT_PATH",
             ("estat.js", "/", "/a.js?v=1", "/a,/b", "/collect", "/collect/batch", "/ready", "/" + "a" * 128),
         ),
-        ("COOKIES", ("'sid'", "sid,'id'", "sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
+        ("COOKIES", ("_ga*", "sid,*", "'sid'", "sid,'id'", "sid,all", "a=b", "a;b", "a,,b", "a\nb", "s\u00efd")),
         (
             "EXTRA_HEADERS",
             (
@@ -423,6 +450,57 @@ def test_quotes_inside_a_value_are_its_own():
     assert settings.dlq_dir == Path("/data/o'dlq")
     assert settings.service_name == 'the "web" one'
     assert settings.write_keys == (("web", "a\"b'c'"),)
+
+
+def test_an_origin_keeps_a_port_that_browsers_send():
+    origins = ("http://a.example:443", "https://a.example:80", "https://a.example:8443", "https://*.b.example:444")
+    assert load({"CORS_ORIGINS": ",".join((*origins, "https://[::1]:8080", "null"))}).cors_origins[:4] == origins
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("::a00:0/104", "::a00:0/104"),
+    ],
+)
+def test_a_mapped_network_of_proxies_is_its_ipv4_one(written, meant):
+    assert load({"TRUSTED_PROXIES": written}).trusted_proxies == (ipaddress.ip_network(meant),)
+
+
+@pytest.mark.parametrize(
+    ("events", "admin", "meet"),
+    [
+        (":8080", ":8080", True),
+        (":8080", "0.0.0.0:8080", True),
+        (":8080", "[::]:8080", True),
+        (":8080", "127.0.0.1:8080", True),
+        (":8080", "localhost:8080", True),
+        (":8080", "collector.example:8080", True),
+        ("127.0.0.1:8080", ":8080", True),
+        ("0.0.0.0:8080", "10.0.0.1:8080", True),
+        ("[::]:8080", "[::1]:8080", True),
+        ("localhost:8080", "127.0.0.1:8080", True),
+        ("localhost:8080", "[::1]:8080", True),
+        ("[::1]:8080", "[0:0:0:0:0:0:0:1]:8080", True),
+        ("collector.example:8080", "Collector.Example:8080", True),
+        (":8080", "127.0.0.1:9090", False),
+        (":0", ":0", False),
+        ("10.0.0.1:8080", "127.0.0.1:8080", False),
+        ("0.0.0.0:8080", "[::1]:8080", False),
+        ("0.0.0.0:8080", "[::]:8080", False),
+        ("collector.example:8080", "127.0.0.1:8080", False),
+    ],
+)
+def test_the_two_listeners_have_an_address_each(events, admin, meet):
+    environ = {"HTTP_ADDR": events, "ADMIN_ADDR": admin}
+    if not meet:
+        assert load(environ).admin_addr is not None
+        return
+    assert f"; HTTP_ADDR={events} has it: take another port" in problems_of(environ)["ADMIN_ADDR"]
 
 
 milliseconds = st.integers(0, 87_600 * 3_600_000)
@@ -713,6 +791,9 @@ def test_f2_the_names_of_others_are_none_of_our_business():
         ("RATE_LIMIT", "60 per minute", "60/m"),
         ("RATE_LIMIT", "100rps", "100/s"),
         ("TRUSTED_PROXIES", "10.0.0.0/8 192.168.0.0/16", "10.0.0.0/8,192.168.0.0/16"),
+        ("CORS_ORIGINS", "https://A.example:443,http://b.example:80", "https://A.example,http://b.example"),
+        ("CORS_ORIGINS", "https://*.a.example:443", "https://*.a.example"),
+        ("COOKIES", "*", "all"),
         ("S3_TAGS", "team:data,env:prod", "team=data&env=prod"),
     ],
 )
