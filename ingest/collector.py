@@ -223,6 +223,7 @@ class Collector:
             tasks.create_task(self._start_store())
             tasks.create_task(self.uploader.run())
             tasks.create_task(self.journal.watch())
+            tasks.create_task(self.dlq.watch())
             tasks.create_task(self.recover())
             if self.closing is not None:
                 tasks.create_task(self.closing.run())

@@ -49,6 +49,7 @@ def _guard(name: str, file: str, text: str, replacement: str, *tests: str) -> Gu
 DURABLE = "disk/test_disk.py::"
 JOURNAL = "intake/test_journal.py::"
 NAMES = "intake/test_names.py::"
+SLOTS = "spool/test_slots.py::"
 DLQ = "spool/test_letters.py::"
 RECOVERY = "delivery/test_recovery.py::"
 REFUSED = "delivery/test_refused.py::"
@@ -543,6 +544,20 @@ GUARDS: tuple[Guard, ...] = (
         "            if not is_ours:\n",
         "            if False:\n",
         NAMES + "test_c9_a_lock_that_is_removed_while_nothing_is_open_is_taken_again",
+    ),
+    _guard(
+        "a slot that is held is not tried",
+        "disk/slots.py",
+        "            if base / str(number) in held:\n                continue\n            try:\n",
+        "            try:\n",
+        SLOTS + "test_a_slot_whose_lock_is_removed_is_never_adopted_by_the_process_that_holds_it",
+    ),
+    _guard(
+        "nothing is saved in a slot that another holds",
+        "spool/letters.py",
+        "        self._hold_own()\n        path = dlq_path(self.slots.own, key)\n",
+        "        path = dlq_path(self.slots.own, key)\n",
+        SLOTS + "test_nothing_is_saved_in_a_slot_that_another_process_took_a_moment_ago",
     ),
     _guard(
         "nothing is written anew in a slot that another holds",

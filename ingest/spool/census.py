@@ -92,6 +92,12 @@ class Census:
             self._unread = 0
         return counted
 
+    def leave(self, root: Path) -> None:
+        """Count nothing more below a slot."""
+        if self._walk.leave(root):
+            self._temporaries = []
+            self._unread = 0
+
     def close(self) -> None:
         """Close the folder that is being read."""
         self._walk.close()

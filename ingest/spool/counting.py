@@ -152,6 +152,23 @@ class Counting:
         if path.parent in self._partly and self._token not in path.name:
             self._partly[path.parent].take(tally)
 
+    def leave(self, root: Path) -> None:
+        """Count nothing more below a slot: another process may hold it."""
+
+        def stays(path: Path) -> bool:
+            return not path.is_relative_to(root)
+
+        self._uncounted = set(filter(stays, self._uncounted))
+        self._failed = set(filter(stays, self._failed))
+        self._unlistable = set(filter(stays, self._unlistable))
+        self._partly = {folder: tally for folder, tally in self._partly.items() if stays(folder)}
+        self._again = deque(filter(stays, self._again))
+        self.early = deque(filter(stays, self.early))
+        if not stays(self._found.folder):
+            self._found = Counted(self._slots.own)
+        if self._census is not None:
+            self._census.leave(root)
+
     def close(self) -> None:
         """Close the folder that is being read."""
         if self._census is not None:

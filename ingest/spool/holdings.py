@@ -129,6 +129,10 @@ class Holdings:
                 self._change.recovered -= tally.events  # more left the folder than were found in it
         self.released(root)
 
+    def taken(self, root: Path) -> None:
+        """Take note that another slot is our own now."""
+        self._change.taken.append(root)
+
     def released(self, root: Path) -> None:
         """Take note that a slot was let go."""
         self._change.released.append(root)

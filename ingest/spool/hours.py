@@ -113,11 +113,13 @@ class Walk:
             self.close()
         return chunk
 
-    def leave(self, root: Path) -> None:
-        """Read nothing more below a slot."""
+    def leave(self, root: Path) -> bool:
+        """Read nothing more below a slot; tell whether a folder there was being read."""
         self._folders = deque(folder for folder in self._folders if not folder.is_relative_to(root))
-        if self._folder.is_relative_to(root):
-            self.close()
+        if self._entries is None or not self._folder.is_relative_to(root):
+            return False
+        self.close()
+        return True
 
     def close(self) -> None:
         """Close the handle of the folder that is being read."""

@@ -88,6 +88,13 @@ class Lent(NamedTuple):
         return Tally(1, self.events, self.size)
 
 
+class Saved(NamedTuple):
+    """A file that was published, and what it counts."""
+
+    path: Path
+    tally: Tally
+
+
 class Letters:
     """The files below one slot of our own, and below those adopted from processes that are gone."""
 
@@ -159,11 +166,13 @@ class Letters:
 
     # ------------------------------------------------------------------------------------------------- saving
 
-    def save(self, key: str, body: bytes, events: int, backlog: int, force: bool) -> Tally:
+    def save(self, key: str, body: bytes, events: int, backlog: int, force: bool) -> Saved:
         """Publish a batch's file and count it, but not in `take_change`: the caller moves the batch's events.
 
-        `DlqFull` if there is no room beside `backlog` bytes (`force`: as long as the disk has some).
+        `DlqFull` if there is no room beside `backlog` bytes (`force`: as long as the disk has some). `StorageError` if
+        our slot may be another process's and none is to be had: that one would not count what it did not find.
         """
+        self._hold_own()
         path = dlq_path(self.slots.own, key)
         size = len(body)
         self._room.measure()
@@ -175,7 +184,7 @@ class Letters:
         saved = Tally(1, events, size)
         self.holdings.add(path, saved)
         self._room.took(size)
-        return saved
+        return Saved(path, saved)
 
     def _publish(self, path: Path, body: bytes) -> None:
         try:
@@ -195,11 +204,11 @@ class Letters:
         """Look at how much is free, if that is due."""
         self._room.measure()
 
-    def discard(self, key: str, saved: Tally) -> None:
+    def discard(self, saved: Saved) -> None:
         """Take back a `save` whose caller did not wait for it: the batch is where it was."""
-        path = dlq_path(self.slots.own, key)
-        self.holdings.take(path.parent, saved)
-        self._remove(path, saved.size)
+        self.holdings.take(saved.path.parent, saved.tally)
+        if self.slots.holds(saved.path):
+            self._remove(saved.path, saved.tally.size)
 
     # ------------------------------------------------------------------------------------------------- lending
 
@@ -229,7 +238,7 @@ class Letters:
     def find(self, key: str) -> Lent | Whereabouts:
         """Lend the file of this key; UNKNOWN while it is not counted, is lent, or cannot be read."""
         found = Whereabouts.NOT_THERE
-        for slot in [*self.slots.listed, *self.slots.unlisted]:
+        for slot in [*self.slots.listed, *self.slots.unlisted, *self.slots.lost]:
             path = dlq_path(slot, key)
             if self.marks.has(path, Mark.LENT):
                 return Whereabouts.UNKNOWN
@@ -242,7 +251,7 @@ class Letters:
                     # What this process saved it knows without asking; anything else may be there.
                     found = Whereabouts.UNKNOWN
                 continue
-            if not self.counting.is_counted(path.parent):
+            if slot in self.slots.lost or not self.counting.is_counted(path.parent):
                 return Whereabouts.UNKNOWN
             return self._lend(path) or Whereabouts.UNKNOWN
         return found
@@ -250,10 +259,17 @@ class Letters:
     def take_back(self, lent: Lent, settled: bool, lines: bytes = b"") -> None:
         """Have a lent file off the disk if it was `settled`, else in the queue again, set aside or not.
 
-        `lines` are the ledger's, and are written before the file goes.
+        `lines` are the ledger's, and are written before the file goes. In a slot that another process may hold both
+        are left to that one, which has counted the file: it finds the object, and then writes and removes the same.
         """
         path = lent.path
         self.marks.drop(path, Mark.LENT | Mark.REFUSED)
+        if settled:
+            self._see_to_slot_of(path)
+        if not self.slots.holds(path):
+            if settled:
+                self._forget(path, lent.tally)
+            return
         if not settled:
             if lent.refused:
                 self.marks.set_aside(path)
@@ -352,7 +368,7 @@ class Letters:
     def held(self) -> dict[Path, Held]:
         """Tell of each slot, our own first, the hours of the files in it."""
         found = {}
-        for slot in [*self.slots.listed, *self.slots.unlisted]:
+        for slot in [held.path for held in self.slots.held]:
             unread = any(Mark.UNREAD in marks for marks in self.marks.below(slot).values())
             known = (
                 slot in self.slots.listed and self.counting.is_done_with(slot) and self.temporaries.is_done_with(slot)
@@ -376,10 +392,72 @@ class Letters:
             return False
         return self.counting.is_done_with(slot) and self.temporaries.is_done_with(slot)
 
+    # ------------------------------------------------------------------------------------------------- locks
+
+    def look_at_slots(self) -> None:
+        """See whether each slot is held still, and have nothing more to do with those that another process may hold.
+
+        A slot without its lock's name is anybody's. Ours is taken again, or another if somebody has it.
+        """
+        for slot in self.slots.held:
+            self._see_to_slot(slot)
+
+    def hand_on_lost(self) -> None:
+        """Let go of what is in slots that another process may hold, once nothing is lent from them."""
+        for root in list(self.slots.lost):
+            if not any(Mark.LENT in marks for marks in self.marks.below(root).values()):
+                self.slots.lost.remove(root)
+                self.holdings.hand_on(root)
+                log.info("dlq_slot_handed_on", path=str(root))
+
+    def _hold_own(self) -> None:
+        """Hold our own slot, or another instead; `StorageError` if the disk lets us hold none."""
+        own = self.slots.held[0]
+        if self._is_held(own):
+            return
+        lost = self.slots.take_own_again()
+        log.warning("slot_taken_again", path=str(own.path))
+        if lost is not None:
+            self._lose(lost)
+            self.holdings.taken(own.path)
+
+    def _see_to_slot_of(self, path: Path) -> None:
+        for slot in self.slots.held:
+            if path.is_relative_to(slot.path):
+                self._see_to_slot(slot)
+
+    def _see_to_slot(self, slot: disk.Slot) -> None:
+        if slot.path == self.slots.own:
+            try:
+                self._hold_own()
+            except StorageError as error:
+                self.marks.complain("dlq_slot_not_held", slot.lock, error)
+        elif not self._is_held(slot):
+            self.slots.lose(slot)
+            log.warning("dlq_slot_lost", path=str(slot.path), hint="something else removes files in DLQ_DIR")
+            self._lose(slot.path)
+
+    def _is_held(self, slot: disk.Slot) -> bool:
+        """Tell whether a slot's lock has its name; a disk that would not say is told once, and is no verdict."""
+        try:
+            is_ours = slot.is_ours()
+        except StorageError as error:
+            self.marks.complain("dlq_slot_not_looked_at", slot.lock, error)
+            return True
+        if is_ours:
+            self.marks.drop(slot.lock, Mark.TOLD)
+        return is_ours
+
+    def _lose(self, root: Path) -> None:
+        """Have nothing more to do with a slot, but for what is lent from it."""
+        self.counting.leave(root)
+        self.temporaries.leave(root)
+        self._leave(root)
+
     def _leave(self, slot: Path) -> None:
         """Lend nothing more from a slot."""
         for path in self.marks.below(slot):
-            self.marks.drop(path, ANY)
+            self.marks.drop(path, ANY & ~Mark.LENT)
         if self._walk is not None:
             self._walk.leave(slot)
         self._names = deque(path for path in self._names if not path.is_relative_to(slot))

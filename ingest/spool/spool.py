@@ -26,7 +26,7 @@ import structlog
 
 from ingest.disk import StorageError
 from ingest.spool.calls import Calls, Said
-from ingest.spool.letters import DlqFull, Lent, Letters, Pass
+from ingest.spool.letters import DlqFull, Lent, Letters, Pass, Saved
 from ingest.spool.places import Copy
 from ingest.spool.reading import Reading
 from ingest.spool.room import Room
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 
 WAIT: Final = 10.0
+WATCH_SECONDS: Final = 0.5
 
 log = structlog.get_logger()
 
@@ -89,6 +90,7 @@ class Spool:
         self._backlog_bytes = backlog_bytes
         self._room = Room(settings, fs, slots[0].path, clock)
         self._letters = letters = Letters(fs, slots, self._room, token=token, note=note, is_settled=is_settled)
+        self._sleep = sleep
         self._calls = Calls(letters, lane, self._take_in, wait=wait, clock=clock)
         self._scan = Scan(letters, self._calls, places, clock=clock, sleep=sleep)
         self._reading = Reading(fs, lane, executor, wait)
@@ -99,6 +101,8 @@ class Spool:
         self._refused = 1
         """Bytes of the smallest batch that was refused. Until a batch is saved, or there is room for that one."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._has_moved = False
+        """Another process holds a slot that was our own. From when that was found out, for good."""
         self._late: dict[str, asyncio.Task[None]] = {}
         """Saves nobody waits for any more, until their file is taken away again."""
 
@@ -189,7 +193,7 @@ class Spool:
         if not is_wanted():
             self._too_late(key, saved)
             raise StorageError("wait", key, "the batch went another way meanwhile", transient=True)
-        self._waiting.add(saved)
+        self._waiting.add(saved.tally)
         self._metrics.enqueued += events
 
     @property
@@ -209,14 +213,14 @@ class Spool:
     async def _measure(self) -> None:
         await self._calls.make(self._letters.measure, bounded=False)
 
-    def _too_late(self, key: str, saved: Tally) -> None:
+    def _too_late(self, key: str, saved: Saved) -> None:
         task = self._spawn(self._discard(key, saved))
         self._late[key] = task
         task.add_done_callback(lambda _: self._late.pop(key, None))
 
-    async def _discard(self, key: str, saved: Tally) -> None:
+    async def _discard(self, key: str, saved: Saved) -> None:
         log.warning("dlq_save_late", key=key, hint="the disk took longer than its caller waited; the file is removed")
-        await self._calls.make(self._letters.discard, key, saved, bounded=False)
+        await self._calls.make(self._letters.discard, saved, bounded=False)
 
     # ------------------------------------------------------------------------------------------------- lending
 
@@ -243,8 +247,8 @@ class Spool:
             return Whereabouts.UNKNOWN
         if isinstance(lent, Lent):
             return self._letter(lent) if self._is_ours(lent) else Whereabouts.UNKNOWN
-        if lent is Whereabouts.NOT_THERE and self._token not in key:
-            # Another process may hold it. None but us can have saved what bears our token.
+        if lent is Whereabouts.NOT_THERE and (self._has_moved or self._token not in key):
+            # Another process may hold it. None but us can have saved what bears our token, in slots that were ours.
             copy = await self._places.dead_letter(key, but=self._slots)
             return lent if copy is Copy.NOT_THERE else Whereabouts.UNKNOWN
         return lent
@@ -298,6 +302,15 @@ class Spool:
         self._measure_if_due()
         await self._scan.run()
 
+    async def watch(self) -> None:
+        """Look twice a second whether the locks of all slots still have their names, until cancelled."""
+        while True:
+            await self._sleep(WATCH_SECONDS)
+            await self._calls.make(self._letters.look_at_slots, bounded=False)
+            # A save that came too late leaves the books before the slot does in which it lies.
+            if self._letters.slots.lost and not self._late:
+                await self._calls.make(self._letters.hand_on_lost, bounded=False)
+
     async def adopt(self, slots: Iterable[Slot]) -> None:
         """Take over slots of processes that are gone: count their files, lend them, release each when it is empty."""
         slots = list(slots)
@@ -328,6 +341,11 @@ class Spool:
         books.dropped(change.corrupt, DropReason.CORRUPT, self.place)
         books.dropped(change.evicted.events, DropReason.EVICTED, self.place)
         books.handed_on(change.handed_on, self.place)
+        for slot in change.taken:
+            self._slots.append(slot)
+            self._has_moved = True
+            self._scan.owed += 1
+            self._spawn(self.scan())  # nothing is lent from a slot that no count has listed
         for slot in change.released:
             self._slots.remove(slot)
         self._metrics.files_evicted += change.evicted.files

@@ -46,5 +46,7 @@ class Change:
     evicted: Tally = field(default_factory=Tally)
     handed_on: int = 0
     """Events that stay in slots which were let go."""
+    taken: list[Path] = field(default_factory=list)
+    """The slot that is our own now, because another process has the one that was."""
     released: list[Path] = field(default_factory=list)
     """The slots that were let go."""

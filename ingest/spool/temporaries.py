@@ -75,10 +75,19 @@ class Temporaries:
 
     def keep(self, temporary: Path) -> None:
         """Leave one until the next count: its batch may lie in a place that cannot be read now."""
-        self._kept.add(temporary)
+        if self._slots.holds(temporary):
+            self._kept.add(temporary)
+
+    def leave(self, root: Path) -> None:
+        """Have nothing more to do with those in a slot: another process may hold it."""
+        self._kept = {path for path in self._kept if not path.is_relative_to(root)}
+        self._spent = {path for path in self._spent if not path.is_relative_to(root)}
+        self._found = [(key, path) for key, path in self._found if not path.is_relative_to(root)]
 
     def salvage(self, temporary: Path, has_segment: bool) -> None:
         """Remove one if its batch lies elsewhere too; else what is sound in it becomes the batch's file."""
+        if not self._slots.holds(temporary):
+            return  # its slot was lost since it was taken
         has_segment = has_segment or temporary in self._spent
         counted = None
         try:

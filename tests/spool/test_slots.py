@@ -5,9 +5,12 @@ Each test takes names away behind the process's back, as a cleaner or `rm -r` do
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from ingest.collector import ADOPT_SECONDS
+from ingest.spool.spool import WATCH_SECONDS
 from tests.model.world import World
 
 
@@ -25,11 +28,11 @@ def said(world, event):
 def letters(world, process, batches=1, events=3):
     """Have so many batches become dead letters: the store is down."""
     world.store.down = True
-    numbers = []
+    numbers, before = [], process.dlq.events
     for _ in range(batches):
         numbers += process.commit(events)
         process.seal()
-    assert world.wait_for(lambda: process.dlq.events >= len(numbers), seconds=60)
+    assert world.wait_for(lambda: process.dlq.events == before + len(numbers), seconds=60)
     return numbers
 
 
@@ -51,3 +54,100 @@ def test_a_slot_whose_lock_is_removed_is_never_adopted_by_the_process_that_holds
     all_stored(world, process)
     assert sorted(world.stored_numbers()) == left
     assert (process.metrics.books.events_stored, process.metrics.books.events_dropped.total()) == (len(left), 0)
+
+
+def test_a_lock_that_is_removed_is_taken_again_before_another_process_comes(world):
+    process = world.start()
+    numbers = letters(world, process)
+    world.fs.unlink(process.dlq_slot.path / "lock")
+    world.advance(2 * WATCH_SECONDS)
+    assert len(said(world, "slot_taken_again")) == 1
+    other = world.start()
+    assert (process.dlq_slot.number, other.dlq_slot.number) == (0, 1)
+    numbers += letters(world, process)
+    all_stored(world, process)
+    assert sorted(world.stored_numbers()) == numbers
+
+
+def test_a_slot_that_another_process_took_is_left_to_it_with_all_that_is_in_it(world):
+    process = world.start()
+    numbers = letters(world, process, batches=2)
+    world.fs.unlink(process.dlq_slot.path / "lock")
+    other = world.start()
+    assert other.dlq_slot.number == 0
+    world.advance(2 * WATCH_SECONDS)
+    assert process.dlq_slot.number == 1
+    assert (process.dlq.files, process.metrics.books.events_handed_on) == (0, len(numbers))
+    numbers += letters(world, process, batches=2)
+    world.fs.calls.clear()
+    all_stored(world, other)
+    all_stored(world, process)
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0], "nothing counts as lost"
+    world.recover()
+
+
+def test_nothing_is_saved_in_a_slot_that_another_process_took_a_moment_ago(world):
+    """The one that took it counts what it finds there, and would not count what comes later."""
+    process = world.start(upload_queue=1, upload_concurrency=1)
+    numbers = letters(world, process)
+    world.advance(2 * WATCH_SECONDS)
+    world.fs.unlink(process.dlq_slot.path / "lock")
+    other = world.start()
+    world.advance(0.1)
+    assert (other.scanning, other.dlq.files, process.dlq.files) == (False, 1, 1), "not looked at yet"
+    for _ in range(4):
+        numbers += process.commit(3)
+        process.seal()
+    assert process.dlq_slot.number == 1, "the upload queue is full, so a batch is saved at once"
+    all_stored(world, process)
+    all_stored(world, other)
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
+    world.recover()
+
+
+def test_a_letter_lent_from_a_slot_that_another_process_took_is_removed_by_that_one(world):
+    process = world.start()
+    numbers = letters(world, process)
+    world.late_puts = 1
+    world.store.down = False
+    assert world.wait_for(lambda: bool(process.link.under_way), seconds=400, step=1)
+    world.fs.unlink(process.dlq_slot.path / "lock")
+    other = world.start()
+    assert other.dlq_slot.number == 0
+    all_stored(world, other)
+    world.advance(100)
+    all_stored(world, process)
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
+    world.recover()
+
+
+def test_an_adopted_slot_that_another_process_took_is_handed_on(world):
+    process, dead = world.start(), world.start()
+    numbers = letters(world, dead)
+    world.kill(dead)
+    assert world.wait_for(lambda: process.dlq.files == 1, seconds=2 * ADOPT_SECONDS)
+    world.fs.unlink(world.root / "dlq/1/lock")
+    other = world.start()
+    assert other.dlq_slot.number == 1
+    world.advance(2 * WATCH_SECONDS)
+    assert (process.dlq.files, process.dlq.adopted, process.metrics.books.events_handed_on) == (0, 0, len(numbers))
+    all_stored(world, other)
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
+    world.recover()
+
+
+def test_a_lock_that_cannot_be_looked_at_is_told_once_and_is_no_verdict(world):
+    process = world.start()
+    numbers = letters(world, process)
+    world.fs.on("stat", under=world.root / "dlq/0/lock").fail(errno.EIO)
+    world.advance(10)
+    assert len(said(world, "dlq_slot_not_looked_at")) == 1
+    numbers += letters(world, process)
+    assert (process.dlq_slot.number, process.dlq.files) == (0, 2)
+    world.fs.heal()
+    all_stored(world, process)
+    assert sorted(world.stored_numbers()) == numbers
