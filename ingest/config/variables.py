@@ -93,19 +93,20 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             forms.count(1, 1_000_000),
             "Open connections at once, with `TLS_CERT` 2000 by default; at most what the limit on open files allows",
         ),
-        # The upper bounds of these two keep an event's line below the 64 MiB at which recovery takes a line for
-        # damage: JSON may write six bytes for one.
+        # The upper bounds of these two, and of a query, keep an event's line below the 64 MiB at which recovery takes a
+        # line for damage: JSON may write six bytes for one.
         Variable(
             "MAX_HEADER_BYTES",
             "16384",
             forms.size(64, 1 << 20),
-            "The request head in raw bytes; above it 431",
+            "The header fields of a request in raw bytes, with chunk sizes and trailers; above it 431. Its first line "
+            "has room of its own, for a query of `MAX_BODY_SIZE`",
         ),
         Variable(
             "MAX_BODY_SIZE",
             "65536",
             forms.size(1, 8 << 20),
-            "The body, or the query string of a GET; above it 413. `sendBeacon` goes to 64 KiB",
+            "The body, or the query string of an event (up to 1 MiB); above it 413. `sendBeacon` goes to 64 KiB",
         ),
         Variable(
             "MAX_BATCH_BODY_SIZE",

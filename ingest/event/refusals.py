@@ -60,7 +60,11 @@ TRACKED_TOO_LARGE_DECODED: Final = TRACKED_TOO_LARGE._replace(
 )
 TOO_MANY_ITEMS: Final = BODY_TOO_LARGE._replace(reason="more than 10,000 events in one request", close=False)
 LINES_TOO_LARGE: Final = BODY_TOO_LARGE._replace(reason="the lines of these events exceed BATCH_BYTES", close=False)
-HEAD_TOO_LARGE: Final = ClientError(431, "head larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
+HEAD_TOO_LARGE: Final = ClientError(431, "headers larger than MAX_HEADER_BYTES", Reason.HEAD_TOO_LARGE)
+TRACKED_HEAD_TOO_LARGE: Final = ClientError(422, "larger than MAX_HEADER_BYTES in its headers", Reason.HEAD_TOO_LARGE)
+TARGET_TOO_LONG: Final = ClientError(
+    414, "request line longer than one with a query of MAX_BODY_SIZE", Reason.HEAD_TOO_LARGE
+)
 UNKNOWN_CODING: Final = ClientError(
     415,
     "a Content-Encoding here is gzip or deflate, once",
@@ -87,17 +91,18 @@ UNAVAILABLE_CLOSE: Final = UNAVAILABLE._replace(close=True)
 
 
 class Oversize(NamedTuple):
-    """The refusals of a request that is too large: as it came, when decoded, and for its query."""
+    """The refusals of a request that is too large: as it came, when decoded, for its query, and for its headers."""
 
     body: ClientError
     decoded: ClientError
     query: ClientError
+    head: ClientError = HEAD_TOO_LARGE
 
 
 ONE: Final = Oversize(BODY_TOO_LARGE, BODY_TOO_LARGE_DECODED, BODY_TOO_LARGE)
 MANY: Final = Oversize(BATCH_TOO_LARGE, BATCH_TOO_LARGE_DECODED, BODY_TOO_LARGE)
-TRACKED: Final = Oversize(TRACKED_TOO_LARGE, TRACKED_TOO_LARGE_DECODED, TRACKED_TOO_LARGE)
-"""For clients that send what got a 413 again, for ever, before anything else, but not what got a 422."""
+TRACKED: Final = Oversize(TRACKED_TOO_LARGE, TRACKED_TOO_LARGE_DECODED, TRACKED_TOO_LARGE, TRACKED_HEAD_TOO_LARGE)
+"""For clients that send what got a 413 or a 431 again, for ever, before anything else, but not what got a 422."""
 
 
 def method_not_allowed(allowed: str) -> ClientError:

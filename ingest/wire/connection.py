@@ -26,9 +26,10 @@ A read that finds no room is not kept, and leaves a hole in the bytes. Only the 
 | ahead   | `_finds_room`    | the hole is in the queue; nothing is read any more, and no read is kept              |
 | reached | `_feed_carefully` | all that was read before the hole is fed, or in `_input`; the refusal is due behind it |
 
-Memory. A connection holds at most one read of the event loop (256 KiB), MAX_HEADER_BYTES and MAX_BODY_SIZE, or
-MAX_BATCH_BODY_SIZE as it came and what it unpacks to. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB of
-unsent answers plus those of one slice. Over TLS it holds records that wait to be read, too, which count.
+Memory. A connection holds at most one read of the event loop (256 KiB), a request line with a query of MAX_BODY_SIZE,
+MAX_HEADER_BYTES, and MAX_BODY_SIZE, or MAX_BATCH_BODY_SIZE as it came and what it unpacks to; of header fields that
+outgrew their limit 256 KiB more, until they are refused. All of that counts into MAX_BUFFER_BYTES. Beside it are 64 KiB
+of unsent answers plus those of one slice. Over TLS it holds records that wait to be read, too, which count.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from enum import Enum
 from functools import wraps
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 
-from ingest.event import HEAD_TOO_LARGE, MALFORMED, UNAVAILABLE_CLOSE, Peer
+from ingest.event import MALFORMED, UNAVAILABLE_CLOSE, Peer
 from ingest.telemetry import Overdue
 from ingest.wire.answers import CONTINUE
 from ingest.wire.flow import NEVER, Flow
@@ -608,7 +609,7 @@ class Connection(asyncio.Protocol):
             self._fed_to = 0
             self._framing.rest = b""
         elif fed is not _ALL:
-            reader.refuse(MALFORMED if fed is Fed.MALFORMED else HEAD_TOO_LARGE)
+            reader.refuse(MALFORMED)
             return
         self._hold()
         request = reader.request

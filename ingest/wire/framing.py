@@ -2,8 +2,9 @@
 
 Owns the parser of a connection, and the count of framing bytes of the request under way: its head, and all that
 surrounds its body (chunk sizes and extensions, trailers), in raw bytes. Promises that the count is the same however the
-bytes were cut into reads, so that MAX_HEADER_BYTES is met to the byte; and that a request with an `Upgrade` is read on
-as if it had none. Never knows what a request means (that is `request`).
+bytes were cut into reads, so that the limits are met to the byte: the first line has one of its own, because a query is
+an event, and MAX_HEADER_BYTES holds for the rest; and that a request with an `Upgrade` is read on as if it had none.
+Never knows what a request means (that is `request`).
 
 The parser reports no offsets. A slice that begins inside a request is therefore fed line by line. One that begins
 between two requests is fed at once; if it ends inside a later one than it began with, `Meter` reads it once more.
@@ -23,6 +24,7 @@ from httptools.parser.errors import HttpParserInvalidURLError
 
 from ingest.event import BAD_VERSION
 from ingest.wire.headers import CONTENT_LENGTH, DIGITS, TRANSFER_ENCODING
+from ingest.wire.limits import FIELDS_PASSED_OVER, LINE_PASSED_OVER
 from ingest.wire.parser import ASCII_ONLY, new_parser
 from ingest.wire.states import State
 
@@ -46,27 +48,32 @@ class Fed(Enum):
 
     ALL = "all"
     MALFORMED = "malformed"
-    HEAD_TOO_LARGE = "head too large"
     HELD = "held"
     """A request is held to be unpacked; what stands behind it is in `Framing.rest`."""
 
 
 _ALL: Final = Fed.ALL
+_END_OF_LINE: Final = 64
+"""Bytes in which the version stands at the end of a line that is passed over."""
 
 
 class Framing:
     """Feeds the parser of one connection."""
 
-    __slots__ = ("_limit", "_line", "_reader", "_tick", "rest", "used")
+    __slots__ = ("_bound", "_limits", "_line", "_passes", "_reader", "_tick", "rest", "used")
 
     def __init__(self, reader: RequestReader, tick: Tick) -> None:
         self._reader = reader
         self._tick = tick
-        self._limit = tick.limits.head
+        self._limits = tick.limits
         self.used = 0
         """Framing bytes of the request under way."""
-        self._line = b""
-        """The start of its first line, until that has an end."""
+        self._bound = tick.limits.line
+        """So many it may have: in its first line that line's limit, behind it MAX_HEADER_BYTES more."""
+        self._passes = False
+        """From where the line, or the fields, outgrew that, until they end or outgrow a second one."""
+        self._line = bytearray()
+        """The start of its first line, until that has an end; of one that is passed over the last bytes."""
         self.rest = b""
         """After `Fed.HELD`: the bytes that are to be fed again."""
         reader.parser = new_parser(reader)
@@ -91,17 +98,21 @@ class Framing:
         if reader.state is _IDLE:
             self.used = 0
             return _ALL
+        # A slice is shorter than either limit.
         head = data[:taken]
         if len(turn.entries) == answers:
-            self.used = len(head.lstrip(EMPTY_LINES)) - reader.request.size
+            begun = head.lstrip(EMPTY_LINES)
+            self.used = len(begun) - reader.request.size
         else:
-            self.used = Meter().measure(head)
-        if reader.held_up:
-            return self._feed_behind_upgrade(data[taken:])
-        if reader.state is State.HEADERS:
-            begun = head[len(head) - self.used :]
-            self._line = b"" if b"\n" in begun else begun
-        return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
+            meter = Meter()
+            self.used = meter.measure(head)
+            begun = head[meter.start :]
+        line = begun.find(b"\n") + 1
+        if line:
+            self._bound = line + self._limits.head
+        else:
+            self._line += begun
+        return self._feed_behind_upgrade(data[taken:]) if reader.held_up else _ALL
 
     def _feed_behind_upgrade(self, rest: bytes) -> Fed:
         """Go on with the request that an Upgrade held up, and with what stands behind its head."""
@@ -110,23 +121,19 @@ class Framing:
         if reader.unpacking is not None:
             return self._give_back(rest)
         if reader.state is _IDLE:
-            self.used = 0
-        if fed is _ALL and rest:
-            fed = self._feed_by_lines(rest)
-        if fed is not _ALL or reader.over or reader.state is _IDLE:
-            return fed
-        return Fed.HEAD_TOO_LARGE if self._exceeds() else _ALL
+            self._end()
+        return self._feed_by_lines(rest) if fed is _ALL and rest else fed
 
     def _feed_again(self, data: bytes) -> Fed:
         """Feed by lines what begins with the request whose target the parser did not take."""
         reader = self._reader
         reader.begin_anew()
-        self.used = 0
+        self._end()
         reader.parser = new_parser(reader)
         return self._feed_by_lines(data[Meter().start_of_last(data) :])
 
     def _feed_by_lines(self, data: bytes) -> Fed:
-        """Feed so that every byte is known to be framing or body, and the limit is met to the byte."""
+        """Feed so that every byte is known to be framing or body, and the limits are met to the byte."""
         reader = self._reader
         at, end = 0, len(data)
         while at < end and not reader.over:
@@ -135,11 +142,13 @@ class Framing:
                 stop = min(end, at + declared - request.size)
             else:
                 line = data.find(b"\n", at) + 1 or end
-                stop = min(line, at + max(self._limit - 1 - self.used, 1))
+                stop = min(line, at + max(self._bound - 1 - self.used, 1))
             piece = data[at:stop]
-            size = len(piece.lstrip(EMPTY_LINES)) if reader.state is _IDLE else len(piece)
+            size = len(piece)
             body = request.size
-            first = self._line + piece if self._line else piece.lstrip(EMPTY_LINES) if reader.state is _IDLE else b""
+            first = self._line
+            if first or reader.state is _IDLE:
+                size = self._lengthen(piece)
             taken = self._parse(piece.translate(ASCII_ONLY) if first else piece)
             if reader.over:
                 break
@@ -147,7 +156,7 @@ class Framing:
                 self._note_head(first)
                 return Fed.MALFORMED
             if first:
-                self._first_line(first)
+                self._first_line(first, self.used + size)
             if reader.held_up and reader.unpacking is None:
                 self.used += taken
                 fed = self._go_on_without_upgrade()
@@ -159,12 +168,27 @@ class Framing:
             if reader.unpacking is not None:
                 return self._give_back(data[at:])
             if reader.state is _IDLE:
-                self.used = 0
+                self._end()
             elif size:
-                self.used += size - (reader.request.size - body)
-                if self._exceeds():
-                    return Fed.HEAD_TOO_LARGE
+                self._count(size - (reader.request.size - body))
         return _ALL
+
+    def _end(self) -> None:
+        """Count anew, between two requests."""
+        self.used = 0
+        self._bound = self._limits.line
+        self._passes = False
+
+    def _outgrow(self) -> None:
+        """Have the reader refuse the request, which has met its limit, or go on for its Origin, once."""
+        reader = self._reader
+        line = self._line
+        if line and not self._passes and not line.isascii():
+            self._show_target(line)
+        self._passes = reader.outgrow(in_line=bool(line), again=self._passes)
+        if self._passes:
+            self._bound = self.used + (LINE_PASSED_OVER if line else FIELDS_PASSED_OVER)
+            del line[:-_END_OF_LINE]
 
     def unpack(self) -> Fed:
         """Go on with the request that is held."""
@@ -172,7 +196,7 @@ class Framing:
         reader.unpack()
         if reader.unpacking is not None:
             return Fed.HELD
-        self.used = 0
+        self._end()
         return _ALL
 
     def _hold(self, data: bytes, before: int) -> Fed:
@@ -189,24 +213,39 @@ class Framing:
         self.rest = rest
         return Fed.HELD
 
-    def _note_head(self, start: bytes) -> None:
+    def _note_head(self, start: bytes | bytearray) -> None:
         """Note that a malformed request is a HEAD, from its start; once that is behind, the parser names its method."""
         reader = self._reader
         if reader.state is not _IDLE:
+            start = b"" if self._passes else start
             is_head = start.lstrip(EMPTY_LINES).startswith(_HEAD) if start else reader.parser.get_method() == b"HEAD"
             reader.request.head_only = is_head
 
-    def _first_line(self, line: bytes) -> None:
-        """Look at the first line of a request, when it is whole."""
+    def _lengthen(self, piece: bytes) -> int:
+        """Add a piece to the first line; return how much of it is no empty line before that."""
+        begun = piece if self._line else piece.lstrip(EMPTY_LINES)
+        self._line += begun
+        return len(begun)
+
+    def _first_line(self, line: bytearray, used: int) -> None:
+        """Look at the first line of a request, when it is whole; so many bytes it has, with those passed over."""
         if not line.endswith(b"\n"):
-            self._line = line
+            if self._passes:
+                del line[:-_END_OF_LINE]
             return
-        self._line = b""
-        parts = line.split()
-        if len(parts) == 3 and not parts[2].startswith(b"HTTP/"):
+        self._line = bytearray()
+        self._bound = used + self._limits.head
+        passed, self._passes = self._passes, False
+        if line.split()[-1].startswith((_RTSP, _ICE)):
             self._reader.refuse(BAD_VERSION)
-        elif not line.isascii():
-            self._reader.request.url = parts[1]
+        elif not passed and not line.isascii():
+            self._show_target(line)
+
+    def _show_target(self, line: bytearray) -> None:
+        """Give the reader the target as it came, in place of what the parser was shown."""
+        parts = line.split(maxsplit=2)
+        if len(parts) > 1:
+            self._reader.request.url = bytes(parts[1])
 
     def _parse(self, data: bytes) -> int:
         """Feed the parser; return how many bytes it took: all, or those before what an Upgrade holds up."""
@@ -222,11 +261,14 @@ class Framing:
             return _FAULTY
         return len(data)
 
-    def _exceeds(self) -> bool:
-        """Tell whether MAX_HEADER_BYTES are used up though the request needs more of them."""
-        if self.used != self._limit:
-            return self.used > self._limit
-        return not (self._reader.state is _BODY and self._reader.request.declared)
+    def _count(self, size: int) -> None:
+        """Count framing bytes; the request outgrows its limit when that is met though more of them are needed."""
+        self.used += size
+        reader = self._reader
+        if self.used >= self._bound and not (
+            self.used == self._bound and reader.state is _BODY and reader.request.declared
+        ):
+            self._outgrow()
 
     def _go_on_without_upgrade(self) -> Fed:
         """Put a fresh parser behind a head that has only the framing headers (RFC 9110 §7.8); the real one is known."""
@@ -252,7 +294,7 @@ class Framing:
 class Meter:
     """Reads a slice that begins between requests once more, to tell where its last request begins."""
 
-    __slots__ = ("_body_size", "_complete", "_declared", "_idle", "_in_body", "_length")
+    __slots__ = ("_body_size", "_complete", "_declared", "_idle", "_in_body", "_length", "start")
 
     def __init__(self) -> None:
         self._idle = True
@@ -262,6 +304,8 @@ class Meter:
         self._length = 0
         self._complete = 0
         """Requests so far."""
+        self.start = 0
+        """Where the last request begins that was measured."""
 
     # The parser's callbacks, in the order in which they fire.
 
@@ -332,7 +376,10 @@ class Meter:
             stop = self._piece_end(data, at)
             body = self._body_size
             piece = data[at:stop]
-            size = len(piece.lstrip(EMPTY_LINES)) if self._idle else len(piece)
+            size = len(piece)
+            if self._idle:
+                size = len(piece.lstrip(EMPTY_LINES))
+                self.start = stop - size
             try:
                 parser.feed_data(piece)
             except HttpParserUpgrade:

@@ -28,19 +28,32 @@ SMALL_READ: Final = 2048
 
 LONGEST_BODY: Final = 8 << 20
 """The most that a line is made of: recovery takes one of 64 MiB for damage, and JSON may write six bytes for one."""
+LONGEST_QUERY: Final = 1 << 20
+"""The most that a query adds to such a line, which writes three bytes for one of it."""
+BESIDE_QUERY: Final = 8192
+"""Bytes of a request line beside its query: method, path and version (RFC 9112 §3 asks for 8,000 in all)."""
+LINE_PASSED_OVER: Final = 2 << 20
+"""So much more of a line that is too long is read, to find its Origin behind it: no browser sends a longer one."""
+FIELDS_PASSED_OVER: Final = 256 << 10
+"""The same for header fields that are too large: mostly cookies."""
 
 
 class ConnectionLimits(NamedTuple):
     """Bytes and seconds."""
 
+    line: int
+    """The first line of a request."""
     head: int
+    """Its header fields, and all framing around its body."""
+    query: int
+    """The query of an event."""
     body: int
     batch: int
     """The body of a request with many events."""
     whole: int
     """The body of a request with many events that becomes one line."""
     least: int
-    """The least of these three."""
+    """The least of the three for bodies."""
     slice: int
     unfinished: int
     """The part of MAX_BUFFER_BYTES that requests may hold, on all connections, while they are not complete."""
@@ -53,7 +66,9 @@ class ConnectionLimits(NamedTuple):
     def of(cls, settings: Settings) -> ConnectionLimits:
         """Take the limits from the settings."""
         return cls(
+            min(settings.max_body_size, LONGEST_QUERY) + BESIDE_QUERY,
             settings.max_header_bytes,
+            min(settings.max_body_size, LONGEST_QUERY),
             settings.max_body_size,
             settings.max_batch_body_size,
             min(settings.max_batch_body_size, LONGEST_BODY),

@@ -25,9 +25,11 @@ from ingest.event import (
     BODY_TOO_LARGE_DECODED,
     COLLECT,
     COOKIE,
+    HEAD_TOO_LARGE,
     MALFORMED,
     NOT_FOUND,
     ONE,
+    TARGET_TOO_LONG,
     UNAVAILABLE_CLOSE,
     UNKNOWN_CODING,
     UNKNOWN_TRANSFER_CODING,
@@ -64,8 +66,10 @@ from ingest.wire.headers import (
     PROXY_CONNECTION,
     REQUESTED_HEADERS,
     REQUESTED_NETWORK,
+    TRACE_ID,
     TRANSFER_ENCODING,
     UPGRADE,
+    X_REQUEST_ID,
     HeaderNames,
     is_host,
     keeps_alive,
@@ -101,6 +105,8 @@ _IN_BODY: Final = Takes.BODY
 _ITEMS: Final = Takes.ITEMS
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
+_TOLD: Final = frozenset({ORIGIN, X_REQUEST_ID, TRACE_ID})
+"""Fields that the answer to a refusal, and its line in the log, are made of."""
 
 
 class Owner(Answerer, Protocol):
@@ -120,7 +126,8 @@ class Request:
 
     answers: Answers
     """From the end of the head on: the answers for its origin."""
-    url = b""
+    url: bytes | bytearray = b""
+    """As much of its target as a request line may have."""
     head = _NO_FIELDS
     """From its end on."""
     method = b"POST"
@@ -135,7 +142,8 @@ class Request:
     """It came with HTTP/1.0."""
     expects = False
     """From the end of a head with `Expect: 100-continue` until the client has been told to go on."""
-    two_hosts = False
+    fault: ClientError | None = None
+    """The reason to refuse it at the end of its head, when its Origin is known."""
     key: str | None = ""
     """The name of its write key; None: its body has to tell."""
     body: bytes | bytearray = b""
@@ -162,6 +170,16 @@ class Request:
         return max(self.declared - self.size, 0)
 
 
+class _OriginAlone(dict[bytes, bytes]):
+    """The fields of a head that is too large, as far as its refusal needs them."""
+
+    __slots__ = ()
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        if name in _TOLD:
+            super().__setitem__(name, value)
+
+
 NO_REQUEST: Final = Request()
 """Between two requests."""
 
@@ -181,13 +199,13 @@ class RequestReader:
     """Reads the requests of one connection out of its parser's callbacks."""
 
     __slots__ = (
-        "_body_limit",
         "_door",
         "_events",
         "_fields",
         "_learned",
         "_least_limit",
         "_least_limit_digits",
+        "_limits",
         "_looks",
         "_names",
         "_owner",
@@ -210,7 +228,7 @@ class RequestReader:
         self._learned = names.learned
         self._door = door
         self._events = door.events
-        self._body_limit = tick.limits.body
+        self._limits = tick.limits
         self._looks = tick.encoder.in_json or (tick.access is not None and tick.access.reads_bodies)
         """Whether bodies may have to be looked into."""
         self._least_limit = min(tick.limits.least, AT_ONCE) if self._looks else tick.limits.least
@@ -249,8 +267,15 @@ class RequestReader:
 
     def on_url(self, url: bytes) -> None:
         """Take the target; the parser hands it over in pieces where reads split it."""
-        if not self.held_up:
-            self.request.url += url
+        if self.held_up:
+            return
+        request = self.request
+        if not request.url:
+            request.url = url
+        elif len(request.url) < self._limits.line:
+            if isinstance(request.url, bytes):
+                request.url = bytearray(request.url)
+            request.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep the headers somebody reads. Trailers come here too, into fields that nobody reads any more.
@@ -293,8 +318,8 @@ class RequestReader:
                 self.refuse(BAD_VERSION)
                 return
             keep_alive = keeps_alive(head.get(CONNECTION, b""), is_old=request.is_old)
-        if request.two_hosts or not (is_host(head[HOST]) if HOST in head else request.is_old):
-            self.refuse(BAD_HOST)
+        if request.fault is not None or not (is_host(head[HOST]) if HOST in head else request.is_old):
+            self.refuse(request.fault or BAD_HOST)
             return
         request.keep_alive = keep_alive and not self._tick.parting
         if request.url == self._events and method == b"POST":
@@ -403,6 +428,31 @@ class RequestReader:
         tick.turn.reply(self._owner, answer)
         self._owner.end(linger=True)
 
+    def outgrow(self, *, in_line: bool, again: bool) -> bool:
+        """Refuse a request whose first line, or all the rest of its framing, has met its limit.
+
+        True when its head is read on first, of which its Origin alone is kept, because a script may read no answer that
+        does not name it; not `again`. A preflight asks about a path, so that a long query does it no harm.
+        """
+        request = self.request
+        if self.state is _BODY:
+            self.refuse((ONE if request.row is None else request.row.oversize).head)
+            return False
+        handler, _ = self._door.router.find(self.parser.get_method(), bytes(request.url))
+        if isinstance(handler, Event):
+            error = handler.oversize.query if in_line else handler.oversize.head
+        else:
+            error = TARGET_TOO_LONG if in_line else HEAD_TOO_LARGE
+        fields = self._fields
+        preflight = in_line and isinstance(handler, Preflight)
+        if again or ORIGIN in fields or not (preflight or isinstance(handler, Event)):
+            self.refuse(request.fault or error)
+            return False
+        if not preflight:
+            request.fault = request.fault or error
+            self._fields = _OriginAlone((name, fields[name]) for name in _TOLD if name in fields)
+        return True
+
     def stop(self) -> None:
         """Hear nothing any more, and keep nothing."""
         self.over = True
@@ -462,7 +512,7 @@ class RequestReader:
 
     def _limit_of(self, row: Event | None) -> int:
         if row is None or row.takes is Takes.QUERY:
-            return self._body_limit
+            return self._limits.body
         return self._tick.limits.batch if row.takes is _ITEMS else self._tick.limits.whole
 
     def _unpacking(self, request: Request) -> Iterator[int]:
@@ -621,13 +671,14 @@ class RequestReader:
         """Have the router say what is done with the request; a refusal that closes is told now."""
         request = self.request
         door = self._door
-        handler, query = door.router.find(method, request.url)
+        target = bytes(request.url)
+        handler, query = door.router.find(method, target)
         if (
             handler is door.router.missing
             and door.direct is not None
             and is_direct(self._owner.peer, request.head, is_old=request.is_old)
         ):
-            handler, query = door.direct.find(method, request.url)
+            handler, query = door.direct.find(method, target)
         request.handler = handler
         request.query = query
         if isinstance(handler, Event):
@@ -635,7 +686,7 @@ class RequestReader:
             if handler.takes is _ITEMS or handler.path:
                 request.row = handler
                 request.packed = handler.takes is _ITEMS or handler.unlabelled
-            if len(query) > self._body_limit:
+            if len(query) > self._limits.query:
                 self.refuse(handler.oversize.query)
         elif isinstance(handler, ClientError) and handler.close:
             self.refuse(handler)
@@ -708,7 +759,7 @@ class RequestReader:
         tick = self._tick
         tick.count_rejected(error)
         tick.refused.add(
-            error, tick.clocks.now, request.method, request.url, request.head, trusted=self._owner.peer.trusted
+            error, tick.clocks.now, request.method, bytes(request.url), request.head, trusted=self._owner.peer.trusted
         )
 
     def _reply(self, request: Request, answer: bytes) -> None:
@@ -725,7 +776,7 @@ class RequestReader:
         if self.state is _BODY:
             return
         if name == HOST:
-            self.request.two_hosts = True  # refused at the end of the head, when its Origin is known
+            self.request.fault = self.request.fault or BAD_HOST
         elif name not in _FIRST_LINE_WINS:
             self._fields[name] += (b"; " if name == COOKIE else b", ") + value
 

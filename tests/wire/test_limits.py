@@ -1,6 +1,7 @@
 """Limits, exact to the byte: bodies, queries, heads and all framing around a body."""
 
 import pytest
+import structlog
 
 from ingest.telemetry import Reason
 from tests.stand_ins.wire import Wire, chunked, post, request
@@ -10,10 +11,15 @@ BODY = {"MAX_BODY_SIZE": "1000"}
 
 
 def padded(size: int, method: str, target: str, *headers: str) -> bytes:
-    """Return a head of exactly `size` bytes."""
-    head = request(method, target, *headers, "X-Pad: ")
+    """Return a head that has exactly `size` bytes behind its first line."""
+    head = fields(request(method, target, *headers, "X-Pad: "))
     assert len(head) <= size
     return request(method, target, *headers, "X-Pad: " + "p" * (size - len(head)))
+
+
+def fields(data: bytes) -> bytes:
+    """Return what stands behind the first line of a request."""
+    return data[data.index(b"\n") + 1 :]
 
 
 # Bodies that are too large.
@@ -140,7 +146,7 @@ def meets_the_limit(settings, lead, taken, refused, feed):
 
 
 def chunked_framing(size: int, where: str, *headers: str) -> bytes:
-    """Return a chunked request whose framing, the head included, has exactly `size` bytes."""
+    """Return a chunked request whose framing has exactly `size` bytes behind the first line."""
     head = request("POST", "/collect", CHUNKED, *headers)
 
     def build(pad: int) -> bytes:
@@ -160,7 +166,7 @@ def chunked_framing(size: int, where: str, *headers: str) -> bytes:
         return head + b"1\r\na\r\n" * chunks + b"5;e" + b"e" * rest + b"\r\nhello\r\n0\r\n\r\n"
 
     def framing(data: bytes) -> int:
-        return len(data) - 5 - (data.count(b"\r\na\r\n") if where == "chunks" else 0)
+        return len(fields(data)) - 5 - (data.count(b"\r\na\r\n") if where == "chunks" else 0)
 
     data = build(size - framing(build(0)))
     assert framing(data) == size
@@ -179,20 +185,28 @@ def test_chunk_extensions_and_trailers_count_into_the_head(settings, limit, head
 def test_a_head_without_an_end_is_refused_at_the_limit():
     wire = Wire(SMALL)
     head = b"GET / HTTP/1.1\r\nX: "
-    client = wire.connect().send(head + b"x" * (1023 - len(head)))
+    client = wire.connect().send(head + b"x" * (1023 - len(fields(head))))
     assert client.statuses == []
     assert not client.sees_end
     client.send(b"x")
     assert client.statuses == [431]
 
 
-@pytest.mark.parametrize("flood", [b"GET /" + b"a" * 70000, b"0;" + b"e" * 70000, b"0\r\n" + b"T: t\r\n" * 12000])
-def test_a_flood_of_framing_is_refused(flood, feed):
+@pytest.mark.parametrize(
+    ("flood", "status"),
+    [
+        (b"GET /" + b"a" * 80000, 414),
+        (b"GET " + b" " * 80000, 414),
+        (request("POST", "/collect", CHUNKED) + b"0;" + b"e" * 70000, 431),
+        (request("POST", "/collect", CHUNKED) + b"0\r\n" + b"T: t\r\n" * 12000, 431),
+    ],
+    ids=["path", "blanks", "extension", "trailers"],
+)
+def test_a_flood_of_framing_is_refused(flood, status, feed):
     wire = Wire()
     client = wire.connect()
-    data = flood if flood.startswith(b"GET") else request("POST", "/collect", CHUNKED) + flood
-    feed(client, data)
-    assert client.statuses == [431]
+    feed(client, flood)
+    assert client.statuses == [status]
     assert wire.lines == []
 
 
@@ -202,3 +216,122 @@ def test_a_body_does_not_count_into_the_head(feed):
     feed(client, (post(b"x" * 50000) + request("POST", "/collect", CHUNKED) + chunked(b"y\n" * 25000)) * 2)
     assert client.statuses == [200] * 4
     assert [len(event) for event in wire.events] == [50000] * 4
+
+
+# A query is an event: the line that it stands in has a limit of its own, and its refusal can be read by its page.
+
+WITH_ORIGIN = "Origin: https://shop.example"
+SNOWPLOW = {"SDK_ROUTES": "snowplow,segment"}
+TRACKER = "/com.snowplowanalytics.snowplow/tp2"
+LONG = "e=" + "q" * 100_000
+COOKIES = "Cookie: " + "c" * 17_000
+
+
+def line_of(size: int, path: str = "/collect?") -> bytes:
+    """Return a GET whose first line has exactly `size` bytes."""
+    return request("GET", path + "q" * (size - len(f"GET {path} HTTP/1.1\r\n")))
+
+
+def test_a_query_is_taken_up_to_the_limit_of_a_body_whatever_a_head_may_have(feed):
+    wire = Wire(SMALL | SNOWPLOW)
+    client = wire.connect()
+    queries = ["q" * 20_000, "e=\xe9" + "%20" * 9000, "r" * 65_536]
+    feed(client, b"".join(request("GET", f"/collect?{query}", WITH_ORIGIN) for query in queries))
+    feed(client, request("GET", "/i?" + queries[2]) + request("POST", f"{TRACKER}?{queries[2]}", "Content-Length: 0"))
+    assert client.statuses == [200] * 5
+    assert wire.events[:3] == [queries[0], queries[1].replace("\xe9", "%E9"), queries[2]]
+    assert [len(line) > 65_536 for line in wire.lines[2:]] == [True] * 3
+
+
+@pytest.mark.parametrize("lead", [b"", post(b"lead"), b"\r\n"], ids=["first", "pipelined", "after an empty line"])
+def test_a_request_line_of_the_largest_size_is_read_and_one_byte_more_is_414(lead, feed):
+    for size, status in ((9192, 404), (9193, 414)):
+        wire = Wire(BODY | LARGE)
+        client = wire.connect()
+        feed(client, lead + line_of(size, "/nowhere?"))
+        assert client.statuses == [200] * lead.startswith(b"POST") + [status]
+
+
+OVERGROWN = {
+    "a query of an event": (request("GET", f"/collect?{LONG}", WITH_ORIGIN), 413),
+    "a query of an event, the origin last": (request("GET", f"/collect?{LONG}", "X: " + "x" * 9000, WITH_ORIGIN), 413),
+    "a query of a tracker": (request("GET", f"/i?{LONG}", WITH_ORIGIN), 422),
+    "a query of a tracker, just above": (request("GET", "/i?" + "q" * 65_537, WITH_ORIGIN), 422),
+    "a query of a tracker, with two hosts": (request("GET", f"/i?{LONG}", "Host: b", "Host: c", WITH_ORIGIN), 422),
+    "a query of a tracker, not ASCII": (request("GET", "/i?" + "\xe9" * 99_000, WITH_ORIGIN), 422),
+    "a query beside a body": (request("POST", f"{TRACKER}?{LONG}", "Content-Length: 2", WITH_ORIGIN) + b"{}", 422),
+    "cookies of a tracker": (request("POST", TRACKER, COOKIES, "Content-Length: 2", WITH_ORIGIN) + b"{}", 422),
+    "cookies of a tracker, the origin first": (request("POST", TRACKER, WITH_ORIGIN, COOKIES), 422),
+    "cookies of an event": (request("POST", "/collect", COOKIES, "A: b", WITH_ORIGIN), 431),
+    "cookies of another SDK": (request("POST", "/v1/track", COOKIES, WITH_ORIGIN), 431),
+    "both": (request("GET", f"/i?{LONG}", COOKIES, WITH_ORIGIN), 422),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), OVERGROWN.values(), ids=OVERGROWN.keys())
+def test_the_page_of_a_request_that_is_too_large_reads_that_it_is_refused_for_good(data, status, feed):
+    wire = Wire(SNOWPLOW)
+    client = wire.connect()
+    feed(client, post(b"1") + data + post(b"never"))
+    _, refused = client.answers()
+    assert (refused.status, refused.headers["Connection"]) == (status, "close")
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert wire.events == ["1"]
+    assert sum(wire.metrics.rejected.values()) == 1
+    assert client.sees_end
+    assert wire.budget.requests == 0
+
+
+def test_a_preflight_of_a_query_that_is_too_long_lets_the_page_ask(feed):
+    wire = Wire(SNOWPLOW)
+    client = wire.connect()
+    feed(client, request("OPTIONS", f"/i?{LONG}", WITH_ORIGIN, "Access-Control-Request-Headers: sp-anonymous") * 2)
+    assert client.statuses == [204, 204]
+    assert "sp-anonymous" in client.answers()[0].headers["Access-Control-Allow-Headers"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("GET", f"/i?{LONG}", "A b"), 400),
+        (request("GET", f"/i?{LONG}", version="2.0"), 400),
+        (request("GET", f"/i?{LONG}").replace(b"HTTP/", b"RTSP/"), 400),
+        (request("OPTIONS", f"/i?{LONG}").replace(b"HTTP/", b"ICE/"), 400),
+        (request("GET", f"/health?{LONG}", WITH_ORIGIN), 414),
+        (request("HEAD", f"/i?{LONG}", WITH_ORIGIN), 414),
+        (request("POST", TRACKER, COOKIES, "A b", WITH_ORIGIN), 400),
+        (request("OPTIONS", f"/i?{LONG}", COOKIES, WITH_ORIGIN), 431),
+    ],
+)
+def test_what_else_is_wrong_with_a_request_that_is_too_large_is_said_as_ever(data, status, feed):
+    client = Wire(SNOWPLOW).connect()
+    feed(client, data)
+    assert client.transport.sent.startswith(b"HTTP/1.1 %d " % status)
+    assert client.transport.sent.count(b"\r\nDate: ") == 1
+    assert client.sees_end
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "most", "status"),
+    [
+        (b"GET /i?", b"q", 2 << 20, 422),
+        (b"OPTIONS /i?", b"q", 2 << 20, 414),
+        (b"POST /collect HTTP/1.1\r\n", b"A: b\r\n", 256 << 10, 431),
+        (b"POST %b HTTP/1.1\r\nX: " % TRACKER.encode(), b"x", 256 << 10, 422),
+    ],
+)
+def test_the_head_of_a_request_that_is_too_large_is_read_on_within_a_bound(start, unit, most, status):
+    wire = Wire(SNOWPLOW)
+    client = wire.connect().send(start + unit * (most // len(unit)))
+    assert client.statuses == []
+    assert 0 < wire.budget.requests < most + 100_000, "every byte is counted"
+    client.send(unit * (100_000 // len(unit)))
+    assert client.statuses == [status]
+    assert client.sees_end
+    assert wire.budget.requests == 0
+
+
+def test_a_request_that_is_too_large_is_told_in_the_log_by_its_path_alone(feed):
+    with structlog.testing.capture_logs() as told:
+        feed(Wire(SNOWPLOW).connect(), request("GET", f"/i?{LONG}"))
+    assert [(line["method"], line["path"], line["status"]) for line in told] == [("GET", "/i", 422)]
