@@ -24,7 +24,7 @@ def tag(page):
     return dict(page.headers)["ETag"]
 
 
-def test_the_script_is_less_than_3_kb_and_has_no_comment():
+def test_the_script_is_less_than_3_kib_and_has_no_comment():
     assert len(gzip.compress(PAGE.body, mtime=0)) < 3 * 1024
     assert not [line for line in PAGE.body.splitlines() if not line or line.startswith((b"//", b" "))]
 
