@@ -250,7 +250,7 @@ class Closing:
         known = (mine.accepted, *((file.path, file.size) for _, file in files))
         if known == mine.told:
             return ""
-        if any(file.path in side.ledger.forgotten for side, file in files):
+        if any(side.ledger.lacks(hour, self._keys.instance) for side in self._sides):
             return LOST_LINES
         if not self._post.is_due:  # nothing is read for a document that may not be put
             return NOT_TOLD
@@ -291,6 +291,8 @@ class Closing:
         """Let go of an hour told long ago. Should the clock step back into it, its next manifest is another one."""
         for side, file in files:
             await side.remove([file])
+        for side in self._sides:
+            side.ledger.forgive(hour, self._keys.instance)
         del self._hours[hour]
         self._volumes[hour] = self._volumes.get(hour, 0) + 1
 
@@ -322,13 +324,10 @@ class Closing:
         untold: dict[str, str] = {}
         numbers: dict[str, list[int]] | None = None
         for file in hours:
-            if file.hour in waits:
-                untold[file.hour] = waits[file.hour]
+            if estate.told.get(file.hour) == file.size and file.hour not in waits:
                 continue
-            if estate.told.get(file.hour) == file.size:
-                continue
-            if not self._post.is_due:  # nothing is read for a document that may not be put
-                untold[file.hour] = NOT_TOLD
+            if why := waits.get(file.hour) or self._keeps_open(side, file):
+                untold[file.hour] = why
                 continue
             if numbers is None:
                 numbers = await self._numbers(side, hours)
@@ -370,6 +369,11 @@ class Closing:
         else:
             await self._drop_old(side, hours)
         return untold
+
+    def _keeps_open(self, side: Side, file: File) -> str:
+        if side.ledger.lacks(file.hour, file.instance):
+            return LOST_LINES
+        return "" if self._post.is_due else NOT_TOLD  # nothing is read for a document that may not be put
 
     async def _ending(self, side: Side, instance: str, started: File, still_open: Mapping[str, str]) -> bytes | None:
         """Make the word of a process's end; None if what it said when it began cannot be read."""

@@ -9,7 +9,8 @@ Promises:
     order      `note` returns before the file that its line tells of is removed: with DURABILITY=fsync synced, name and
                folders included. A line that is there is true, because it is written only after the store's answer
     no file    waits for its line: a disk that takes no line must not keep what would make room on it. The line is kept
-               in memory and written later; until then, `waiting` counts it
+               in memory and written later; until then, `waiting` counts it. A file that takes none keeps no other's
+               line waiting. Lines of a slot that was let go are forgotten, and `lacks` tells of their hour
     torn       a last line without its newline is cut off before the next one is written
 
 Never raises out of `note`. Never takes part in what an event waits for: a line is one an object, written beside the
@@ -32,7 +33,7 @@ from ingest.disk.append import append
 from ingest.format import ledger, parse_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from ingest.disk import Filesystem
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 FOLDER: Final = ".ledger"
 KEPT_MAX: Final = 10_000
 """Lines that may wait in memory for a disk that takes none; of more, the rest is forgotten and the hour stays open."""
+TOLD_MAX: Final = 64
+"""Files that may be told of as taking no line, at once; others fail unsaid, and `waiting` counts their lines."""
 TAIL: Final = 4096
 
 STARTED: Final = "started"
@@ -65,7 +68,7 @@ class File(NamedTuple):
 class Ledger:
     """See the module's text. With `sync` a line is on the device when `note` returns; not `kept`, none is written."""
 
-    __slots__ = ("_failing", "_fs", "_is_kept", "_kept", "_settled", "_sizes", "_sync", "forgotten", "waiting")
+    __slots__ = ("_failing", "_forgotten", "_fs", "_is_kept", "_kept", "_settled", "_sizes", "_sync", "waiting")
 
     def __init__(self, fs: Filesystem, *, sync: bool, kept: bool = True) -> None:
         self._fs = fs
@@ -75,14 +78,14 @@ class Ledger:
         """Bytes of each file that was written to, all of them whole lines. Not of one whose last write failed."""
         self._kept: dict[Path, list[bytes]] = {}
         """Lines that the disk has not taken, by their file. Until it does."""
-        self._failing = False
-        """From a line that was not taken until one is: both edges are told once."""
+        self._failing: set[Path] = set()
+        """Files of which it is told that they take no line, until one does: both edges are told once."""
         self._settled: set[Path] = set()
         """Slots whose ledger has no file, as was seen since one was written to it last."""
         self.waiting = 0
         """How many lines are kept."""
-        self.forgotten: set[Path] = set()
-        """Files that lack lines which were too many to be kept, until they are removed."""
+        self._forgotten: set[str] = set()
+        """Names of files that lack lines which could not be kept, until such a file is removed, or `forgive`."""
 
     def __repr__(self) -> str:
         return f"<Ledger {len(self._sizes)} files, {self.waiting} lines wait>"
@@ -101,7 +104,7 @@ class Ledger:
             self._kept.setdefault(path, []).append(lines)
             self.waiting += 1
         else:
-            self.forgotten.add(path)
+            self._forgotten.add(path.name)
 
     def begin(self, root: Path, instance: str, said: bytes) -> bool:
         """Leave word in a slot that a process has begun, with what its successor must know; False: not now."""
@@ -131,12 +134,16 @@ class Ledger:
             found.append(File(path, instance, hour, size))
         # Lines that wait in memory are of a file that may not be there yet.
         known = {file.path for file in found}
-        for path in self._kept.keys() - known:
-            name = _parsed(path.name)
-            if path.parent == folder and name is not None:
-                found.append(File(path, name[1], name[0], 0))
-        if not found:
+        waiting = [path for path in self._kept if path.parent == folder and path not in known]
+        if waiting and not is_folder(self._fs, root):
+            # Somebody removed the slot: these lines are not all, and they do not hold it. `let_go` forgets them.
+            waiting = []
+        if not found and not waiting:
             self._settled.add(root)
+        for path in waiting:
+            name = _parsed(path.name)
+            if name is not None:
+                found.append(File(path, name[1], name[0], 0))
         return sorted(found)
 
     def lines(self, path: Path) -> bytes:
@@ -158,7 +165,8 @@ class Ledger:
             with suppress(OSError):
                 self._fs.unlink(file.path)
                 self._sizes.pop(file.path, None)
-                self.forgotten.discard(file.path)
+                self._failing.discard(file.path)
+                self._forgotten.discard(file.path.name)
                 self._fs.rmdir(file.path.parent)
                 self._settled.add(file.path.parent.parent)
 
@@ -170,31 +178,60 @@ class Ledger:
         except OSError as error:
             raise StorageError.of("list", folder, error) from error
 
+    def lacks(self, hour: str, instance: str) -> bool:
+        """Tell whether lines of this hour and process were forgotten: what is read of it is not all."""
+        return _name_of(hour, instance) in self._forgotten
+
+    def forgive(self, hour: str, instance: str) -> None:
+        """Forget that lines are missing: nobody tells of the hour any more."""
+        self._forgotten.discard(_name_of(hour, instance))
+
+    def slots(self) -> set[Path]:
+        """Return the slots of which something is known here. It may be called beside the lane."""
+        return {path.parent.parent for path in (*tuple(self._sizes), *tuple(self._kept))}
+
+    def let_go(self, roots: Collection[Path]) -> None:
+        """Forget slots that are not held any more: whoever holds one next writes to the files that are there."""
+        for path in [path for path in {*self._sizes, *self._kept, *self._failing} if path.parent.parent in roots]:
+            self._sizes.pop(path, None)
+            self._failing.discard(path)
+            if path in self._kept:
+                log.error("ledger_lines_forgotten", path=str(path), lines=len(self._kept[path]))
+                self._forget(path)
+                self._forgotten.add(path.name)
+
     def write_kept(self) -> None:
-        """Write what waits, as far as the disk takes it."""
+        """Write what waits, as far as the disk takes it; no more of it if the disk did not answer."""
         for path, lines in list(self._kept.items()):
-            if not self._write(path, b"".join(lines)):
+            failure = self._tried(path, b"".join(lines))
+            if failure is None:
+                self._forget(path)
+            elif failure.errno == errno.ETIMEDOUT:
+                self._kept[path] = self._kept.pop(path)  # another one is the first next time
                 return
-            self._forget(path)
 
     def _forget(self, path: Path) -> None:
         self.waiting -= len(self._kept.pop(path))
 
     def _write(self, path: Path, lines: bytes) -> bool:
+        return self._tried(path, lines) is None
+
+    def _tried(self, path: Path, lines: bytes) -> StorageError | None:
+        """Write lines to a file; return what kept the disk from it."""
         try:
             self._append(path, lines)
         except (OSError, StorageError) as error:
             # Whatever the file ends in now is looked at before it is written to again.
             self._sizes.pop(path, None)
             failure = error if isinstance(error, StorageError) else StorageError.of("write", path, error)
-            if not self._failing:
-                self._failing = True
+            if path not in self._failing and len(self._failing) < TOLD_MAX:
+                self._failing.add(path)
                 log.error("ledger_not_written", path=str(path), error=str(failure), hint=failure.hint)
-            return False
-        if self._failing:
-            self._failing = False
-            log.info("ledger_written_again", waiting=self.waiting)
-        return True
+            return failure
+        if path in self._failing:
+            self._failing.discard(path)
+            log.info("ledger_written_again", path=str(path), waiting=self.waiting)
+        return None
 
     def _append(self, path: Path, lines: bytes) -> None:
         size = self._sizes.get(path)
@@ -253,8 +290,11 @@ def path_of(root: Path, key: str) -> Path:
 
 def _name_for(key: str) -> str:
     parsed = parse_key(key)
-    day, hour = parsed.partition.split("/")
-    return f"{day}_{hour}_{parsed.instance}"
+    return _name_of(parsed.partition, parsed.instance)
+
+
+def _name_of(hour: str, instance: str) -> str:
+    return f"{hour.replace('/', '_')}_{instance}"
 
 
 def _parsed(name: str) -> tuple[str, str] | None:

@@ -63,8 +63,9 @@ class Side:
 
     async def look(self) -> list[Slot]:
         """Look at every slot; `StorageError` if the disk does not answer."""
+        known = self.ledger.slots()  # before it is asked what is held: a slot that is taken meanwhile is not let go
         held = await self._held()
-        found = await self._lane.run(self._list, list(held), within=WAIT)
+        found = await self._lane.run(self._list, list(held), known - held.keys(), within=WAIT)
         return [
             Slot(root, held[root] if files is not None else held[root]._replace(sure=False), files or [])
             for root, files in found.items()
@@ -91,7 +92,8 @@ class Side:
         """Leave word in a slot that a process has begun; False if the disk does not take it."""
         return await self._lane.run(self.ledger.begin, root, instance, said, within=WAIT)
 
-    def _list(self, roots: list[Path]) -> dict[Path, list[File] | None]:
+    def _list(self, roots: list[Path], gone: set[Path]) -> dict[Path, list[File] | None]:
+        self.ledger.let_go(gone)
         self.ledger.write_kept()
         return {root: self._files(root) for root in roots}
 

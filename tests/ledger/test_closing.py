@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import traceback
 
 import orjson
@@ -404,6 +405,30 @@ def test_an_hour_whose_lines_were_too_many_to_be_kept_stays_open_and_goes_after_
     assert registry(one, Kind.OPEN)[0]["open"] == []
     assert ledgers_of(one, FIRST) == []
     assert len(manifests(one, "dt=2025-12-03/hr=03")) == 1, "the hours after it are told"
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["slot removed", "too many lines"])
+def test_an_hour_of_a_dead_process_whose_lines_were_forgotten_stays_open(world, monkeypatch, removed):
+    monkeypatch.setattr(files, "KEPT_MAX", 10 if removed else 0)
+    one = world()
+    first, second = one.start(), one.start()
+    send(second)
+    second.commit(3)
+    its = second.journal_slot.path
+    one.kill(second)
+    one.fs.on("open", when=lambda path: path.is_relative_to(its / ".ledger")).fail(errno.EACCES)
+    assert one.wait_for(lambda: len(keys(one)) == 2, seconds=300)
+    if removed:
+        assert first.collector.journal_ledger.waiting == 1
+        shutil.rmtree(its)
+    one.advance(60)
+    one.heal()
+    one.advance(HOUR + 60)
+    assert first.collector.journal_ledger.waiting == 0
+    assert first.backlog.adopted == (0 if removed else 1)
+    assert manifests(one) == []
+    ended = [said for said in registry(one, Kind.ENDED, second) if "journal" in said["places"]]
+    assert all([still["hour"] for still in said["open"]] == [FIRST] for said in ended)
 
 
 @pytest.mark.parametrize("why", ["it may put no manifest", "it is told"])

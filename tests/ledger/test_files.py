@@ -6,9 +6,10 @@ import errno
 import random
 
 import pytest
+from structlog.testing import capture_logs
 
-from ingest.format import ledger
-from ingest.ledger import Ledger, entries_in, is_of_ledger, path_of
+from ingest.format import ledger, parse_key
+from ingest.ledger import Ledger, entries_in, files, is_of_ledger, path_of
 from tests.model.world import World
 from tests.stand_ins.disk import CrashableDisk, Disk
 from tests.stand_ins.letters import body, key
@@ -188,6 +189,110 @@ def test_a_line_whose_sync_failed_is_written_anew(tmp_path):
     told.write_kept()
     fs.crash(lambda _: 0)
     assert [entry.key for entry in entries_in(fs, path_of(tmp_path / "0", key(1)))] == [key(1)]
+
+
+NEXT = key(1).replace("hr=14", "hr=15")
+
+
+def of_hour(name):
+    return lambda path: ".ledger" in path.parts and name in path.name
+
+
+@pytest.mark.parametrize("first", [errno.EACCES, errno.ENOSPC])
+def test_a_file_that_takes_no_line_keeps_no_other_files_line_waiting(tmp_path, first):
+    fs = Disk()
+    told = Ledger(fs, sync=False)
+    fs.on("open", when=of_hour("hr=14")).fail(first)
+    mended = fs.on("open", when=of_hour("hr=15")).fail(errno.ENOSPC)
+    for one in (key(1), NEXT):
+        told.note(tmp_path, ledger.void(one))
+    mended.lift()
+    told.write_kept()
+    assert [entry.key for entry in entries_in(fs, path_of(tmp_path, NEXT))] == [NEXT]
+    assert told.waiting == 1
+
+
+def test_a_disk_that_does_not_answer_is_asked_for_one_file_a_time_and_for_each_in_turn(tmp_path):
+    fs = Disk()
+    told = Ledger(fs, sync=False)
+    tried = []
+    fs.on("open", when=lambda path: ".ledger" in path.parts and not tried.append(path.name)).fail(errno.ETIMEDOUT)
+    for one in (key(1), NEXT):
+        told.note(tmp_path, ledger.void(one))
+    noted, tried[:] = list(tried), []
+    for _ in range(4):
+        told.write_kept()
+    assert tried == noted * 2
+
+
+def test_both_edges_of_a_failure_are_told_once_a_file_and_of_so_many_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "TOLD_MAX", 2)
+    fs = Disk()
+    told = Ledger(fs, sync=False)
+    bad = fs.on("open", when=of_hour("hr=14")).fail(errno.EACCES)
+    full = fs.on("open", when=of_hour("hr=15")).fail(errno.ENOSPC)
+    more = fs.on("open", when=of_hour("hr=16")).fail(errno.ENOSPC)
+    with capture_logs() as logs:
+        for number in range(3):
+            for hour in ("hr=14", "hr=15", "hr=16", "hr=17"):
+                told.note(tmp_path, ledger.void(key(number + 1).replace("hr=14", hour)))
+            told.write_kept()
+        for rule in (bad, full, more):
+            rule.lift()
+        told.write_kept()
+    assert [(line["event"], line["path"]) for line in logs] == [
+        (event, str(path_of(tmp_path, key(1).replace("hr=14", hour))))
+        for event, hour in (
+            ("ledger_not_written", "hr=14"),
+            ("ledger_not_written", "hr=15"),
+            ("ledger_written_again", "hr=14"),
+            ("ledger_written_again", "hr=15"),
+        )
+    ]
+    assert told.waiting == 0
+
+
+def test_lines_for_a_slot_that_was_let_go_are_forgotten_and_said_to_be_missing(tmp_path):
+    fs = Disk()
+    told = Ledger(fs, sync=False)
+    slots = [tmp_path / "0", tmp_path / "1"]
+    fs.on("open", when=lambda path: ".ledger" in path.parts).fail(errno.EACCES)
+    for slot, one in zip(slots, (key(1), NEXT), strict=True):
+        slot.mkdir()
+        told.note(slot, ledger.void(one))
+    fs.heal()
+    told.let_go(told.slots() - {slots[1]})
+    told.write_kept()
+    assert told.waiting == 0
+    assert not path_of(slots[0], key(1)).exists()
+    assert [entry.key for entry in entries_in(fs, path_of(slots[1], NEXT))] == [NEXT]
+    instance = parse_key(key(1)).instance
+    assert [told.lacks(parse_key(one).partition, instance) for one in (key(1), NEXT)] == [True, False]
+    told.forgive(parse_key(key(1)).partition, instance)
+    assert not told.lacks(parse_key(key(1)).partition, instance)
+
+
+def test_a_slot_that_is_held_again_is_looked_at_anew(tmp_path):
+    """Whoever held it meanwhile has written to its files."""
+    told = Ledger(Disk(), sync=False)
+    told.note(tmp_path, ledger.void(key(1)))
+    told.let_go(told.slots())
+    Ledger(Disk(), sync=False).note(tmp_path, ledger.void(key(2)))
+    told.note(tmp_path, ledger.void(key(3)))
+    assert [entry.key for entry in entries_in(Disk(), path_of(tmp_path, key(1)))] == [key(1), key(2), key(3)]
+    told.remove(told.files(tmp_path))
+    assert told.files(tmp_path) == []
+
+
+def test_lines_that_wait_do_not_hold_a_slot_that_was_removed(tmp_path):
+    told = Ledger(Disk(), sync=False)
+    told.note(tmp_path / "0", ledger.void(key(1)))
+    assert told.files(tmp_path / "0") == []
+    assert told.is_settled(tmp_path / "0")
+    (tmp_path / "0").mkdir()
+    told.note(tmp_path / "0", ledger.void(key(2)))
+    assert told.files(tmp_path / "0")
+    assert not told.is_settled(tmp_path / "0")
 
 
 def test_a_slot_that_was_removed_is_not_made_anew_by_its_ledger(tmp_path):
