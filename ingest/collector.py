@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from ingest.config import differing
-from ingest.delivery import Drain, Uploader
+from ingest.delivery import Drain, TornLetters, Uploader
 from ingest.disk import Filesystem, Lane, Slot, StorageError
 from ingest.format import KeyFactory, codec
 from ingest.intake import Intake, Journal, NoJournal
@@ -181,6 +181,7 @@ class Collector:
             draw=world.draw,
             sleep=world.sleep,
         )
+        self._torn = TornLetters(settings, self.dlq, self.store, self.uploader.attempts.breaker, metrics, world.now)
         self.intake = Intake(
             settings,
             keys,
@@ -249,6 +250,8 @@ class Collector:
         while True:
             more = await adoption.look()
             self.uploader.recovery.wake()
+            if place is self.dlq:
+                await self._torn.look()
             # What cannot be read is tried again soon, and ever more seldom.
             again = min(2 * again, ADOPT_SECONDS) if place.unknown else ADOPT_MORE_SECONDS
             await self._world.sleep(ADOPT_MORE_SECONDS if more else again if place.unknown else ADOPT_SECONDS)

@@ -51,6 +51,7 @@ def adopt(
     *,
     as_json: bool,
     dry_run: bool,
+    salvages: bool,
 ) -> int:
     """Put what the volume at `folder` holds; 1 if something stays or a process holds it, 2 if it is no volume."""
     report = Report(_WORD, folder, journal, hour, as_json=as_json)
@@ -71,7 +72,9 @@ def adopt(
         journal_dir=volume.journal or folder / _BELOW,
         dlq_max_age=0,
     )
-    return interrupt.run((rehearse if dry_run else replay)(fs, theirs, report, hour, _WORD))
+    if dry_run:
+        return interrupt.run(rehearse(fs, theirs, report, hour, _WORD))
+    return interrupt.run(replay(fs, theirs, report, hour, _WORD, salvages=salvages))
 
 
 def _find(fs: Filesystem, folder: Path, journal: Path | None, report: Report) -> _Volume | None:

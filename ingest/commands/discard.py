@@ -73,9 +73,21 @@ def _find(fs: Filesystem, settings: Settings, key: str) -> list[_Found]:
     for base, path_of in ((settings.dlq_dir, dlq_path), (settings.journal_dir, segment_path)):
         for root in slot_folders(fs, base):
             path = path_of(root, key)
+            # Temporaries first: once its file is gone, one would become the file again.
+            found += [_Found(root, temporary, None) for temporary in _temporaries_of(fs, path)]
             if exists(fs, path):
                 found.append(_Found(root, path, shelf.events_of(key, path)))
     return found
+
+
+def _temporaries_of(fs: Filesystem, path: Path) -> list[Path]:
+    try:
+        names = fs.listdir(path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError.of("list", path.parent, error) from error
+    return sorted(path.parent / name for name in names if published_path(path.parent / name) == path)
 
 
 def _held(fs: Filesystem, found: list[_Found]) -> Path | None:
@@ -107,10 +119,5 @@ def _remove(fs: Filesystem, settings: Settings, key: str, found: list[_Found]) -
 
 
 def _unlink(fs: Filesystem, path: Path) -> None:
-    folder = path.parent
-    # A temporary of this file would become the file again.
-    for name in fs.listdir(folder):
-        if published_path(folder / name) == path:
-            fs.unlink(folder / name)
     fs.unlink(path)
-    fs.fsync_dir(folder)
+    fs.fsync_dir(path.parent)

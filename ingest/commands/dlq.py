@@ -100,6 +100,12 @@ def add_arguments(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
             parser.add_argument("--hour", type=_hour, metavar="dt=YYYY-MM-DD/hr=HH", help="this hour only")
         if word in ("replay", "adopt", "discard"):
             parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+        if word in ("replay", "adopt"):
+            parser.add_argument(
+                "--salvage",
+                action="store_true",
+                help="put what is sound in half-written files too: no journal that is not here has their batches",
+            )
     words["adopt"].add_argument(
         "folder", type=Path, metavar="DIR", help="the DLQ_DIR or the JOURNAL_DIR on that volume"
     )
@@ -147,6 +153,7 @@ def run(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str,
                 hour,
                 as_json=arguments.json,
                 dry_run=arguments.dry_run,
+                salvages=arguments.salvage,
             )
         if (missing := _missing(fs, settings)) is not None:
             report.say(missing)
@@ -162,7 +169,9 @@ def run(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str,
                 return discard(fs, settings, report, arguments.key, dry_run=arguments.dry_run)
             case _:
                 require_store(fs, settings)
-                return interrupt.run((rehearse if arguments.dry_run else replay)(fs, settings, report, hour))
+                if arguments.dry_run:
+                    return interrupt.run(rehearse(fs, settings, report, hour))
+                return interrupt.run(replay(fs, settings, report, hour, salvages=arguments.salvage))
     except StorageError as error:
         report.say(str(error))
         return 2

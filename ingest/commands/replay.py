@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from ingest.commands.report import progress
 from ingest.commands.shelf import Shelf
-from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery
+from ingest.delivery import Aside, Attempts, Carrier, Course, Phase, Recovery, TornLetters
 from ingest.delivery.choice import choose
+from ingest.delivery.torn import AT_ONCE
 from ingest.disk import Lane, Slot
 from ingest.format import KeyFactory, codec, parse_key
 from ingest.ledger import Closing, Ledger, Post, Side, is_of_ledger
@@ -95,8 +96,19 @@ class _OfHour:
         return await self._waiting.find(key)
 
 
-async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str | None, what: str = "replay") -> int:
-    """Put what waits, and tell what stays; 1 if something does. `what`: the word of the command."""
+async def replay(
+    fs: Filesystem,
+    settings: Settings,
+    report: Report,
+    hour: str | None,
+    what: str = "replay",
+    *,
+    salvages: bool = False,
+) -> int:
+    """Put what waits, and tell what stays; 1 if something does. `what`: the word of the command.
+
+    `salvages`: half a dead letter waits for no journal any more, and what is sound in it is put.
+    """
     # Each slot costs a descriptor until the end, and the store needs some as well.
     at_most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
     slots, unread = Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most, passes_over=is_of_ledger)
@@ -112,7 +124,7 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     metrics, aside = Metrics(), _Told()
     if slots or journals:
         slots = slots or [Slot.take_first_free(fs, settings.dlq_dir)]  # a spool has one of its own
-        await _recover(fs, settings, slots, journals, metrics, aside, hour, what)
+        await _recover(fs, settings, slots, journals, metrics, aside, hour, what, salvages=salvages)
     left = Shelf(fs, settings, hour, free_only=True)
     groups = list(left.measured())
     files, events = sum(map(len, groups)), sum(letter.events for group in groups for letter in group)
@@ -123,7 +135,7 @@ async def replay(fs: Filesystem, settings: Settings, report: Report, hour: str |
     for root in left.held:
         report.say(f"{root} is held by a running process, which recovers its files itself: left alone")
     for path in left.unfinished:
-        report.say(f"{path} stays: it could not be brought to its end")
+        report.say(f"{path} stays, half-written: its batch was found nowhere. --salvage puts what is sound in it")
     if files and done == at_most:
         report.say(
             f"{done} slots are done, as many as the limit of descriptors allows; there may be more: run it again"
@@ -169,6 +181,8 @@ async def _recover(
     aside: Aside,
     hour: str | None,
     what: str,
+    *,
+    salvages: bool,
 ) -> None:
     """Recover until nothing is left that the store takes, and let the slots go."""
     lane = Lane("dlq")
@@ -178,7 +192,19 @@ async def _recover(
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
         told = Ledger(fs, sync=settings.durability == "fsync", kept=settings.manifests)
         note, is_settled = told.note, told.is_settled
-        dlq = Spool(settings, fs, slots, metrics, lane, executor, places, token=token, note=note, is_settled=is_settled)
+        dlq = Spool(
+            settings,
+            fs,
+            slots,
+            metrics,
+            lane,
+            executor,
+            places,
+            token=token,
+            salvages=salvages,
+            note=note,
+            is_settled=is_settled,
+        )
         backlog = Backlog(fs, None, metrics, lane, executor, places, token=token, note=note, is_settled=is_settled)
         try:
             await store.start()
@@ -206,6 +232,9 @@ async def _recover(
                 )
                 course.enter(Phase.HURRYING)
                 await recovery.run()
+                torn = TornLetters(settings, dlq, store, attempts.breaker, metrics, time.time)
+                for _ in range(0, len(await dlq.torn()), AT_ONCE):
+                    await torn.look()
             if settings.manifests:
                 await _close_hours(settings, store, metrics, lane, executor, told, dlq, backlog, token)
         finally:

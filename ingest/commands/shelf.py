@@ -137,7 +137,7 @@ class Shelf:
         for root in self.held:
             report.say(f"{root} is held by a running process: left alone")
         for path in self.unfinished:
-            report.say(f"{path} was not finished: a server, or replay, sees to it")
+            report.say(f"{path} was not finished: a server, or replay, sees to it or says why it stays")
         return bool(self.unread)
 
     def facts(self) -> dict[str, object]:

@@ -6,6 +6,7 @@ from ingest.delivery.carrying import Carrier
 from ingest.delivery.drain import Drain
 from ingest.delivery.phase import Course, Phase
 from ingest.delivery.recovery import Recovery
+from ingest.delivery.torn import TornLetters
 from ingest.delivery.upload import Uploader
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Drain",
     "Phase",
     "Recovery",
+    "TornLetters",
     "Uploader",
 ]

@@ -8,7 +8,7 @@ from ingest.disk.errors import StorageError, TornTail
 from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune, sync_file
 from ingest.disk.lane import Lane
-from ingest.disk.publish import TEMPORARY_SUFFIX, published_path
+from ingest.disk.publish import TEMPORARY_SUFFIX, is_only_copy, published_path
 from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
 from ingest.disk.removals import Removals
 from ingest.disk.scratch import scratch_folder, usual_base
@@ -35,6 +35,7 @@ __all__ = [
     "files_below",
     "has_name",
     "is_folder",
+    "is_only_copy",
     "kept_free",
     "locked",
     "make_dirs",

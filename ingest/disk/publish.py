@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ingest.disk.filesystem import Bytes, Filesystem
 
 TEMPORARY_SUFFIX = ".tmp"
+ONLY_COPY = "only-"
 
 
 def publish(
@@ -35,6 +36,7 @@ def publish(
     root: Path | None = None,
     synced: set[Path] | None = None,
     temporary_in: Path | None = None,
+    only_copy: bool = False,
 ) -> None:
     """Put a whole file under `path`, replacing what is there. `StorageError`: the old file, or none, is still there.
 
@@ -42,9 +44,11 @@ def publish(
     may bring back the old one. It is left standing, since to remove it could remove the only copy.
     With `root`, missing folders below it are made (`synced` as in `make_dirs`); without it the folder must exist.
     `temporary_in` is where the temporary goes (same volume; by default beside the file). `sync=False` is for what need
-    not survive a power cut.
+    not survive a power cut. `only_copy` is for what lies on no disk yet: the temporary's name says so, because half of
+    it is then all that a crash leaves.
     """
-    temporary = _write_temporary(fs, path, data, temporary_in or path.parent, root, synced, sync=sync)
+    mark = ONLY_COPY if only_copy else ""
+    temporary = _write_temporary(fs, path, data, temporary_in or path.parent, root, synced, sync=sync, mark=mark)
     # Crash point "temporary": the bytes are synced, the name is not given yet. The temporary stays behind; whoever
     # owns the folder finds by `published_path` what it was to become, and removes or salvages it.
     try:
@@ -107,6 +111,11 @@ def published_path(temporary: Path) -> Path | None:
     return temporary.with_name(target) if dot and target else None
 
 
+def is_only_copy(temporary: Path) -> bool:
+    """Tell whether a temporary's name says that what it is to hold lay on no disk when it was begun."""
+    return temporary.name.rpartition(TEMPORARY_SUFFIX)[0].rpartition(".")[2].startswith(ONLY_COPY)
+
+
 def _write_temporary(
     fs: Filesystem,
     path: Path,
@@ -116,8 +125,9 @@ def _write_temporary(
     synced: set[Path] | None,
     *,
     sync: bool,
+    mark: str = "",
 ) -> Path:
-    temporary = folder / f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    temporary = folder / f".{path.name}.{mark}{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
     fd = open_new(fs, temporary, os.O_WRONLY, path.parent, root, synced, sync=sync)
     operation = "write"
     try:

@@ -29,10 +29,11 @@ class Tree:
         self._temporaries = temporaries
         self._synced: set[Path] = set()
 
-    def publish(self, path: Path, data: Bytes) -> None:
+    def publish(self, path: Path, data: Bytes, *, only_copy: bool = False) -> None:
         """Put a whole file under `path`, replacing what is there."""
         self._make_temporaries()
-        publish(self._fs, path, data, root=self.root, synced=self._synced, temporary_in=self._temporaries)
+        where = self._temporaries
+        publish(self._fs, path, data, root=self.root, synced=self._synced, temporary_in=where, only_copy=only_copy)
 
     def publish_new(self, path: Path, data: Bytes) -> bool:
         """Put a whole file under `path` only if nothing has that name; False, and no change, if something does."""

@@ -6,6 +6,7 @@ from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.letters import DlqFull
 from ingest.spool.places import Places
 from ingest.spool.spool import Spool
+from ingest.spool.temporaries import Torn
 from ingest.spool.waiting import Contents, Held, Letter, Waiting, Whereabouts
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Places",
     "Segments",
     "Spool",
+    "Torn",
     "Waiting",
     "Walk",
     "Whereabouts",

@@ -365,6 +365,7 @@ class Backlog:
         if not letter.settled:
             self._lent.discard(letter.path)
             return
+        self._places.settled(letter.key)
         root = self._root_of(letter.path)
         removing = self._removals.remove(letter.path, root, partial(self._note, root, letter.lines))
         removing.add_done_callback(lambda _: self._removed(letter.path))

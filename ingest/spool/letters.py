@@ -105,23 +105,27 @@ class Letters:
         room: Room,
         *,
         token: str,
+        only_copies: bool = False,
+        salvages: bool = False,
         note: Callable[[Path, bytes], None] = no_note,
         is_settled: Callable[[Path], bool] = no_ledger,
     ) -> None:
         """`slots[0]` is our own; files whose names have `token` are this process's.
 
-        `note` writes lines into the ledger of a slot; a slot stays until that `is_settled`.
+        `only_copies`: what is saved lies in no journal. `salvages`: see `Temporaries`. `note` writes lines into the
+        ledger of a slot; a slot stays until that `is_settled`.
         """
         self._fs = fs
         self._room = room
         self._note = note
         self._is_settled = is_settled
         self._token = f"-{token}_"
+        self._only_copies = only_copies
 
         self.slots = Slots(fs, slots)
         self.marks = Marks()
         self.holdings = Holdings()
-        self.temporaries = Temporaries(fs, self.slots, self.marks, self.holdings)
+        self.temporaries = Temporaries(fs, self.slots, self.marks, self.holdings, salvages=salvages)
         self.counting = Counting(fs, self.slots, self.marks, self.holdings, self.temporaries, self._token)
 
         # The pass of `next`.
@@ -188,7 +192,7 @@ class Letters:
 
     def _publish(self, path: Path, body: bytes) -> None:
         try:
-            self.slots.tree_of(path).publish(path, body)
+            self.slots.tree_of(path).publish(path, body, only_copy=self._only_copies)
         except StorageError:
             # `publish` leaves the file standing if only the folder's sync failed. Our caller still has the batch, so a
             # file that is in nobody's books goes; if even that fails it is passed over from now on.
@@ -373,7 +377,7 @@ class Letters:
             known = (
                 slot in self.slots.listed and self.counting.is_done_with(slot) and self.temporaries.is_done_with(slot)
             )
-            folders = self.holdings.folders_below(slot)
+            folders = [*self.holdings.folders_below(slot), *self.temporaries.folders_below(slot)]
             found[slot] = Held(frozenset(map(hour_of, folders)), known and not unread)
         return found
 
@@ -451,11 +455,11 @@ class Letters:
     def _lose(self, root: Path) -> None:
         """Have nothing more to do with a slot, but for what is lent from it."""
         self.counting.leave(root)
-        self.temporaries.leave(root)
         self._leave(root)
 
     def _leave(self, slot: Path) -> None:
         """Lend nothing more from a slot."""
+        self.temporaries.leave(slot)
         for path in self.marks.below(slot):
             self.marks.drop(path, ANY & ~Mark.LENT)
         if self._walk is not None:

@@ -1,8 +1,9 @@
 """Places: where the file of a key is, whoever holds the slot in which it lies.
 
 Owns the one question about the two copies that a key may have, a segment and a dead letter: known, not there, or
-unknown. Promises that "not there" is said only when every slot was looked into: a folder that cannot be read, or a disk
-that does not answer, may hold the file. Each disk is asked in its own lane, so that one that hangs holds up no other.
+unknown. It remembers the segments that went in this run, because whoever comes too late to find one finds nothing.
+Promises that "not there" is said only when every slot was looked into: a folder that cannot be read, or a disk that
+does not answer, may hold the file. Each disk is asked in its own lane, so that one that hangs holds up no other.
 Never opens a file, never looks at a lock.
 """
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 WAIT: Final = 10.0
+SETTLED_MAX: Final = 10_000
+"""Segments that are remembered though they are gone; of more, those that went first are forgotten."""
 
 log = structlog.get_logger()
 
@@ -39,13 +42,25 @@ class Copy(Enum):
 class Places:
     """The slots of the journal and of the dead-letter queue, all of them, each in the lane of its disk."""
 
-    __slots__ = ("_dlq", "_fs", "_journal", "_wait")
+    __slots__ = ("_dlq", "_fs", "_journal", "_settled", "_wait")
 
     def __init__(self, fs: Filesystem, journal: tuple[Path, Lane], dlq: tuple[Path, Lane], wait: float = WAIT) -> None:
         self._wait = wait
         self._fs = fs
         self._journal = journal
         self._dlq = dlq
+        self._settled: dict[str, None] = {}
+        """By key, in the order in which they went."""
+
+    def settled(self, key: str) -> None:
+        """Remember that the segment of this key is about to go, because its batch needs it no more."""
+        self._settled[key] = None
+        if len(self._settled) > SETTLED_MAX:
+            del self._settled[next(iter(self._settled))]
+
+    def is_settled(self, key: str) -> bool:
+        """Tell whether the segment of this key went in this run."""
+        return key in self._settled
 
     async def segment(self, key: str) -> Copy:
         """Tell whether any slot has a segment of this key.

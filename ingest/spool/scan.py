@@ -67,6 +67,8 @@ class Scan:
     async def _see_to(self, key: str, temporary: Path) -> None:
         temporaries = self._letters.temporaries
         segment = await self._places.segment(key)
+        if self._places.is_settled(key):  # asked last: it may have gone while the slots were looked into
+            segment = Copy.KNOWN
         if segment is Copy.UNKNOWN:
             await self._calls.make(temporaries.keep, temporary, bounded=False)
         else:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ingest.config import Settings
     from ingest.disk import Filesystem, Lane, Slot
     from ingest.spool.places import Places
+    from ingest.spool.temporaries import Torn
     from ingest.spool.waiting import Contents
     from ingest.telemetry import Metrics
 
@@ -74,6 +75,7 @@ class Spool:
         *,
         token: str,
         backlog_bytes: Callable[[], int] = lambda: 0,
+        salvages: bool = False,
         note: Callable[[Path, bytes], None] = no_note,
         is_settled: Callable[[Path], bool] = no_ledger,
         wait: float = WAIT,
@@ -82,14 +84,24 @@ class Spool:
     ) -> None:
         """`slots[0]` is our own; `lane` is that of their disk; `executor` judges what was read.
 
-        `note` writes lines into the ledger of a slot, in the lane. A slot stays until that `is_settled`.
+        `salvages`: no journal that is not here is waited for any more. `note` writes lines into the ledger of a slot,
+        in the lane. A slot stays until that `is_settled`.
         """
         self._waiting = Tally()
         self._said = Said()
         self._metrics = metrics
         self._backlog_bytes = backlog_bytes
         self._room = Room(settings, fs, slots[0].path, clock)
-        self._letters = letters = Letters(fs, slots, self._room, token=token, note=note, is_settled=is_settled)
+        self._letters = letters = Letters(
+            fs,
+            slots,
+            self._room,
+            token=token,
+            only_copies=settings.durability == "memory",
+            salvages=salvages,
+            note=note,
+            is_settled=is_settled,
+        )
         self._sleep = sleep
         self._calls = Calls(letters, lane, self._take_in, wait=wait, clock=clock)
         self._scan = Scan(letters, self._calls, places, clock=clock, sleep=sleep)
@@ -318,6 +330,14 @@ class Spool:
         self._slots += [slot.path for slot in slots]
         await self._calls.make(self._letters.slots.adopt, slots, bounded=False)
         await self.scan()
+
+    async def torn(self) -> list[Torn]:
+        """Return the temporaries that are not whole, and whose batches lie in no place that was looked into."""
+        return await self._calls.make(self._letters.temporaries.torn)
+
+    async def give_up(self, torn: Torn) -> None:
+        """Remove a torn temporary."""
+        await self._calls.make(self._letters.temporaries.give_up, torn)
 
     async def hand_on(self, at_most: int) -> None:
         """Let so many adopted slots go with their files, which are counted again when somebody takes them."""

@@ -485,3 +485,41 @@ def test_a_document_on_standard_output_leaves_no_room_for_an_export(place, capsy
     leave(letters(place), key(1), body(3))
     assert main(["dlq", "export", "-", "--json"]) == 2
     assert capsys.readouterr().out == ""
+
+
+# ------------------------------------------------------------------------------------------------- half-written files
+
+
+def half_letter(place):
+    whole = body(2000)
+    folder, _, name = key(1).rpartition("/")
+    return leave(letters(place), f"{folder}/.{name}.0123456789ab.tmp", whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("words", [["replay"], ["adopt", "dlq"]], ids=["replay", "adopt"])
+def test_e12_half_a_dead_letter_is_put_only_when_it_is_said_that_its_journal_is_gone(place, monkeypatch, capsys, words):
+    monkeypatch.chdir(place)
+    torn = half_letter(place)
+    code, left, err = document(capsys, *words)
+    assert (code, left["unfinished"], left["events_stored"]) == (1, [str(torn)], 0)
+    assert "--salvage puts what is sound in it" in err
+    code, put, _ = document(capsys, *words, "--salvage")
+    assert (code, put["unfinished"]) == (0, [])
+    assert 0 < put["events_stored"] < 2000
+    assert files(place / "dlq") == []
+
+
+def test_e12_replay_removes_half_a_dead_letter_whose_batch_is_stored(place, capsys):
+    half_letter(place)
+    leave(place / "objects", key(1), body(2000))
+    code, left, _ = document(capsys, "replay")
+    assert (code, left["unfinished"]) == (0, [])
+    assert files(place / "dlq") == []
+    assert (place / "objects" / key(1)).read_bytes() == body(2000)
+
+
+def test_discard_takes_half_a_dead_letter_alone(place, capsys):
+    torn = half_letter(place)
+    code, dropped, _ = document(capsys, "discard", key(1))
+    assert (code, dropped["files"]) == (0, [str(torn)])
+    assert files(place / "dlq") == []

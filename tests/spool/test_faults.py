@@ -176,7 +176,7 @@ def test_a_temporary_that_cannot_be_removed_is_unknown_and_removed_later_and_its
 ):
     folder, _, name = key(1).rpartition("/")
     left = {"whole": body(5), "torn": body(5)[:-4], "nothing": b""}[content]
-    leave(bench.root, f"{folder}/.{name}.0a1b2c.tmp", left)
+    leave(bench.root, f"{folder}/.{name}.only-0a1b2c.tmp", left)
     fault = bench.fs.on("unlink", when=lambda path: path.name.endswith(".tmp")).fail(number)
 
     async def main():

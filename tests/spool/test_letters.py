@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from ingest.disk import is_only_copy, published_path
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.disk.slots import Slot
@@ -20,7 +21,7 @@ from ingest.spool.letters import SCAN_LIMIT, DlqFull
 from ingest.spool.places import Copy
 from ingest.spool.waiting import Whereabouts
 from ingest.telemetry import DropReason, Place
-from tests.stand_ins.letters import OWN, Bench, Elsewhere, bodies, body, files, key, leave
+from tests.stand_ins.letters import HOUR, OWN, Bench, Elsewhere, bodies, body, files, key, leave
 
 
 @pytest.fixture
@@ -565,19 +566,73 @@ def test_a_whole_temporary_that_is_the_only_copy_is_published_under_its_key(benc
     asyncio.run(main())
 
 
-def test_the_sound_lines_of_a_torn_temporary_are_published_under_its_key(bench):
-    whole = body(2000)
-    leave(bench.root, temporary(key(1)), whole[: len(whole) // 2])
+def half():
+    return body(2000)[: len(body(2000)) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "salvages", "is_published"),
+    [("0a1b2c", False, False), ("only-0a1b2c", False, True), ("0a1b2c", True, True)],
+    ids=["a journal has its batch", "it is the only copy", "no journal is left"],
+)
+def test_e12_a_torn_temporary_is_published_only_where_nothing_can_have_more(tmp_path, name, salvages, is_published):
+    bench = Bench(tmp_path, salvages=salvages)
+    torn = temporary(key(1)).replace("0a1b2c", name)
+    leave(bench.root, torn, half())
 
     async def main():
         async with bench.open() as dlq:
-            assert files(bench.root) == [key(1)]
+            for _ in range(3):
+                await dlq.adopt([])
+            if not is_published:
+                assert (files(bench.root), dlq.events, dlq.unknown) == ([torn], 0, 1)
+                assert [(file.key, file.declared) for file in await dlq.torn()] == [(key(1), 2000)]
+                return
+            assert (files(bench.root), dlq.unknown) == ([key(1)], 0)
             found = bodies((bench.root / key(1)).read_bytes())
             assert 0 < len(found) < 2000
             assert found == [str(n) for n in range(len(found))]
             assert bench.metrics.books.events_recovered == dlq.events == len(found)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("ends", ["its segment is found", "its segment went", "it is given up", "somebody removes it"])
+def test_e12_a_torn_temporary_waits_until_its_batch_is_found_or_it_is_given_up(bench, ends):
+    path = leave(bench.root, temporary(key(1)), half())
+
+    async def main():
+        async with bench.open() as dlq:
+            held = await dlq.held()
+            assert (held[bench.root].hours, held[bench.root].sure) == ({HOUR}, True), "its hour stays open"
+            match ends:
+                case "its segment is found":
+                    bench.places.answers["segment"] = Copy.KNOWN
+                case "its segment went":
+                    bench.places.settled(key(1))
+                case "it is given up":
+                    await dlq.give_up(*await dlq.torn())
+                case _:
+                    path.unlink()
+            await dlq.adopt([])
+            assert (files(bench.root), await dlq.torn(), dlq.events, dlq.unknown) == ([], [], 0, 0)
+            assert (await dlq.held())[bench.root].hours == set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("durability", "mark"), [("memory", True), ("journal", False), ("fsync", False)])
+def test_a_temporary_tells_whether_it_is_the_only_copy(tmp_path, durability, mark):
+    bench = Bench(tmp_path, durability=durability)
+    seen = []
+    bench.fs.on("open", when=lambda path: seen.append(path) or False).fail()
+
+    async def main():
+        async with bench.open():
+            await bench.save(1)
+
+    asyncio.run(main())
+    assert [is_only_copy(path) for path in seen if published_path(path) is not None] == [mark]
 
 
 def test_a_temporary_without_a_sound_line_is_removed(bench):

@@ -181,6 +181,13 @@ class Elsewhere:
     def __init__(self, segment=Copy.NOT_THERE, dead_letter=Copy.NOT_THERE):
         self.answers = {"segment": segment, "dead_letter": dead_letter}
         self.asked = []
+        self.gone = set()
+
+    def settled(self, key):
+        self.gone.add(key)
+
+    def is_settled(self, key):
+        return key in self.gone
 
     async def segment(self, key):
         self.asked.append(key)
@@ -197,6 +204,7 @@ class Bench:
     def __init__(self, tmp_path, fs=None, **variables):
         self.backlog_bytes = variables.pop("backlog_bytes", lambda: 0)
         self.places = variables.pop("places", None) or Elsewhere()
+        self.salvages = variables.pop("salvages", False)
         self.wait = variables.pop("wait", 10.0)
         self.settings = settings(tmp_path, **variables)
         self.fs = fs or Disk()
@@ -228,6 +236,7 @@ class Bench:
             self.places,
             token=OWN,
             backlog_bytes=self.backlog_bytes,
+            salvages=self.salvages,
             wait=self.wait,
             sleep=self._sleep,
         )
