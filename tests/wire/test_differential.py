@@ -108,6 +108,7 @@ def differ(seed: int, cases: int) -> tuple[int, int, int]:
         assert counted(known) == counted(unknown), settings
         assert known.loop.failures == unknown.loop.failures == []
         assert known.tick.budget.requests == unknown.tick.budget.requests == 0
+        assert known.tick.budget.whole == unknown.tick.budget.whole == 0
     return size, requests, short
 
 

@@ -85,7 +85,7 @@ def test_what_is_made_of_a_large_body_counts_into_the_buffer_as_it_comes_and_goe
     held = []
     while not client.transport.sent:
         wire.loop.turn()
-        held.append(wire.budget.requests)
+        held.append(wire.budget.whole)
     assert held[:-1] == sorted(held[:-1])
     assert max(held) > 2.8 * len(body), "what came, what is read, and what has been made of it"
     assert client.statuses == [200]
