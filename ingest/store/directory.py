@@ -18,7 +18,6 @@ bytes.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import stat
@@ -26,13 +25,13 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ingest.disk import Reader, StorageError, Tree, files_below, locked
+from ingest.store.calls import Calls
 from ingest.store.object_store import MOST_BYTES, Found, Listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from ingest.disk import Filesystem
     from ingest.store.object_store import ObjectMetadata
 
-
-_Result = TypeVar("_Result")
 
 TEMPORARIES = ".tmp"
 LOCK = ".lock"
@@ -54,13 +51,13 @@ _NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class DirectoryStore:
-    """An `ObjectStore` in `STORE_DIR`; everything that touches the disk runs in the executor."""
+    """An `ObjectStore` in `STORE_DIR`; everything that touches the disk runs in the executor (`Calls`)."""
 
-    __slots__ = ("_executor", "_fs", "_root", "_temporaries", "_tree")
+    __slots__ = ("_calls", "_fs", "_root", "_temporaries", "_tree")
 
     def __init__(self, settings: Settings, fs: Filesystem, executor: Executor) -> None:
         self._fs = fs
-        self._executor = executor
+        self._calls = Calls(executor, settings.store_dir)
         self._root = settings.store_dir
         self._temporaries = settings.store_dir / TEMPORARIES
         self._tree = Tree(fs, self._root, temporaries=self._temporaries)
@@ -72,42 +69,42 @@ class DirectoryStore:
 
     async def start(self) -> None:
         """Make the directory and sweep out what dead processes left half-written."""
-        await self._run(self._start)
+        await self._calls.make(self._start)
 
     async def prepare(self) -> None:
         """Nothing is found out before a try."""
 
     async def put(self, key: str, body: bytes, metadata: ObjectMetadata) -> None:  # noqa: ARG002 - see the module's text
         """Store the body under the key."""
-        await self._run(partial(self._tree.publish, self._path("put", key), body))
+        await self._calls.make(partial(self._tree.publish, self._path("put", key), body))
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:  # noqa: ARG002 - see the module's text
         """Store the body only if nothing has the key; False if something does."""
-        return await self._run(partial(self._create, self._path("create", key), body))
+        return await self._calls.make(partial(self._create, self._path("create", key), body))
 
     async def get(self, key: str) -> bytes:
         """Return the body."""
-        return await self._run(partial(self._read, self._path("get", key)))
+        return await self._calls.make(partial(self._read, self._path("get", key)))
 
     async def listing(self, prefix: str) -> list[Listed]:
         """Return all objects whose keys begin with `prefix`, by key."""
-        return await self._run(partial(self._list, self._path("list", prefix)))
+        return await self._calls.make(partial(self._list, self._path("list", prefix)))
 
     async def first_bytes(self, key: str, size: int) -> bytes:
         """Return the first bytes of the body."""
-        return await self._run(partial(self._first, self._path("get", key), size))
+        return await self._calls.make(partial(self._first, self._path("get", key), size))
 
     async def find(self, key: str) -> Found | None:
         """Return the body with its version; None if there is no such key."""
-        return await self._run(partial(self._find, self._path("get", key)))
+        return await self._calls.make(partial(self._find, self._path("get", key)))
 
     async def replace(self, key: str, body: bytes, version: str | None, content_type: str) -> bool:  # noqa: ARG002 - a file has none
         """Store the body if the key still has this version."""
-        return await self._run(partial(self._replace, self._path("replace", key), body, version))
+        return await self._calls.make(partial(self._replace, self._path("replace", key), body, version))
 
     async def delete(self, key: str) -> None:
         """Remove the key, and see to it that it stays removed."""
-        await self._run(partial(self._delete, self._path("delete", key)))
+        await self._calls.make(partial(self._delete, self._path("delete", key)))
 
     async def close(self) -> None:
         """Nothing is held open between calls."""
@@ -117,9 +114,6 @@ class DirectoryStore:
         if not parts or key.startswith("/") or ".." in parts or parts[0] in (TEMPORARIES, LOCK) or "\0" in key:
             raise StorageError(operation, key, "this is no key of ours: it would leave STORE_DIR", transient=False)
         return self._root.joinpath(*parts)
-
-    async def _run(self, call: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def _start(self) -> None:
         self._tree.make(self._temporaries)

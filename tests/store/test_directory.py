@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import stat
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -264,3 +265,28 @@ def test_an_object_larger_than_any_of_ours_is_not_read_whole(tmp_path):
         assert await store.first_bytes(KEY, 20) == OLD[:20]
 
     run(tmp_path, scenario)
+
+
+def test_a_directory_that_hangs_fails_what_comes_next_at_once_and_keeps_no_body(tmp_path):
+    fs = Disk()
+    hanging = fs.on("open").hang()
+
+    async def scenario(store):
+        bodies = [bytes(1000 + number) for number in range(20)]
+        failed = []
+        for body in bodies:
+            try:
+                async with asyncio.timeout(0.01):
+                    await store.put(KEY, body, METADATA)
+            except (TimeoutError, StorageError) as error:
+                failed.append(type(error))
+        del body
+        await asyncio.sleep(0)  # a step that was cancelled keeps its error, and with it the body, to its end
+        mine = sys.getrefcount(bodies[-1])
+        kept = sum(sys.getrefcount(bodies[number]) > mine for number in range(19))
+        hanging.release()
+        return failed, kept
+
+    failed, kept = run(tmp_path, scenario, fs)
+    assert failed == [TimeoutError] * 2 + [StorageError] * 18
+    assert kept == 1, "the one that is under way"
