@@ -542,7 +542,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a lost lock is noticed",
         "intake/journal.py",
-        "            if not is_ours:\n",
+        "            if lock is Name.LOST:\n",
         "            if False:\n",
         NAMES + "test_c9_a_lock_that_is_removed_while_nothing_is_open_is_taken_again",
     ),

@@ -55,7 +55,7 @@ from ingest.format import ledger, segment_path
 from ingest.intake.commits import Fate, Group, GroupCommit
 from ingest.intake.latch import Latch
 from ingest.intake.mending import Mender
-from ingest.intake.names import Names
+from ingest.intake.names import Name, Names
 from ingest.intake.segments import OPEN, Segment, SegmentState
 from ingest.telemetry import Reason
 
@@ -456,17 +456,14 @@ class Journal:
             if self._unwritten and not self._latch.on and looks % LOOKS_BETWEEN_REWRITES == 0:
                 await self._rewrite_late()
             watched = [(batch, _segment_of(batch)) for batch in self._batches]
-            looked = await self._names.look(segment for _, segment in watched if segment.state in WATCHED)
-            if looked is None:
-                continue
-            is_ours, lost = looked
+            lock, lost = await self._names.look(segment for _, segment in watched if segment.state in WATCHED)
             root = self._slot.path
-            if not is_ours:
+            if lock is Name.LOST:
                 self._latch.trip(StorageError("look", root, NAME_LOST, transient=True))
             for batch, segment in watched:
                 # Whoever took the lock away may have put another folder in its place. Whoever has the slot now takes
                 # what is left in it.
-                in_doubt = not is_ours and segment.state in OPEN
+                in_doubt = lock is Name.LOST and segment.state in OPEN
                 if batch in self._batches and (in_doubt or segment in lost or segment.root != root):
                     self._lose_name(batch, segment)
 

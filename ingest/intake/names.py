@@ -1,12 +1,14 @@
 """Names: whether the lock and the segments still have theirs.
 
 Owns one look at all of them. Somebody may remove or move the folder of a living process: then lines go where recovery
-never looks. Promises that a look which the disk refuses is told once, and is no verdict. Never changes anything on the
-disk: the journal decides what becomes of a segment without a name.
+never looks. Promises that a name which the disk does not let us look at is told once, is no verdict, and hides no other
+one. Never changes anything on the disk: the journal decides what becomes of a segment without a name.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -14,7 +16,7 @@ import structlog
 from ingest.disk import Filesystem, Identity, StorageError, has_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ingest.disk import Lane, Slot
@@ -23,10 +25,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class Looked(NamedTuple):
-    """The outcome of a look: whether the lock is ours, and which segments have lost their names."""
+class Name(Enum):
+    """A name, as one look at it found it. UNKNOWN: the disk would not say."""
 
-    is_ours: bool
+    KEPT = "kept"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+
+
+class Looked(NamedTuple):
+    """The outcome of a look: the lock, and the segments that have lost their names."""
+
+    lock: Name
     lost: set[Segment]
 
 
@@ -39,40 +49,67 @@ class _Look(NamedTuple):
     identity: Identity | None
 
 
+class _Seen(NamedTuple):
+    """The outcome of a look, as the lane's thread found it."""
+
+    lock: Name
+    lost: set[Segment]
+    learned: list[tuple[_Look, Identity]]
+    unknown: dict[Path, StorageError]
+
+
 class Names:
     """See the module's text."""
 
-    __slots__ = ("_blind", "_fs", "_lane", "_slot")
+    __slots__ = ("_fs", "_lane", "_slot", "_told")
 
     def __init__(self, fs: Filesystem, slot: Slot, lane: Lane) -> None:
         self._fs = fs
         self._slot = slot
         self._lane = lane
-        self._blind = False
-        """From a look that the disk refused until one that it allowed."""
+        self._told: set[Path] = set()
+        """Names that the disk does not let us look at. Until it does, or nobody asks for them any more."""
 
-    async def look(self, segments: Iterable[Segment]) -> Looked | None:
-        """Look at the lock and at these segments; None if the disk refused."""
+    async def look(self, segments: Iterable[Segment]) -> Looked:
+        """Look at the lock and at these segments."""
         looks = [_Look(segment, segment.path, segment.fd, segment.identity) for segment in segments]
-        try:
-            is_ours, lost, learned = await self._lane.run(self._look, looks)
-        except StorageError as error:
-            if not self._blind:
-                log.warning("journal_not_looked_at", error=str(error), hint=error.hint)
-            self._blind = True
-            return None
-        self._blind = False
-        for look, identity in learned:
+        seen = await self._lane.run(self._look, looks)
+        self._tell(seen.unknown, {self._slot.lock, *(look.path for look in looks)})
+        for look, identity in seen.learned:
             # The loop may have closed a descriptor meanwhile, so what is learned counts only if it has not.
             if look.segment.fd == look.fd and look.segment.identity is None:
                 look.segment.identity = identity
-        return Looked(is_ours, lost)
+        return Looked(seen.lock, seen.lost)
 
-    def _look(self, looks: list[_Look]) -> tuple[bool, set[Segment], list[tuple[_Look, Identity]]]:
-        lost = {look.segment for look in looks if not has_name(self._fs, look.path, look.identity)}
+    def _look(self, looks: list[_Look]) -> _Seen:
+        unknown: dict[Path, StorageError] = {}
+
+        def name(path: Path, has_name: Callable[[], bool]) -> Name:
+            try:
+                return Name.KEPT if has_name() else Name.LOST
+            except StorageError as error:
+                unknown[path] = error
+                return Name.UNKNOWN
+
+        # The lock first: whoever takes it away may take all, and whoever has it then may read what is here.
+        lock = name(self._slot.lock, self._slot.is_ours)
+        lost = {
+            look.segment
+            for look in looks
+            if name(look.path, partial(has_name, self._fs, look.path, look.identity)) is Name.LOST
+        }
         fresh = [look for look in looks if look.identity is None]
         learned = [(look, found) for look in fresh if (found := identity_of(self._fs, look.fd))]
-        return self._slot.is_ours(), lost, learned
+        return _Seen(lock, lost, learned, unknown)
+
+    def _tell(self, unknown: dict[Path, StorageError], looked_at: set[Path]) -> None:
+        """Log which names cannot be looked at, and which can again, each at its edge."""
+        for path, error in unknown.items():
+            if path not in self._told:
+                log.warning("journal_not_looked_at", path=str(path), error=str(error), hint=error.hint)
+        for path in self._told & looked_at - unknown.keys():
+            log.info("journal_looked_at_again", path=str(path))
+        self._told = set(unknown)
 
 
 def identity_of(fs: Filesystem, fd: int | None) -> Identity | None:

@@ -5,7 +5,7 @@ are held do not become empty, because files that the store refuses keep a slot f
 it takes; `ADOPTED_LIMIT`, and a sixteenth of the descriptors, at the very most. From there on slots take turns: those
 that are held longest are let go with their files, and come again when all others had their turn. Room for who comes is
 kept below that limit, because who goes is let go only when somebody has come.
-Promises that no slot waits for ever. Never reads a file.
+Promises that no slot waits for ever, and that one which cannot be looked into is told once. Never reads a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
-    from ingest.disk import Filesystem, Lane
+    from ingest.disk import Filesystem, Lane, StorageError
 
 ADOPTED_MAX: Final = 32
 ADOPTED_LIMIT: Final = 1024
@@ -53,7 +53,7 @@ class Holder(Protocol):
 class Adoption:
     """See the module's text."""
 
-    __slots__ = ("_at_most", "_base", "_fs", "_holder", "_lane", "_last", "_passes_over", "_stood")
+    __slots__ = ("_at_most", "_base", "_fs", "_holder", "_lane", "_last", "_passes_over", "_stood", "_told")
 
     def __init__(
         self,
@@ -75,6 +75,8 @@ class Adoption:
         """Looks in a row that found no room."""
         self._last = -1
         """The number of the slot that was adopted last: the next one is above it."""
+        self._told: set[str] = set()
+        """Paths that could not be looked into, from the line about each until a look at all slots finds it well."""
 
     async def look(self) -> bool:
         """Adopt a few free slots; True if there may be more."""
@@ -95,8 +97,7 @@ class Adoption:
             Slot.adopt_free, passes_over=self._passes_over, at_most=room, after=self._last, held=holder.held_slots
         )
         found = await self._lane.run(adopt, self._fs, self._base)
-        for error in found.unread:
-            log.warning("slots_not_read", path=str(self._base), error=str(error), hint=error.hint)
+        self._tell(found.unread, looked_at_all=len(found.slots) < room)
         for slot in found.slots:
             log.info("slot_adopted", path=str(slot.path))
             self._last = slot.number
@@ -104,6 +105,17 @@ class Adoption:
             await holder.hand_on(over)
         await holder.adopt(found.slots)
         return len(found.slots) == room
+
+    def _tell(self, unread: Iterable[StorageError], *, looked_at_all: bool) -> None:
+        subjects = {error.subject for error in unread}
+        for error in unread:
+            if error.subject not in self._told:
+                log.warning("slots_not_read", path=error.subject, error=str(error), hint=error.hint)
+                self._told.add(error.subject)
+        if looked_at_all:
+            for subject in self._told - subjects:
+                log.info("slots_read_again", path=subject)
+            self._told = subjects
 
 
 def usual() -> int:

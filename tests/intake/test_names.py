@@ -7,6 +7,7 @@ process's back, lets less than two seconds pass, and kills the process: nothing 
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -188,10 +189,52 @@ def test_c9_a_look_that_the_disk_refuses_latches_nothing_and_is_told_once(journa
     numbers = process.commit(2)
     world.fs.fail("stat", errno.EIO, times=20, when=in_journal)
     world.advance(3 * WATCH_SECONDS)
-    assert len(said(world, "journal_not_looked_at")) == 1
+    assert len({line["path"] for line in said(world, "journal_not_looked_at")}) == 2, "the lock, and the segment"
+    assert len(said(world, "journal_not_looked_at")) == 2
     numbers += process.commit(2)
     assert process.answers == committed(numbers)
     assert said(world, "journal_refused") == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_segment_that_cannot_be_looked_at_hides_no_other_that_lost_its_name(journal, number):
+    world = journal(upload_queue=4, dlq_max_size_bytes="1")
+    process = world.start()
+    world.store.down = True
+    waiting = process.commit(3)
+    process.seal()
+    world.advance(3600)
+    numbers = process.commit(3)
+    hidden = next(path for path in segments(world) if "hr=00" in path.parts)
+    world.fs.on("stat", under=folder(world) / "0" / hidden.relative_to("dlq/journal/0").parent).fail(number)
+    world.advance(NOTICED)
+    assert [Path(line["path"]).name for line in said(world, "journal_not_looked_at")] == [hidden.name]
+    (lost,) = folder(world).glob("0/raw/*/hr=01")
+    remove(world, lost)
+    world.advance(NOTICED)
+    assert len(said(world, "journal_refused")) == len(said(world, "journal_resumed")) == 1
+    more = process.commit(2)
+    world.fs.heal()
+    world.advance(NOTICED)
+    assert len(said(world, "journal_not_looked_at")) == len(said(world, "journal_looked_at_again")) == 1
+    assert process.answers == committed(waiting + numbers + more)
+    world.store.down = False
+    kill_and_recover(world, process, waiting + numbers + more)
+
+
+def test_a_lock_that_cannot_be_looked_at_hides_no_segment_that_lost_its_name(journal):
+    world = journal()
+    process = world.start()
+    numbers = process.commit(3)
+    world.fs.on("stat", under=process.journal_slot.lock).fail(errno.EIO)
+    remove(world, folder(world) / "0" / "raw")
+    world.advance(NOTICED)
+    assert len(said(world, "journal_not_looked_at")) == 1
+    assert [line["path"] for line in said(world, "journal_refused")], "its name is gone, whosever the slot is"
+    world.fs.heal()
+    world.advance(NOTICED + 1)
+    assert sorted(world.stored_numbers()) == numbers, "nobody could say where to write it anew: it went from memory"
+    kill_and_recover(world, process, numbers)
 
 
 def test_c9_a_name_that_is_lost_while_a_sync_is_under_way_refuses_what_waits_for_it(tmp_path):

@@ -48,9 +48,11 @@ def test_a_slot_whose_lock_is_removed_is_never_adopted_by_the_process_that_holds
     world.kill(dead)
     process = world.start()
     assert world.wait_for(lambda: not process.scanning and process.dlq.files == 2, seconds=60)
-    world.fs.unlink(process.dlq_slot.path / "lock")
+    world.fs.on("stat", under=process.dlq_slot.lock).fail(errno.EIO)  # so that it cannot be told that the name is gone
+    world.fs.unlink(process.dlq_slot.lock)
     world.advance(2 * ADOPT_SECONDS)
     assert (process.dlq.files, process.dlq.events, process.dlq.adopted) == (2, len(left), 0), "counted once"
+    world.fs.heal()
     all_stored(world, process)
     assert sorted(world.stored_numbers()) == left
     assert (process.metrics.books.events_stored, process.metrics.books.events_dropped.total()) == (len(left), 0)
@@ -151,3 +153,25 @@ def test_a_lock_that_cannot_be_looked_at_is_told_once_and_is_no_verdict(world):
     world.fs.heal()
     all_stored(world, process)
     assert sorted(world.stored_numbers()) == numbers
+
+
+def test_slots_that_cannot_be_looked_into_are_told_once_each_and_when_they_can_be_again(world):
+    world.start()
+    for number in (5, 6):
+        (world.root / "dlq" / str(number)).mkdir()
+        (world.root / "dlq" / str(number) / "notes").write_bytes(b"")
+    world.fs.settle()
+    locks = [world.root / "dlq" / str(number) / "lock" for number in (5, 6)]
+    for lock in locks:
+        world.fs.on("open", under=lock).fail(errno.EACCES)
+    world.advance(5 * ADOPT_SECONDS)
+    assert sorted(line["path"] for line in said(world, "slots_not_read")) == [str(lock) for lock in locks]
+    assert said(world, "slots_read_again") == []
+    world.fs.heal()
+    world.advance(2 * ADOPT_SECONDS)
+    assert sorted(line["path"] for line in said(world, "slots_read_again")) == [str(lock) for lock in locks]
+    world.fs.on("open", under=locks[1]).fail(errno.EACCES)
+    world.kill(world.processes[0])
+    world.start()
+    world.advance(2 * ADOPT_SECONDS)
+    assert len(said(world, "slots_not_read")) == 3, "a new process, a new line"
