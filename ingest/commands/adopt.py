@@ -20,7 +20,7 @@ from ingest.commands import interrupt
 from ingest.commands.replay import rehearse, replay
 from ingest.commands.report import Report
 from ingest.disk import StorageError, is_folder, kept_free, slot_folders
-from ingest.spool import Segments
+from ingest.spool import Segments, hour_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +93,9 @@ def _find(fs: Filesystem, folder: Path, journal: Path | None, report: Report) ->
         if _is_link(fs, name):
             report.say(f"{name} is a symbolic link, which leads off the volume: name the folder that was meant")
             return None
+    for name in hour_folders(fs, [*slots, *journals]).links:
+        report.say(f"{name} is a symbolic link, which leads off the volume: move what it leads to into its place")
+        return None
     segments = Segments(fs, secrets.token_hex(8))
     if any(segments.names(root).segments for root in slots):
         if journal is None:

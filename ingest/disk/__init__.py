@@ -9,19 +9,34 @@ from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune, sync_file
 from ingest.disk.lane import Lane
 from ingest.disk.publish import TEMPORARY_SUFFIX, is_only_copy, published_path
-from ingest.disk.reading import Identity, Reader, exists, files_below, has_name, is_folder, read_file
+from ingest.disk.reading import (
+    Folders,
+    Identity,
+    Kind,
+    Reader,
+    exists,
+    files_below,
+    has_name,
+    is_folder,
+    leads_nowhere,
+    new_folders,
+    read_file,
+)
 from ingest.disk.removals import Removals
 from ingest.disk.scratch import scratch_folder, usual_base
-from ingest.disk.slots import ADOPT_AT_ONCE, Slot, kept_free, locked, slot_folders
+from ingest.disk.slots import ADOPT_AT_ONCE, LOCK_NAME, Slot, kept_free, locked, slot_folders
 from ingest.disk.socket_file import SocketFile
 from ingest.disk.tree import Tree
 
 __all__ = [
     "ADOPT_AT_ONCE",
+    "LOCK_NAME",
     "TEMPORARY_SUFFIX",
     "Entries",
     "Filesystem",
+    "Folders",
     "Identity",
+    "Kind",
     "Lane",
     "Reader",
     "Removals",
@@ -37,8 +52,10 @@ __all__ = [
     "is_folder",
     "is_only_copy",
     "kept_free",
+    "leads_nowhere",
     "locked",
     "make_dirs",
+    "new_folders",
     "prune",
     "published_path",
     "read_file",

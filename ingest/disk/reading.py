@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ingest.disk.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
     from types import TracebackType
 
     from ingest.disk.filesystem import Filesystem
@@ -69,16 +71,109 @@ def has_name(fs: Filesystem, path: Path, identity: Identity | None) -> bool:
     return identity in (None, found)
 
 
+class Kind(Enum):
+    """The kind of an entry: a folder, a symbolic link to one or maybe to one, a link that leads nowhere, or a file."""
+
+    FOLDER = auto()
+    LINK = auto()
+    NOWHERE = auto()
+    FILE = auto()
+
+    @classmethod
+    def of(cls, fs: Filesystem, entry: os.DirEntry[str]) -> Kind:
+        """Take it from what the folder's list says, and from a look at where a link leads."""
+        if entry.is_dir(follow_symlinks=False):
+            return cls.FOLDER
+        if not entry.is_symlink():
+            return cls.FILE
+        try:
+            mode = _mode(fs, Path(entry.path))
+        except StorageError:
+            return cls.LINK  # whoever enters it meets the error
+        if mode is None:
+            return cls.NOWHERE
+        return cls.LINK if stat.S_ISDIR(mode) else cls.FILE
+
+
+class Folders:
+    """The folders below some roots, each once: real ones first, then those to which a symbolic link leads.
+
+    Writing goes through a link, so finding does. A folder that was given is not given again under the name of a link,
+    so a link that leads back ends there. Who has no link pays nothing for that. `add` tells what is below a folder.
+    """
+
+    __slots__ = ("_fs", "_given", "_links", "_pending", "_seen")
+
+    def __init__(self, fs: Filesystem, roots: Iterable[Path]) -> None:
+        self._fs = fs
+        self._pending = list(roots)
+        self._links: list[Path] = []
+        self._given: list[Path] = []
+        """Folders that were given since the last link was followed."""
+        self._seen: set[Identity] = set()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Path:
+        while not self._pending and self._links:
+            link = min(self._links)
+            self._links.remove(link)
+            self._pending += new_folders(self._fs, self._given, [link], self._seen)
+            self._given = []
+        if not self._pending:
+            raise StopIteration
+        folder = self._pending.pop()
+        self._given.append(folder)
+        return folder
+
+    def add(self, path: Path, kind: Kind) -> None:
+        """Have a folder, or a link to one, given in its turn."""
+        (self._pending if kind is Kind.FOLDER else self._links).append(path)
+
+
+def new_folders(fs: Filesystem, known: Iterable[Path], links: Iterable[Path], seen: set[Identity]) -> list[Path]:
+    """Return the links that lead to none of the folders that are `known` or were `seen`; all of them are seen then."""
+    for folder in known:
+        with suppress(OSError):
+            seen.add(Identity.of(fs.stat(folder)))
+    new = []
+    for link in sorted(links):
+        try:
+            identity = Identity.of(fs.stat(link))
+        except OSError:
+            new.append(link)  # as above
+            continue
+        if identity not in seen:
+            seen.add(identity)
+            new.append(link)
+    return new
+
+
+def leads_nowhere(fs: Filesystem, path: Path) -> bool:
+    """Tell whether a name is a symbolic link whose end is not there; `StorageError` if the disk would not say."""
+    try:
+        is_link = stat.S_ISLNK(fs.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise StorageError.of("stat", path, error) from error
+    return is_link and not exists(fs, path)
+
+
 def files_below(fs: Filesystem, root: Path, unread: list[StorageError]) -> Generator[Path, None, None]:
-    """Yield every file below a folder, in no order, one handle open at a time; each failure is added to `unread`."""
-    pending = [root]
-    while pending:
-        folder = pending.pop()
+    """Yield every file below a folder, in no order, one handle open at a time; each failure is added to `unread`.
+
+    Links to folders are followed, as writing follows them.
+    """
+    folders = Folders(fs, [root])
+    for folder in folders:
         try:
             with fs.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(Path(entry.path))
+                    kind = Kind.of(fs, entry)
+                    if kind in (Kind.FOLDER, Kind.LINK):
+                        folders.add(Path(entry.path), kind)
                     else:
                         yield Path(entry.path)
         except FileNotFoundError:

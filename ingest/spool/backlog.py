@@ -26,6 +26,7 @@ A crash leaves, and here it ends:
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,17 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ingest.disk import Reader, Removals, StorageError, exists, files_below, prune, published_path
+from ingest.disk import (
+    LOCK_NAME,
+    Reader,
+    Removals,
+    StorageError,
+    exists,
+    files_below,
+    leads_nowhere,
+    prune,
+    published_path,
+)
 from ingest.format import ledger, parse_key, segment_key
 from ingest.spool.places import Copy
 from ingest.spool.reading import Reading
@@ -87,8 +98,18 @@ class Segments:
                 found.segments.append(path)
             elif (target := published_path(path)) is not None:
                 found.temporaries.append((_key(root, target), path))
+            elif path.name != LOCK_NAME:
+                self._see_if_it_leads_nowhere(path, found)
         found.segments.sort()
         return found
+
+    def _see_if_it_leads_nowhere(self, path: Path, found: Names) -> None:
+        """Add a link whose end is not there, on a volume that is not mounted perhaps: it may hide segments."""
+        try:
+            if leads_nowhere(self._fs, path):
+                found.unread.append(StorageError.of("stat", path, OSError(errno.ENOENT, "its end is not there")))
+        except StorageError as error:
+            found.unread.append(error)
 
     def settle_temporary(self, root: Path, temporary: Path, is_copy: bool) -> Path | None:
         """Remove a temporary whose batch lies elsewhere too, or that is no batch's; else make it the segment."""

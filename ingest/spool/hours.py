@@ -12,6 +12,7 @@ Never: reads more of a file than its header, changes anything, logs. Blocking: r
 
 from __future__ import annotations
 
+import errno
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -35,29 +36,52 @@ class Listing:
     """Hour folders, oldest hour first, and the folders above them that cannot be read: each may hold more."""
 
     hours: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+    """Symbolic links that lead to a folder. They are followed, because writing follows them."""
     unreadable: dict[Path, StorageError] = field(default_factory=dict)
 
 
 def hour_folders(fs: disk.Filesystem, roots: Iterable[Path]) -> Listing:
     """List every hour's folder below these roots, under whatever prefix; no hour is read."""
     found = Listing()
-    pending = list(roots)
-    while pending:
-        folder = pending.pop()
+    linked_hours: list[Path] = []
+    folders = disk.Folders(fs, roots)
+    for folder in folders:
         try:
             with fs.scandir(folder) as entries:
-                below = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+                below = [(Path(entry.path), disk.Kind.of(fs, entry)) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
+            _see_if_it_leads_nowhere(fs, folder, found)
             continue
         except OSError as error:
             found.unreadable[folder] = StorageError.of("scandir", folder, error)
             continue
-        if _DAY.fullmatch(folder.name):
-            found.hours += [path for path in below if _HOUR.fullmatch(path.name)]
-        else:
-            pending += below
+        is_day = _DAY.fullmatch(folder.name) is not None
+        for path, kind in below:
+            if kind is disk.Kind.FILE or (is_day and not _HOUR.fullmatch(path.name)):
+                continue
+            if kind is disk.Kind.NOWHERE:
+                _see_if_it_leads_nowhere(fs, path, found)
+                continue
+            if kind is disk.Kind.LINK:
+                found.links.append(path)
+            if not is_day:
+                folders.add(path, kind)
+            else:
+                (found.hours if kind is disk.Kind.FOLDER else linked_hours).append(path)
+    if linked_hours:
+        found.hours += disk.new_folders(fs, found.hours, linked_hours, set())
     found.hours.sort(key=by_hour)
     return found
+
+
+def _see_if_it_leads_nowhere(fs: disk.Filesystem, path: Path, found: Listing) -> None:
+    """Tell a folder that is gone, and empty, from a link to one that is not there: a volume that is not mounted."""
+    try:
+        if disk.leads_nowhere(fs, path):
+            found.unreadable[path] = StorageError.of("stat", path, OSError(errno.ENOENT, "its end is not there"))
+    except StorageError as error:
+        found.unreadable[path] = error
 
 
 def by_hour(folder: Path) -> tuple[str, str, Path]:

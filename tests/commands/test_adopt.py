@@ -164,7 +164,7 @@ def test_a_volume_without_a_journal_is_told_because_it_may_have_been_elsewhere(h
     assert err.endswith("if that server had a JOURNAL_DIR, name it with --journal-dir\n")
 
 
-@pytest.mark.parametrize("name", ["2", "journal", "journal/0"])
+@pytest.mark.parametrize("name", ["2", "journal", "journal/0", "0/more"])
 def test_a_link_that_leads_off_the_volume_is_not_followed(home, capsys, name):
     """A path of the host that is gone means something else here."""
     dead = home / "mnt/dlq"
