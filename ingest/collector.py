@@ -225,6 +225,7 @@ class Collector:
             tasks.create_task(self.uploader.run())
             tasks.create_task(self.journal.watch())
             tasks.create_task(self.dlq.watch())
+            tasks.create_task(self.backlog.watch())
             tasks.create_task(self.recover())
             if self.closing is not None:
                 tasks.create_task(self.closing.run())

@@ -10,7 +10,8 @@ and our own whose batch could not be saved to the dead-letter queue. Promises:
               lies beside it is listed
     copies    a segment whose key has a dead letter too counts for no event: the dead letter counts. While that cannot
               be told, the segment is unread
-    slots     an adopted slot is let go once nothing is left in it; or with its segments, where others wait (`hand_on`)
+    slots     an adopted slot is let go once nothing is left in it; or with its segments, where others wait (`hand_on`),
+              or where its lock has lost its name: another process may have it (`watch`)
 
 Never appends to a segment, never judges its lines (`reading` does, for recovery), never blocks the loop: `Segments` has
 what touches the disk, plain and blocking, and runs in the lane of the journal's disk.
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 1 << 20
 WAIT: Final = 10.0
+WATCH_SECONDS: Final = 0.5
 MOST_TOLD: Final = 1_000
 
 log = structlog.get_logger()
@@ -134,6 +136,17 @@ class Segments:
                 size += len(chunk)
                 lines += chunk.count(b"\n")
         return size, lines
+
+    def look_at(self, slots: Iterable[Slot]) -> list[tuple[Slot, StorageError | None]]:
+        """Return the slots whose lock has lost its name, and those, with the error, of which that cannot be told."""
+        found: list[tuple[Slot, StorageError | None]] = []
+        for slot in slots:
+            try:
+                if not slot.is_ours():
+                    found.append((slot, None))
+            except StorageError as error:
+                found.append((slot, error))
+        return found
 
     def is_there(self, path: Path) -> bool:
         """Tell whether a segment is still there; `StorageError` if the disk would not say."""
@@ -236,6 +249,10 @@ class Backlog:
         self._unread = Unread()
         self._pass: list[KeyedFile] | None = None
         self._lent: set[Path] = set()
+        self._own_root = own.path if own is not None else None
+        """Our own slot, as it was last seen: the journal takes another one if its lock is lost."""
+        self._strays = False
+        """Segments in slots that are not ours any more may be in the books. From the loss until none is lent."""
         self._removals = Removals(fs, lane)
 
     def __repr__(self) -> str:
@@ -303,6 +320,52 @@ class Backlog:
         for slot in [*self._unread.slots, *slots]:
             await self._list(slot)
         self.release_emptied()
+
+    async def watch(self) -> None:
+        """Look twice a second whether the slots are ours still, until cancelled; our own is looked at by the journal.
+
+        A slot without its lock's name is anybody's, so what is in it is left to whoever has it.
+        """
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._adopted:
+                await self._look_at_adopted()
+            own = self._own
+            if own is not None and own.path != self._own_root:
+                self._own_root = own.path
+                self._strays = True
+                await self._list(own)
+            if self._strays:
+                self._hand_on_strays()
+
+    async def _look_at_adopted(self) -> None:
+        looked_at = list(self._adopted)
+        found = dict(await self._lane.run(self._segments.look_at, looked_at))
+        for slot in looked_at:
+            error = found.get(slot)
+            if slot not in found:
+                self._unread.was_read(slot.lock)
+            elif error is not None:
+                self._unread.complain(slot.lock, error)
+            elif slot in self._adopted:
+                self._strays = True
+                self._adopted.remove(slot)
+                self._listed.discard(slot.path)
+                self._unread.forget(slot)
+                slot.release()
+                log.warning(
+                    "journal_slot_lost", path=str(slot.path), hint="something else removes files in JOURNAL_DIR"
+                )
+
+    def _hand_on_strays(self) -> None:
+        for path, file in list(self._known.items()):
+            if path not in self._lent and self._is_stray(path):
+                self._metrics.books.handed_on(file.events, self.place)
+                self._forget(path)
+        self._strays = any(map(self._is_stray, self._lent))
+
+    def _is_stray(self, path: Path) -> bool:
+        return not any(path.is_relative_to(slot) for slot in self.held_slots)
 
     async def hand_on(self, at_most: int) -> None:
         """Let so many adopted slots go with their segments, which are counted again when somebody takes them."""
@@ -383,8 +446,8 @@ class Backlog:
 
     async def take_back(self, letter: Letter) -> None:
         """Have a lent segment off the disk if it was settled, else in the queue again. It happens without us too."""
-        if not letter.settled:
-            self._lent.discard(letter.path)
+        if not letter.settled or self._is_stray(letter.path):
+            self._lent.discard(letter.path)  # whoever has a stray's slot has counted it, and finds it stored
             return
         self._places.settled(letter.key)
         root = self._root_of(letter.path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.collector import ADOPT_SECONDS
 from ingest.intake.journal import LOOKS_BETWEEN_REWRITES, WATCH_SECONDS
 from tests.intake.test_journal import committed, in_journal, is_rewrite, on_disk, refused, said, segments
 from tests.model.world import World
@@ -296,3 +297,45 @@ def test_c9_what_is_stored_meanwhile_is_not_written_anew(journal):
     assert sorted(world.stored_numbers()) == numbers
     assert said(world, "segment_rewritten") == []
     assert process.collector.journal._unwritten == []
+
+
+def test_an_adopted_slot_that_another_process_took_is_left_to_it_with_its_segments(journal):
+    world = journal()
+    process, dead = world.start(), world.start()
+    world.store.down = True
+    numbers = dead.commit(3)
+    world.kill(dead)
+    assert world.wait_for(lambda: process.backlog.files == 1, seconds=2 * ADOPT_SECONDS)
+    world.fs.unlink(folder(world) / "1" / "lock")
+    other = world.start()
+    assert other.journal_slot.number == 1
+    world.advance(NOTICED)
+    assert (process.backlog.files, process.backlog.adopted, process.metrics.books.events_handed_on) == (0, 0, 3)
+    assert (other.backlog.files, len(said(world, "journal_slot_lost"))) == (1, 1)
+    world.store.down = False
+    world.recover()
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
+
+
+def test_what_an_earlier_run_left_in_our_slot_goes_with_it_and_the_new_one_is_listed(journal):
+    world = journal()
+    world.store.down = True
+    first, second = world.start(), world.start()
+    numbers = first.commit(3) + second.commit(2)
+    world.kill(first)
+    world.kill(second)
+    process = world.start()
+    assert world.wait_for(lambda: process.backlog.events == 5, seconds=2 * ADOPT_SECONDS), (
+        "its own, and the adopted one"
+    )
+    remove(world, folder(world) / "0" / "lock")
+    other = world.start()
+    assert other.journal_slot.number == 0
+    world.advance(NOTICED + 1)
+    assert process.journal_slot.number == 2
+    assert (process.backlog.events, process.metrics.books.events_handed_on, other.backlog.events) == (2, 3, 3)
+    world.store.down = False
+    world.recover()
+    assert sorted(world.stored_numbers()) == numbers
+    assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
