@@ -5,7 +5,8 @@ objects never meets half of one. Several processes may share one directory. A na
 `.lock` is held by whoever compares a version and replaces it.
 
 Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
-and `create` is `link(2)`, which the kernel refuses for a name that exists.
+and `create` is `link(2)`, which the kernel refuses for a name that exists. An object that exists is replaced by one of
+more events only: both heads tell, and files of one key are prefixes of one batch.
 
 An object is a regular file, or a link that leads to one. Whatever else has the name of a key (a folder, a pipe, a
 device) is an error to whoever reads or creates it, and no listing has it. Names that are not UTF-8 are no keys. To list
@@ -27,6 +28,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import structlog
+
 from ingest.disk import Reader, StorageError, Tree, files_below, locked
 from ingest.store.calls import Calls
 from ingest.store.object_store import MOST_BYTES, Found, Listed
@@ -37,13 +40,15 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
     from ingest.disk import Filesystem
-    from ingest.store.object_store import ObjectMetadata
+    from ingest.store.object_store import Head, ObjectMetadata
 
 
 TEMPORARIES = ".tmp"
 LOCK = ".lock"
 # A put takes milliseconds. What is an hour old belongs to a process that died, not to one that runs beside us.
 TEMPORARY_MAX_AGE = 3600.0
+log = structlog.get_logger()
+
 _NO_FILE = "a folder, a pipe or a device is where an object should be: move it away"
 _TOO_LARGE = "no object of ours is as large: something else wrote it, and it is not read"
 # Gone meanwhile, or a link that leads nowhere or round in a circle.
@@ -53,10 +58,11 @@ _NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 class DirectoryStore:
     """An `ObjectStore` in `STORE_DIR`; everything that touches the disk runs in the executor (`Calls`)."""
 
-    __slots__ = ("_calls", "_fs", "_root", "_temporaries", "_tree")
+    __slots__ = ("_calls", "_fs", "_head", "_root", "_temporaries", "_tree")
 
-    def __init__(self, settings: Settings, fs: Filesystem, executor: Executor) -> None:
+    def __init__(self, settings: Settings, head: Head, fs: Filesystem, executor: Executor) -> None:
         self._fs = fs
+        self._head = head
         self._calls = Calls(executor, settings.store_dir)
         self._root = settings.store_dir
         self._temporaries = settings.store_dir / TEMPORARIES
@@ -134,7 +140,13 @@ class DirectoryStore:
             self._check(path)  # only an object is already there
         except OSError as error:
             raise StorageError.of("create", path, error) from error
-        return False
+        wanted = self._head.events(body[: self._head.size])
+        found = None if wanted is None else self._head.events(self._first(path, self._head.size))
+        if wanted is None or found is None or found >= wanted:
+            return False
+        self._tree.publish(path, body)
+        log.warning("shorter_object_replaced", key=str(path.relative_to(self._root)), had=found, events=wanted)
+        return True
 
     def _check(self, path: Path) -> None:
         """Raise where something else than an object of ours has the name. `OSError` passes."""

@@ -70,7 +70,7 @@ class ObjectStore(Protocol):
         """Store the body under the key."""
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
-        """Store the body only if nothing has the key; False if something does."""
+        """Store the body only if nothing has the key, or less of the same batch; False if something else does."""
 
     async def get(self, key: str) -> bytes:
         """Return the body. No such key, and one of more than `MOST_BYTES`, is a `StorageError`."""

@@ -15,6 +15,10 @@ A status alone proves nothing, because a proxy or a login page can stand where t
     read, listed   see `evidence`
     anything else  a failed try
 
+After that 412 the first bytes of the object are read, as below. If its head has fewer events than ours, the put is
+plain, because it was put by somebody who held less of the batch. Whatever else is there stays, and is *already there*;
+so is an object that may not be read, which `stored_object_not_read` says once.
+
 `S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
 object: our gzip head with as many events as ours, or more, is *already there*. If the head has fewer events the put is
 plain, because files of one key are prefixes of one batch and the longer one replaces the shorter. An original that was
@@ -84,6 +88,7 @@ _NOT_LOADED = "the SDK cannot be loaded: its files lie on a disk that does not a
 _PRECONDITION_FAILED = (412, "PreconditionFailed")
 _NO_SUCH_KEY = (404, "NoSuchKey")
 _NO_SUCH_RANGE = (416, "InvalidRange")
+_FORBIDDEN = 403
 _NOT_IMPLEMENTED = (501, "NotImplemented")
 
 log = structlog.get_logger()
@@ -111,6 +116,7 @@ class S3Store:
         "_executor",
         "_head",
         "_loaded",
+        "_may_read",
         "_models",
         "_put_arguments",
         "_sent",
@@ -129,6 +135,8 @@ class S3Store:
         self._starting: asyncio.Task[S3Client] | None = None
         self._creates = _Creates.UNPROVEN if settings.s3_conditional_puts else _Creates.LOOK_FIRST
         self._canaries = 0
+        self._may_read = True
+        """Until an object that exists may not be read, which is told once."""
         chosen = _chosen(settings)
         arguments = {"Bucket": settings.raw_bucket or "", "Key": ""}
         arguments.update((name, value) for name, _, value in chosen)
@@ -251,7 +259,7 @@ class S3Store:
             verdict = verdict_of(error.response)
             if verdict == _PRECONDITION_FAILED:
                 self._creates = _Creates.CONDITIONAL
-                return False
+                return await self._replace_less(client, key, body, metadata)
             if verdict != _NOT_IMPLEMENTED:
                 raise
             is_new = await self._look_then_put(client, key, body, metadata)
@@ -260,6 +268,38 @@ class S3Store:
         if self._creates is _Creates.UNPROVEN:
             await self._send_canary(client, key, body, metadata)
         return True
+
+    async def _replace_less(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        """Put the body over an object that exists and has fewer of the batch's events; False if it has not."""
+        size = self._head.size
+        wanted = self._head.events(body[:size])
+        if wanted is None:
+            return False
+        try:
+            head, _ = await self._read(client, key, size)
+        except client.exceptions.ClientError as error:
+            verdict = verdict_of(error.response)
+            if verdict[0] == _FORBIDDEN:
+                self._tell_unread(key, storage_error("look", key, error))
+            elif verdict != _NO_SUCH_RANGE:  # an object of no bytes is none of ours
+                raise
+            return False
+        found = self._head.events(head)
+        if found is None or found >= wanted:
+            return False
+        await self._put_object(client, key, body, metadata)
+        log.warning("shorter_object_replaced", key=key, had=found, events=wanted)
+        return True
+
+    def _tell_unread(self, key: str, failure: StorageError) -> None:
+        if self._may_read:
+            self._may_read = False
+            log.warning(
+                "stored_object_not_read",
+                key=key,
+                error=failure.cause.get("error", ""),
+                hint="the role has no s3:GetObject: whether an object that exists has fewer events is not known",
+            )
 
     async def _send_canary(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> None:
         """Send what was just created once more. If the try ends here, the next one hears that the object is there."""

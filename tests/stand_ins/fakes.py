@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeVar
 
 from ingest.disk.errors import StorageError
+from ingest.format import codec
 from ingest.store import Found, Listed
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from ingest.store.object_store import ObjectMetadata
 
 _Result = TypeVar("_Result")
+
+
+def is_less(there: bytes, body: bytes) -> bool:
+    """Tell whether an object has fewer events of its batch than a body, as the heads of both have it."""
+    found, wanted = codec.event_count(there[: codec.HEAD_BYTES]), codec.event_count(body[: codec.HEAD_BYTES])
+    return found is not None and wanted is not None and found < wanted
+
 
 # ----------------------------------------------------------------------------------------------------- clock
 
@@ -132,7 +140,7 @@ class MemoryStore:
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         def create() -> bool:
-            if key in self.objects:
+            if key in self.objects and not is_less(self.objects[key], body):
                 return False
             self._store(key, body, metadata)
             return True

@@ -122,6 +122,31 @@ def test_create_only_never_replaces(opened, first):
     run(opened, scenario)
 
 
+def test_a_create_of_more_of_the_same_batch_replaces_less(opened):
+    """Half a file was stored under the key; the whole one is found later (E8)."""
+
+    async def scenario(store):
+        assert await store.create(KEY, file_of(2), METADATA) is True
+        assert await store.create(KEY, file_of(3), METADATA) is True
+        assert await store.create(KEY, file_of(2), METADATA) is False
+        assert await store.get(KEY) == file_of(3)
+
+    run(opened, scenario)
+
+
+@pytest.mark.parametrize("there", [b"", b"something else that is not ours"], ids=["nothing", "no gzip of ours"])
+def test_a_create_replaces_nothing_whose_events_it_cannot_tell(opened, kind, there):
+    if kind == "s3 without conditional puts":
+        pytest.skip("what is none of ours is an error there")
+
+    async def scenario(store):
+        await store.put(KEY, there, METADATA)
+        assert await store.create(KEY, file_of(3), METADATA) is False
+        assert await store.get(KEY) == there
+
+    run(opened, scenario)
+
+
 def test_of_many_who_create_one_key_one_wins(opened, kind):
     if kind == "s3 without conditional puts":
         pytest.skip("looking first is a race, as `store/s3.py` says")

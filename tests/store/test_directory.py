@@ -16,9 +16,12 @@ import pytest
 from ingest.config.settings import load
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
+from ingest.format import codec
 from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
-from ingest.store.object_store import MOST_BYTES, ObjectMetadata
+from ingest.store.object_store import MOST_BYTES, Head, ObjectMetadata
 from tests.stand_ins.disk import CrashableDisk, Disk, power_cuts
+
+HEAD = Head(codec.HEAD_BYTES, codec.event_count)
 
 KEY = "raw/dt=2025-12-02/hr=14/name.jsonl.gz"
 METADATA = ObjectMetadata(events=1, first_ts=1, last_ts=1, instance="host-token")
@@ -28,7 +31,7 @@ OLD, NEW = b"old" * 1000, b"new" * 2000
 def run(root, call, fs=None):
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            store = DirectoryStore(load({"STORE_DIR": str(root)}), fs or Filesystem(), executor)
+            store = DirectoryStore(load({"STORE_DIR": str(root)}), HEAD, fs or Filesystem(), executor)
             return await call(store)
 
     return asyncio.run(main())

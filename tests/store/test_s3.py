@@ -226,6 +226,40 @@ def test_412_means_that_the_key_is_stored_already():
     run(scenario)
 
 
+def test_e8_after_a_412_the_longer_file_replaces_less_and_less_replaces_nothing():
+    async def scenario(store, server):
+        server.answers = [EXISTS, part_of(file_of(6)), STORED, EXISTS, part_of(file_of(7))]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        assert await store.create(KEY, file_of(7), METADATA) is False
+        calls = [(request.method, request.headers.get("if-none-match")) for request in server.requests]
+        assert calls == [("PUT", "*"), ("GET", None), ("PUT", None), ("PUT", "*"), ("GET", None)]
+        assert server.requests[2].body == file_of(7)
+
+    run(scenario)
+
+
+def test_e8_a_role_that_may_not_read_keeps_what_exists_and_is_told_once():
+    async def scenario(store, server):
+        server.answers = [EXISTS, refused(403, "AccessDenied")] * 2
+        with capture_logs() as logs:
+            for _ in range(2):
+                assert await store.create(KEY, file_of(7), METADATA) is False
+        assert [line["event"] for line in logs].count("stored_object_not_read") == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", ["error", "busy", "a page", "moved"])
+def test_e8_no_answer_about_what_exists_is_a_failed_try(answer):
+    async def scenario(store, server):
+        server.answers = [EXISTS, NO_EVIDENCE[answer]]
+        with pytest.raises(StorageError):
+            await store.create(KEY, file_of(7), METADATA)
+        assert [request.method for request in server.requests] == ["PUT", "GET"]
+
+    run(scenario)
+
+
 def test_409_means_try_again():
     async def scenario(store, server):
         server.answers = [refused(409, "ConditionalRequestConflict")]
