@@ -284,17 +284,17 @@ class Collector:
                     await self.store.close()
 
     def left(self) -> Left:
-        """Return what would stay if the process ended now. A batch in memory is safe in its segment, if it has one."""
+        """Return what would stay if the process ended now. A batch in memory is safe in a segment that is whole."""
         in_memory = self.metrics.books.pending(Place.OPEN) + self.metrics.books.pending(Place.QUEUE)
-        has_segments = isinstance(self.journal, Journal)
+        in_segments = min(self.journal.whole, in_memory)
         return Left(
             dlq_files=self.dlq.files,
             dlq_events=self.dlq.events,
             backlog_files=self.backlog.files,
             backlog_events=self.backlog.events,
-            segment_events=in_memory if has_segments else 0,
+            segment_events=in_segments,
             unknown_files=self.dlq.unknown + self.backlog.unknown,
-            lost_events=0 if has_segments else in_memory,
+            lost_events=in_memory - in_segments,
         )
 
     async def _start_store(self) -> None:

@@ -89,6 +89,7 @@ class NoJournal:
     """`DURABILITY=memory`: nothing is written, so there is nothing to remove or to fall back on."""
 
     events: Final = 0
+    whole: Final = 0
     hours: Final[frozenset[str]] = frozenset()
     sealing: Final = False
     latched: Final = False
@@ -210,6 +211,14 @@ class Journal:
     def events(self) -> int:
         """Acknowledged events of sealed batches that still wait for the sync of their last lines."""
         return sum(batch.events for batch in self._sealing)
+
+    @property
+    def whole(self) -> int:
+        """Acknowledged events of batches in memory that lie whole in a segment; not of one that is to be rewritten."""
+        # A copy, because the thread of the signals asks too.
+        return sum(
+            batch.events for batch in self._batches.copy() if _segment_of(batch).state is not SegmentState.BROKEN
+        )
 
     @property
     def hours(self) -> frozenset[str]:

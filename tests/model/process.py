@@ -177,7 +177,12 @@ class Process:
             own = {number for number in ledger.owed if ledger.owner[number] == self.number}
             assert len(own - held) <= left.lost_events, "an event is neither held nor counted as lost"
         else:
-            assert left.lost_events == 0
+            own = {number for number in ledger.owed if ledger.owner[number] == self.number}
+            held = world.stored_numbers().keys() | ledger.safe
+            assert left.lost_events + left.on_disk >= len(own - held), "an event is neither held nor counted as lost"
+            assert left.lost_events == 0 or self.journal.latched or self.journal._unwritten, (
+                "lost on a disk that is well"
+            )
         self._running.cancel()
         self._finish(collector.close(1.0), 1.5)
         if self in world.processes:
