@@ -19,7 +19,7 @@ from ingest.config import overlap
 from ingest.delivery.choice import choose
 from ingest.disk import Lane, StorageError, read_file
 from ingest.disk.publish import publish_new
-from ingest.format import dlq_path
+from ingest.format import codec, dlq_path
 
 if TYPE_CHECKING:
     from ingest.commands.report import Report
@@ -109,10 +109,16 @@ async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | N
 
 
 def _copied(fs: Filesystem, folder: Path, path: Path, body: bytes) -> bool:
-    """Have these bytes under the name; False, and no change, if it has others."""
+    """Have these bytes under the name, or others that unpack to the same; False, and no change, if it has neither."""
     if publish_new(fs, path, body, root=folder):
         return True
     try:
-        return read_file(fs, path) == body
+        there = read_file(fs, path)
     except OSError as error:
         raise StorageError.of("read", path, error) from error
+    if there == body:
+        return True
+    try:
+        return codec.lines_of(there) == codec.lines_of(body)
+    except codec.BadGzip:
+        return False

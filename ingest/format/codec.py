@@ -5,9 +5,10 @@ members (`inspect_gzip`, which reads a stream; `tally` and `extent` only count, 
 and of journal segments (`LinesInspection`, fed piece by piece).
 
 Promises: what `encode` makes is read by zcat, Python, DuckDB and everything else that knows RFC 1952. The same lines
-give the same bytes. Inspection calls a file sound only if it was read to its end, its CRC and length agree, and every
-line is a JSON object; of any other it gives what whole lines there are. It needs memory for a few chunks, the longest
-line, and the compressed result, whatever the size of the file.
+have the same head and the same last eight bytes, and nearly always the same between them. Inspection calls a file sound
+only if it was read to its end, its CRC and length agree, and every line is a JSON object; of any other it gives what
+whole lines there are. It needs memory for a few chunks, the longest line, and the compressed result, whatever the size
+of the file.
 
 Never: opens a file; takes an unreadable stream for a damaged one (`OSError` passes, it is no verdict).
 All of it blocks: run it in an executor.
@@ -15,7 +16,7 @@ All of it blocks: run it in an executor.
 The file, offsets in bytes:
 
      0  1f 8b 08 04   gzip, deflate, FLG = FEXTRA
-     4  00 00 00 00   no time of modification: the name has it, and a file that is encoded again stays the same
+     4  00 00 00 00   no time of modification: the name has it
      8  04 ff         made by the fastest method, on no particular system
     10  08 00         length of the extra field
     12  45 49 04 00   subfield "EI", 4 bytes (RFC 1952, 2.3.1.1)

@@ -15,7 +15,7 @@ from tests.event.records import NOW, encoder, the_record
 if TYPE_CHECKING:
     from ingest.event.line import EventEncoder
 
-QUIET = settings(deadline=None, max_examples=200)
+QUIET = settings(max_examples=200)
 TEXT = encoder()
 
 PRIVATE = ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
@@ -106,7 +106,7 @@ def ip_of(encoder: EventEncoder, peer: str, **headers: str) -> str:
     return str(the_record(encoder.encode_body(NOW, encoder.peer(peer), encoder.fields(b"", head)))["ip"])
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(value=forwarded_for())
 @example(value="203.0.113.7")
 @example(value="198.51.100.66, 203.0.113.7, 10.0.0.9")
@@ -133,7 +133,7 @@ networks = st.one_of(
 ).map(str)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(trusted=st.lists(networks, min_size=1, max_size=5), value=forwarded_for(), peer=v4 | v6 | mapped)
 @example(trusted=["0.0.0.0/0"], value="1.2.3.4, 5.6.7.8", peer="9.9.9.9")
 @example(trusted=["::/0"], value="1.2.3.4, ::1, 5.6.7.8", peer="::9")

@@ -15,7 +15,7 @@ from ingest.event.refusals import ClientError
 from ingest.format.record import PLAIN
 from tests.event.records import NOW, REFUSED, encode, encoder, json_reference, reference, the_record
 
-QUIET = settings(deadline=None, max_examples=300)
+QUIET = settings(max_examples=300)
 ENCODERS = {"text": encoder(), "json": encoder(BODY_FORMAT="json")}
 TEXT, JSON = ENCODERS.values()
 

@@ -175,7 +175,7 @@ values = st.recursive(leaves | hours, lambda deeper: st.lists(deeper) | st.dicti
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_any_value_in_any_place_of_a_document_ends_in_a_verdict(data):
     name = data.draw(st.sampled_from(list(MADE)))
     at = data.draw(st.sampled_from(list(places_in(orjson.loads(MADE[name])))))

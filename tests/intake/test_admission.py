@@ -749,7 +749,7 @@ class EveryEvent(RuleBasedStateMachine):
                 assert rig.journal.segments[batch.key] == batch.view()
 
 
-EveryEvent.TestCase.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
+EveryEvent.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestEveryEvent = EveryEvent.TestCase
 
 

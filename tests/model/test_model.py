@@ -298,9 +298,7 @@ def model(mode, figure, *, reaches, **how):
     # The states that a few examples reach are chance, so a run that missed one is followed by a longer run.
     for more in range(ROUNDS):
         examples = {**how, "max_examples": how["max_examples"] + 20 * more}
-        run_state_machine_as_test(
-            machine, settings=settings(deadline=None, database=None, suppress_health_check=checks, **examples)
-        )
+        run_state_machine_as_test(machine, settings=settings(database=None, suppress_health_check=checks, **examples))
         if machine.reached.keys() >= reaches:
             break
     figure(f"model, {mode}, reached", ", ".join(f"{name} {times}" for name, times in machine.reached.most_common()))

@@ -148,7 +148,7 @@ class SameAsTheRealOne(RuleBasedStateMachine):
 
 
 TestSameAsTheRealOne = SameAsTheRealOne.TestCase
-TestSameAsTheRealOne.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSameAsTheRealOne.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.fixture

@@ -430,7 +430,7 @@ CONTENTS = st.one_of(st.binary(max_size=80), st.sampled_from([b"{}", b'{"a": [1,
 
 
 @pytest.mark.parametrize("name", CORPUS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     agent=TEXTS.filter(lambda text: len(text) > 1),
     cookie=TEXTS.filter(lambda text: len(text) > 1),
@@ -529,7 +529,7 @@ def outcome(wire: Wire, reads: list[bytes]) -> tuple[object, ...]:
     )
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pairs=st.lists(lesson_and_variation(), min_size=1, max_size=4),
     variables=st.sampled_from(

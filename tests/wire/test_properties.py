@@ -15,7 +15,7 @@ from tests.stand_ins.wire import Client, Wire, chunked, counted, post, request
 
 # Small enough that generated requests meet them.
 LIMITS = {"MAX_HEADER_BYTES": "1024", "MAX_BODY_SIZE": "300"}
-QUIET = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+QUIET = settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 
 methods = st.sampled_from(["POST", "POST", "POST", "GET", "GET", "HEAD", "OPTIONS", "PUT", "CONNECT", "post"])
 targets = st.sampled_from(
