@@ -135,6 +135,7 @@ class Collector:
             token=keys.token,
             note=self.journal_ledger.note,
             is_settled=self.journal_ledger.is_settled,
+            holds_own=settings.durability == "memory",
         )
         self.dlq = Spool(
             settings,
@@ -192,10 +193,6 @@ class Collector:
             journal=self.journal,
         )
         self.closing = self._closing() if settings.manifests else None
-        self.slots = {
-            "dlq": str(self.dlq_slot.path.absolute()),
-            "journal": str(self.journal_slot.path.absolute()),
-        }
         self.story = Story(
             metrics,
             clock=world.clock,
@@ -205,6 +202,11 @@ class Collector:
             about=self._about,
         )
         self._register_figures()
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """The folders that this process holds now: one whose lock was removed may have had to be left."""
+        return {"dlq": str(self.dlq_slot.path.absolute()), "journal": str(self.journal_slot.path.absolute())}
 
     @property
     def deferred(self) -> bool:

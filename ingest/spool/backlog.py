@@ -137,6 +137,13 @@ class Segments:
                 lines += chunk.count(b"\n")
         return size, lines
 
+    def hold(self, own: Slot, held: Collection[Path]) -> bool:
+        """Take a slot again whose lock has lost its name, or another one; tell whether that was needed."""
+        if own.is_ours():
+            return False
+        own.take_again(held)
+        return True
+
     def look_at(self, slots: Iterable[Slot]) -> list[tuple[Slot, StorageError | None]]:
         """Return the slots whose lock has lost its name, and those, with the error, of which that cannot be told."""
         found: list[tuple[Slot, StorageError | None]] = []
@@ -226,10 +233,12 @@ class Backlog:
         wait: float = WAIT,
         note: Callable[[Path, bytes], None] = no_note,
         is_settled: Callable[[Path], bool] = no_ledger,
+        holds_own: bool = False,
     ) -> None:
         """`own` is the slot in which this process, of this `token`, writes, if it does; `lane` is that of its disk.
 
         `note` writes lines into the ledger of a slot, in the lane. A slot stays until that `is_settled`.
+        With `holds_own` there is no journal that looks after the lock of `own`.
         """
         self._waiting = Tally()
         self._own = own
@@ -249,6 +258,7 @@ class Backlog:
         self._unread = Unread()
         self._pass: list[KeyedFile] | None = None
         self._lent: set[Path] = set()
+        self._holds_own = holds_own
         self._own_root = own.path if own is not None else None
         """Our own slot, as it was last seen: the journal takes another one if its lock is lost."""
         self._strays = False
@@ -322,7 +332,7 @@ class Backlog:
         self.release_emptied()
 
     async def watch(self) -> None:
-        """Look twice a second whether the slots are ours still, until cancelled; our own is looked at by the journal.
+        """Look twice a second whether the slots are ours still, until cancelled; a journal sees to our own itself.
 
         A slot without its lock's name is anybody's, so what is in it is left to whoever has it.
         """
@@ -331,12 +341,23 @@ class Backlog:
             if self._adopted:
                 await self._look_at_adopted()
             own = self._own
+            if own is not None and self._holds_own:
+                await self._hold_own(own)
             if own is not None and own.path != self._own_root:
                 self._own_root = own.path
                 self._strays = True
                 await self._list(own)
             if self._strays:
                 self._hand_on_strays()
+
+    async def _hold_own(self, own: Slot) -> None:
+        try:
+            if await self._lane.run(self._segments.hold, own, [slot.path for slot in self._adopted]):
+                log.warning("slot_taken_again", path=str(own.path))
+        except StorageError as error:
+            self._unread.complain(own.lock, error)
+        else:
+            self._unread.was_read(own.lock)
 
     async def _look_at_adopted(self) -> None:
         looked_at = list(self._adopted)

@@ -339,3 +339,19 @@ def test_what_an_earlier_run_left_in_our_slot_goes_with_it_and_the_new_one_is_li
     world.recover()
     assert sorted(world.stored_numbers()) == numbers
     assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0]
+
+
+def test_without_a_journal_the_lock_in_its_folder_is_taken_again_all_the_same(tmp_path):
+    world = World(tmp_path, durability="memory", flush_interval="1h")
+    try:
+        process = world.start()
+        remove(world, folder(world) / "0" / "lock")
+        world.advance(NOTICED)
+        assert len(said(world, "slot_taken_again")) == 1
+        remove(world, folder(world) / "0" / "lock")
+        other = world.start()
+        world.advance(NOTICED)
+        assert (other.journal_slot.number, process.journal_slot.number) == (0, 1)
+        assert process.collector.slots["journal"] == str(folder(world) / "1")
+    finally:
+        world.close()
