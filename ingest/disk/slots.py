@@ -133,6 +133,24 @@ class Slot:
             raise StorageError.of("stat", lock, error) from error
         return held.st_nlink > 0 and has_name(self._fs, lock, Identity.of(held))
 
+    def volume_is_there(self, path: Path) -> bool:
+        """Tell whether a path in the slot leads to the volume of the lock that we hold, as far as there is such a path.
+
+        Then a file that is not found was removed. Where the volume is not mounted, nothing is known of its files.
+        `StorageError` if the disk would not say.
+        """
+        if self._fd is None:
+            return False
+        folder = self.path / LOCK_NAME
+        try:
+            held = self._fs.fstat(self._fd)
+            for folder in (path, *path.parents):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    return self._fs.stat(folder).st_dev == held.st_dev
+        except OSError as error:
+            raise StorageError.of("stat", folder, error) from error
+        return False
+
     def take_again(self, held: Collection[Path] = ()) -> None:
         """Hold a slot after the lock has lost its name: this one, or, if another process has it, the first free one.
 

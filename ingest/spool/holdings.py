@@ -25,11 +25,13 @@ log = structlog.get_logger()
 class Holdings:
     """See the module's text."""
 
-    __slots__ = ("_change", "_first_in", "_tallies", "held")
+    __slots__ = ("_change", "_first_in", "_tallies", "additions", "held")
 
     def __init__(self) -> None:
         self.held = 0
         """Bytes of all files that are counted."""
+        self.additions = 0
+        """How often files were counted: by it a reading in several calls knows whether one came meanwhile."""
         self._change = Change()
         self._tallies: dict[Path, Tally] = {}
         self._first_in: dict[Path, int] = {}
@@ -49,6 +51,14 @@ class Holdings:
         """Tell whether a file is counted in a folder."""
         tally = self._tallies.get(folder)
         return tally is not None and tally.files > 0
+
+    def counts(self, folder: Path) -> bool:
+        """Tell whether the books have anything of a folder, be it a difference."""
+        return self._tallies.get(folder, Tally()) != Tally()
+
+    def counted_below(self, root: Path) -> set[Path]:
+        """Return the folders of a slot of which the books have anything."""
+        return {folder for folder in self._tallies if folder.is_relative_to(root) and self.counts(folder)}
 
     def folders_below(self, root: Path) -> list[Path]:
         """Return the hours' folders of a slot in which files are counted."""
@@ -144,3 +154,4 @@ class Holdings:
     def _add(self, folder: Path, tally: Tally) -> None:
         self._tallies.setdefault(folder, Tally()).add(tally)
         self.held += tally.size
+        self.additions += 1

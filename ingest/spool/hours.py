@@ -91,11 +91,15 @@ def by_hour(folder: Path) -> tuple[str, str, Path]:
 
 @dataclass(slots=True)
 class Chunk:
-    """Some names of one folder, sorted. `last`: no more of it is read. `error`: because it cannot be."""
+    """Some names of one folder, sorted. `first`: its reading begins with them. `last`: no more of it is read.
+
+    `error`: because it cannot be.
+    """
 
     folder: Path
     paths: list[Path] = field(default_factory=list)
     temporaries: list[Path] = field(default_factory=list)
+    first: bool = True
     last: bool = True
     error: StorageError | None = None
 
@@ -114,6 +118,7 @@ class Walk:
 
     def step(self, limit: int) -> Chunk | None:
         """Read at most `limit` entries; None when there are no more folders."""
+        first = self._entries is None
         if self._entries is None:
             if not self._folders:
                 return None
@@ -124,7 +129,7 @@ class Walk:
                 return Chunk(self._folder)
             except OSError as error:
                 return Chunk(self._folder, error=StorageError.of("scandir", self._folder, error))
-        chunk = Chunk(self._folder)
+        chunk = Chunk(self._folder, first=first)
         names = self._read(self._entries, limit, chunk)
         hour = self._folder.relative_to(self._root_of(self._folder)).as_posix()
         for name in sorted(names):

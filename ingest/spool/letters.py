@@ -11,6 +11,7 @@ The parts, each with one question:
     holdings      what is counted, by hour, and what the books on the loop are still to hear
     counting      what earlier runs left, and what of it is not counted yet
     temporaries   saves that a crash cut short
+    settling      which counted hours the disk has no more
     room          how much may be taken
 
 Promises:
@@ -18,6 +19,7 @@ Promises:
     save      when it returns, the file is published (temporary, synced, renamed, folder synced) and counted
     next      oldest hour first; one call reads at most `SCAN_LIMIT` names or touches one file, however many there are
     books     a file is lent only after it was counted; `take_change` tells what the calls since the last one counted
+    gone      what something else removed is out of the books as soon as that is known, also while no pass is made
     room      at a limit: refuse, or drop the oldest file, those first that the store has refused
 
 Never: puts an object, awaits, judges what is in a file (but for temporaries left by a crash).
@@ -30,6 +32,7 @@ that was mostly drained is a long run of deleted entries, and a file that cannot
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,6 +46,7 @@ from ingest.spool.counting import Counting
 from ingest.spool.holdings import Holdings
 from ingest.spool.hours import Walk, hour_folders, look
 from ingest.spool.marks import ANY, MARKS_MAX, Mark, Marks
+from ingest.spool.settling import Settling
 from ingest.spool.slots import Slots
 from ingest.spool.tally import Change, Tally
 from ingest.spool.temporaries import Temporaries
@@ -109,6 +113,7 @@ class Letters:
         salvages: bool = False,
         note: Callable[[Path, bytes], None] = no_note,
         is_settled: Callable[[Path], bool] = no_ledger,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`slots[0]` is our own; files whose names have `token` are this process's.
 
@@ -127,6 +132,7 @@ class Letters:
         self.holdings = Holdings()
         self.temporaries = Temporaries(fs, self.slots, self.marks, self.holdings, salvages=salvages)
         self.counting = Counting(fs, self.slots, self.marks, self.holdings, self.temporaries, self._token)
+        self.settling = Settling(fs, self.slots, self.marks, self.holdings, self.counting, clock)
 
         # The pass of `next`.
         self._walk: Walk | None = None
@@ -180,6 +186,8 @@ class Letters:
         path = dlq_path(self.slots.own, key)
         size = len(body)
         self._room.measure()
+        if not force and self._room.lacks(self.holdings.held + backlog, size):
+            self.settling.compare_if_due()  # somebody may have made room
         while not force and self._room.lacks(self.holdings.held + backlog, size):
             if not self._room.evicts or self._room.never_takes(backlog, size) or not self._evict_oldest():
                 raise DlqFull("save", key, "grow DLQ_MAX_SIZE_BYTES or the disk, or free space", transient=True)
@@ -229,13 +237,13 @@ class Letters:
             self._names.extend(chunk.paths)
             if chunk.error is not None:
                 self.marks.complain("dlq_folder_unreadable", chunk.folder, chunk.error)
-            elif chunk.last and not chunk.paths:
-                self._prune(chunk.folder)
+            self.settling.walked(chunk)
             return Pass.GOES_ON
         self._walk = None
         if self.counting.early:
             self._names, self.counting.early = self.counting.early, deque()
             return Pass.GOES_ON
+        self.settling.compare()
         self._release_emptied()
         return Pass.ENDS
 
@@ -329,7 +337,7 @@ class Letters:
         if self._unlink(path):
             self._room.took(-size)
             if not self.holdings.holds_files(path.parent):
-                self._prune(path.parent)
+                self.settling.prune(path.parent)
 
     def _unlink(self, path: Path) -> bool:
         try:
@@ -342,27 +350,13 @@ class Letters:
         self.marks.drop(path, Mark.REMOVING | Mark.UNREAD | Mark.REFUSED | Mark.TOLD)
         return True
 
-    def _prune(self, folder: Path) -> None:
-        """Remove an emptied hour and settle what is left of its tally."""
-        if not self.counting.is_counted(folder):
-            return
-        if self.marks.is_lent_from(folder):
-            return  # it is out of the books already, or will be, and not out of the tally
-        self.slots.tree_of(folder).prune(folder)
-        try:
-            if disk.exists(self._fs, folder):
-                return
-        except StorageError:
-            return  # not known to be gone: it is settled when it is
-        for path in self.marks.of(folder):
-            self.marks.drop(path, ANY)
-        self.holdings.settle(folder)
-
     def _release_emptied(self) -> None:
         """Between two passes: an adopted slot that holds no hour any more is somebody else's to take."""
         for slot in self.slots.adopted:
             listing = hour_folders(self._fs, [slot.path])
             if listing.hours or listing.unreadable or not self._is_settled(slot.path):
+                continue
+            if self.holdings.counted_below(slot.path) and not self.slots.volume_is_there(slot.path):
                 continue
             self.holdings.settle_below(slot.path)
             self.holdings.released(slot.path)
@@ -499,7 +493,7 @@ class Letters:
         self._room.took(-lent.size)
         log.warning("dlq_evicted", key=lent.key, events=lent.events, hint="the queue is full and DLQ_ON_FULL=evict")
         if not self.holdings.holds_files(lent.path.parent):
-            self._prune(lent.path.parent)
+            self.settling.prune(lent.path.parent)
         return True
 
     def _oldest(self) -> list[Path]:

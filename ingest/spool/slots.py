@@ -102,6 +102,19 @@ class Slots:
         """Tell whether a path lies in a slot that is held."""
         return any(path.is_relative_to(slot.path) for slot in self.held)
 
+    def volume_is_there(self, path: Path) -> bool:
+        """Tell whether a path leads to the volume on which we hold its slot; where that cannot be told, it does not.
+
+        Then what is not found there was removed. Else nothing is known of it.
+        """
+        for slot in self.held:
+            if path.is_relative_to(slot.path):
+                try:
+                    return slot.volume_is_there(path)
+                except disk.StorageError:
+                    return False
+        return False
+
     def root(self, path: Path) -> Path:
         """Return the slot in which a path lies."""
         for root in [*(slot.path for slot in self.held), *self.lost]:

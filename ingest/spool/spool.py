@@ -101,6 +101,7 @@ class Spool:
             salvages=salvages,
             note=note,
             is_settled=is_settled,
+            clock=clock,
         )
         self._sleep = sleep
         self._calls = Calls(letters, lane, self._take_in, wait=wait, clock=clock)
@@ -315,10 +316,14 @@ class Spool:
         await self._scan.run()
 
     async def watch(self) -> None:
-        """Look twice a second whether the locks of all slots still have their names, until cancelled."""
+        """Look twice a second whether the locks of all slots still have their names, until cancelled.
+
+        Files of theirs that are gone are looked for less often.
+        """
         while True:
             await self._sleep(WATCH_SECONDS)
             await self._calls.make(self._letters.look_at_slots, bounded=False)
+            await self._calls.make(self._letters.settling.compare_if_due, bounded=False)
             # A save that came too late leaves the books before the slot does in which it lies.
             if self._letters.slots.lost and not self._late:
                 await self._calls.make(self._letters.hand_on_lost, bounded=False)
