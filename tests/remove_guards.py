@@ -147,9 +147,9 @@ GUARDS: tuple[Guard, ...] = (
         (
             ("            if sync:\n                operation", "            if False:\n                operation"),
             (
-                "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
+                "    if sync:\n        _sync_name(fs, path.parent)\n\n\ndef publish_new",
                 "    late = fs.open(path, os.O_WRONLY)\n    fs.fdatasync(late)\n    fs.close(late)\n"
-                "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
+                "    if sync:\n        _sync_name(fs, path.parent)\n\n\ndef publish_new",
             ),
         ),
         (f"tests/{DURABLE}test_at_every_power_cut_the_old_or_the_whole_new_file_has_the_name",),
@@ -157,7 +157,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "the folder is synced after the rename",
         "disk/publish.py",
-        "    if sync:\n        sync_folder(fs, path.parent)\n\n\ndef publish_new",
+        "    if sync:\n        _sync_name(fs, path.parent)\n\n\ndef publish_new",
         "\n\ndef publish_new",
         DURABLE + "test_what_publish_returned_for_survives_a_power_cut",
     ),
@@ -640,9 +640,7 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "a save that failed leaves no file that nobody counts",
         "spool/letters.py",
-        "            try:\n                self._fs.unlink(path)\n            except FileNotFoundError:\n"
-        "                pass\n            except OSError:\n                self.marks.add(path, Mark.REMOVING)\n"
-        "            raise",
+        "            self._take_away(path)\n            raise",
         "            raise",
         DLQ + "test_a_save_whose_folder_cannot_be_synced_is_not_lent_even_if_it_cannot_be_removed",
     ),

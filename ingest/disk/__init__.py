@@ -4,7 +4,7 @@
 """
 
 from ingest.disk.append import create
-from ingest.disk.errors import StorageError, TornTail
+from ingest.disk.errors import NameInDoubt, StorageError, TornTail
 from ingest.disk.filesystem import Entries, Filesystem
 from ingest.disk.folders import make_dirs, prune, sync_file
 from ingest.disk.lane import Lane
@@ -38,6 +38,7 @@ __all__ = [
     "Identity",
     "Kind",
     "Lane",
+    "NameInDoubt",
     "Reader",
     "Removals",
     "Slot",

@@ -94,5 +94,9 @@ class StorageError(Exception):
         return f"{self.operation} {self.subject}{name}: {self.hint}{error}"
 
 
+class NameInDoubt(StorageError):  # noqa: N818 - a state of the file, as below
+    """A publish failed at or after the rename: the new file may have the name, or lose it again in a power cut."""
+
+
 class TornTail(StorageError):  # noqa: N818 - a state of the file, named as the documentation names it
     """An append failed and could not be undone: the file may end in bytes that were never acknowledged."""

@@ -15,7 +15,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from ingest.disk.append import write_all
-from ingest.disk.errors import StorageError
+from ingest.disk.errors import NameInDoubt, StorageError
 from ingest.disk.folders import discard, open_new, sync_folder
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def publish(
 ) -> None:
     """Put a whole file under `path`, replacing what is there. `StorageError`: the old file, or none, is still there.
 
-    One exception: if only the last step fails, the folder's sync, the new file stands under its name but a power cut
-    may bring back the old one. It is left standing, since to remove it could remove the only copy.
+    One exception, `NameInDoubt`: if only the last step fails, the folder's sync, the new file stands under its name but
+    a power cut may bring back the old one. It is left standing, since to remove it could remove the only copy. A rename
+    that fails is in doubt too: a network disk may have done it, and its answer is lost.
     With `root`, missing folders below it are made (`synced` as in `make_dirs`); without it the folder must exist.
     `temporary_in` is where the temporary goes (same volume; by default beside the file). `sync=False` is for what need
     not survive a power cut. `only_copy` is for what lies on no disk yet: the temporary's name says so, because half of
@@ -57,10 +58,10 @@ def publish(
         fs.rename(temporary, path)
     except OSError as error:
         discard(fs, temporary)
-        raise StorageError.of("rename", path, error) from error
+        raise NameInDoubt.of("rename", path, error) from error
     # Crash point "renamed": old or new file, each whole. Nobody was told that it is published.
     if sync:
-        sync_folder(fs, path.parent)
+        _sync_name(fs, path.parent)
 
 
 def publish_new(
@@ -114,6 +115,13 @@ def published_path(temporary: Path) -> Path | None:
 def is_only_copy(temporary: Path) -> bool:
     """Tell whether a temporary's name says that what it is to hold lay on no disk when it was begun."""
     return temporary.name.rpartition(TEMPORARY_SUFFIX)[0].rpartition(".")[2].startswith(ONLY_COPY)
+
+
+def _sync_name(fs: Filesystem, folder: Path) -> None:
+    try:
+        fs.fsync_dir(folder)
+    except OSError as error:
+        raise NameInDoubt.of("fsync", folder, error) from error
 
 
 def _write_temporary(

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
 
 SCAN_LIMIT: Final = 1_000
+AGAIN_AT_ONCE: Final = 100
+"""So many files that could not be removed are tried again in one call."""
 
 log = structlog.get_logger()
 
@@ -201,16 +204,23 @@ class Letters:
     def _publish(self, path: Path, body: bytes) -> None:
         try:
             self.slots.tree_of(path).publish(path, body, only_copy=self._only_copies)
-        except StorageError:
-            # `publish` leaves the file standing if only the folder's sync failed. Our caller still has the batch, so a
-            # file that is in nobody's books goes; if even that fails it is passed over from now on.
-            try:
-                self._fs.unlink(path)
-            except FileNotFoundError:
-                pass
-            except OSError:
-                self.marks.add(path, Mark.REMOVING)
+        except disk.NameInDoubt:
+            # Our caller still has the batch, so a file that is in nobody's books goes. A publish that failed before
+            # that gave no name: then there is nothing to be removed.
+            self._take_away(path)
             raise
+
+    def _take_away(self, path: Path) -> None:
+        """Remove a file that is in nobody's books; if that fails it is passed over from now on."""
+        try:
+            self._fs.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:
+            with suppress(StorageError):
+                if not disk.exists(self._fs, path):
+                    return
+            self.marks.add(path, Mark.REMOVING)
 
     def measure(self) -> None:
         """Look at how much is free, if that is due."""
@@ -229,9 +239,9 @@ class Letters:
         if self._names:
             return self._lend(self._names.popleft()) or Pass.GOES_ON
         if self._walk is None:
-            if self.marks.removing > MARKS_MAX and not self._unlink(self.marks.first(Mark.REMOVING)):
-                return Pass.ENDS  # a disk that lets nothing be removed: what is stored more is remembered one by one
-            self._walk = Walk(self._fs, self._counted_hours(), self.slots.root)
+            self.remove_again()
+            hours = [folder for folder in self._counted_hours() if not self._is_passed_over(folder)]
+            self._walk = Walk(self._fs, hours, self.slots.root)
         chunk = self._walk.step(SCAN_LIMIT)
         if chunk is not None:
             self._names.extend(chunk.paths)
@@ -304,6 +314,8 @@ class Letters:
         if self.marks.has(path, Mark.REMOVING):
             self._unlink(path)
             return None
+        if self._is_passed_over(path.parent):
+            return None
         try:
             size, events = look(self._fs, path)
         except FileNotFoundError:
@@ -317,6 +329,10 @@ class Letters:
         self.marks.add(path, Mark.LENT)
         refused = self.marks.has(path, Mark.REFUSED)
         return Lent(dlq_key(self.slots.root(path), path), path, size, events or 0, refused)
+
+    def _is_passed_over(self, folder: Path) -> bool:
+        """Tell whether nothing more is lent from a folder that lets nothing be removed: each file is remembered."""
+        return self.marks.removing > MARKS_MAX and self.marks.is_stuck(folder)
 
     def _counted_hours(self) -> list[Path]:
         listing = hour_folders(self._fs, self.slots.listed)
@@ -339,10 +355,16 @@ class Letters:
             if not self.holdings.holds_files(path.parent):
                 self.settling.prune(path.parent)
 
+    def remove_again(self) -> None:
+        """Try some of the files again that the disk did not let go; one that is gone is done with."""
+        for path in self.marks.removing_in_turn(AGAIN_AT_ONCE):
+            if self._unlink(path) and not self.holdings.holds_files(path.parent):
+                self.settling.prune(path.parent)
+
     def _unlink(self, path: Path) -> bool:
         try:
             self._fs.unlink(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             self.marks.complain("dlq_file_not_removed", path, StorageError.of("unlink", path, error))
@@ -399,6 +421,11 @@ class Letters:
         """
         for slot in self.slots.held:
             self._see_to_slot(slot)
+
+    def look_at_files(self) -> None:
+        """See now and then which files are gone, and which can be removed that could not be."""
+        if self.settling.compare_if_due():
+            self.remove_again()
 
     def hand_on_lost(self) -> None:
         """Let go of what is in slots that another process may hold, once nothing is lent from them."""

@@ -7,7 +7,9 @@ better disk is bounded. Never touches a disk, never counts an event.
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Flag, auto
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -45,13 +47,15 @@ ANY: Final = ~Mark(0)
 class Marks:
     """See the module's text."""
 
-    __slots__ = ("_of", "_refused", "removing", "unread")
+    __slots__ = ("_of", "_refused", "_removing", "_stuck", "unread")
 
     def __init__(self) -> None:
         self.unread = 0
         """How many files are marked UNREAD."""
-        self.removing = 0
-        """How many files are marked REMOVING."""
+        self._removing: dict[Path, None] = {}
+        """Files marked REMOVING, in the order in which they are tried again."""
+        self._stuck: Counter[Path] = Counter()
+        """How many of these are in each folder."""
         self._of: dict[Path, Mark] = {}
         self._refused: dict[Path, None] = {}
         """Files marked REFUSED that `first_refused` has not given yet, in the order in which they were set aside."""
@@ -68,9 +72,22 @@ class Marks:
         """Return all paths that have a mark."""
         return [path for path, marks in self._of.items() if mark in marks]
 
-    def first(self, mark: Mark) -> Path:
-        """Return a path that has a mark; there is one."""
-        return next(path for path, marks in self._of.items() if mark in marks)
+    @property
+    def removing(self) -> int:
+        """How many files are marked REMOVING."""
+        return len(self._removing)
+
+    def is_stuck(self, folder: Path) -> bool:
+        """Tell whether a file of this folder is marked REMOVING."""
+        return folder in self._stuck
+
+    def removing_in_turn(self, at_most: int) -> list[Path]:
+        """Return some of the files marked REMOVING, each in its turn."""
+        found = list(islice(self._removing, at_most))
+        for path in found:
+            del self._removing[path]
+            self._removing[path] = None
+        return found
 
     def of(self, folder: Path) -> list[Path]:
         """Return what is remembered of a folder: its files, and maybe itself."""
@@ -89,7 +106,9 @@ class Marks:
         before = self._of.get(path, Mark(0))
         self._of[path] = before | mark
         self.unread += Mark.UNREAD in mark and Mark.UNREAD not in before
-        self.removing += Mark.REMOVING in mark and Mark.REMOVING not in before
+        if Mark.REMOVING in mark and Mark.REMOVING not in before:
+            self._removing[path] = None
+            self._stuck[path.parent] += 1
 
     def drop(self, path: Path, mark: Mark) -> None:
         """Take marks from a path; one without any is forgotten."""
@@ -99,7 +118,11 @@ class Marks:
         if before is None:
             return
         self.unread -= Mark.UNREAD in mark and Mark.UNREAD in before
-        self.removing -= Mark.REMOVING in mark and Mark.REMOVING in before
+        if Mark.REMOVING in mark and Mark.REMOVING in before:
+            del self._removing[path]
+            self._stuck[path.parent] -= 1
+            if not self._stuck[path.parent]:
+                del self._stuck[path.parent]
         if left := before & ~mark:
             self._of[path] = left
         else:
@@ -127,5 +150,6 @@ class Marks:
 
     def check(self) -> None:
         """Hold the figures against the marks (DEBUG_CHECKS)."""
-        found = len(self.having(Mark.UNREAD)), len(self.having(Mark.REMOVING))
-        assert (self.unread, self.removing) == found, (self.unread, self.removing, found)  # noqa: S101 - it is a check
+        found = len(self.having(Mark.UNREAD)), set(self.having(Mark.REMOVING))
+        assert (self.unread, set(self._removing)) == found, (self.unread, self._removing, found)  # noqa: S101 - a check
+        assert self._stuck.total() == self.removing, (self._stuck, self.removing)  # noqa: S101 - as above

@@ -95,10 +95,12 @@ class Settling:
         if self._bare and self._added == self._holdings.additions:
             self._settle_bare(chunk.folder)
 
-    def compare_if_due(self) -> None:
-        """Compare, unless that was done less than `COMPARE_EVERY` ago."""
-        if self._clock() - self._compared_at >= COMPARE_EVERY:
+    def compare_if_due(self) -> bool:
+        """Compare, unless that was done less than `COMPARE_EVERY` ago; tell whether it was done."""
+        is_due = self._clock() - self._compared_at >= COMPARE_EVERY
+        if is_due:
             self.compare()
+        return is_due
 
     def compare(self) -> None:
         """Settle the hours that are counted and that the disk has no more."""

@@ -323,7 +323,7 @@ class Spool:
         while True:
             await self._sleep(WATCH_SECONDS)
             await self._calls.make(self._letters.look_at_slots, bounded=False)
-            await self._calls.make(self._letters.settling.compare_if_due, bounded=False)
+            await self._calls.make(self._letters.look_at_files, bounded=False)
             # A save that came too late leaves the books before the slot does in which it lies.
             if self._letters.slots.lost and not self._late:
                 await self._calls.make(self._letters.hand_on_lost, bounded=False)

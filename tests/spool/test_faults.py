@@ -13,7 +13,7 @@ import pytest
 
 from ingest.disk.errors import StorageError
 from ingest.disk.slots import Slot
-from ingest.spool import census
+from ingest.spool import census, letters
 from ingest.spool.letters import DlqFull
 from ingest.spool.waiting import Whereabouts
 from ingest.telemetry import DropReason
@@ -449,5 +449,67 @@ def test_c6_no_thread_of_a_disk_keeps_the_process_alive(tmp_path):
                 await bench.save(1)
             assert all(thread.daemon for thread in threading.enumerate() if thread.name == "dlq")
             bench.fs.heal()
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ removing
+
+
+@pytest.mark.parametrize("operation", ["mkdir", "open", "write", "fdatasync"])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR])
+def test_a_save_that_gave_no_name_leaves_nothing_to_be_removed(bench, operation, number):
+    async def main():
+        async with bench.open() as dlq:
+            bench.fs.on(operation, "unlink", "rmdir").fail(number)
+            for n in range(3):
+                with pytest.raises(StorageError):
+                    await bench.save(n)
+            assert await bench.all_keys() == []
+            assert dlq.unremoved == 0
+
+    asyncio.run(main())
+
+
+def test_a_file_that_could_not_be_removed_is_done_with_once_it_is_gone(bench):
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(3):
+                await bench.save(n)
+            stuck = bench.fs.on("unlink").fail(errno.EROFS)
+            for _ in range(3):
+                await bench.store(await dlq.next())
+            assert await dlq.next() is None
+            assert dlq.unremoved == 3
+            (bench.root / "raw").rename(bench.root.parent / "moved")
+            stuck.lift()
+            (bench.root / "raw").write_bytes(b"")  # the names lead nowhere now: ENOTDIR
+            assert await dlq.next() is None
+            assert dlq.unremoved == 0
+
+    asyncio.run(main())
+
+
+def test_very_many_files_that_cannot_be_removed_stop_the_recovery_of_their_hour_alone(bench, monkeypatch):
+    monkeypatch.setattr(letters, "MARKS_MAX", 3)
+    monkeypatch.setattr(letters, "AGAIN_AT_ONCE", 1)
+    later = "dt=2025-12-02/hr=15"
+
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(8):
+                await bench.save(n)
+                await bench.save(n, hour=later)
+            stuck = bench.fs.on("unlink", under="hr=14").fail(errno.EACCES)
+            for _ in range(3):
+                while (letter := await dlq.next()) is not None:
+                    await bench.store(letter)
+            assert dlq.unremoved == 4, "what cannot be removed is remembered without bound"
+            assert (dlq.files, len(files(bench.root))) == (4, 8)
+            stuck.lift()
+            for _ in range(3):
+                while (letter := await dlq.next()) is not None:
+                    await bench.store(letter)
+            assert (dlq.files, dlq.unremoved, files(bench.root)) == (0, 0, [])
 
     asyncio.run(main())
