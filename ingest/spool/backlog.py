@@ -441,6 +441,10 @@ class Backlog:
             self._unread.was_read(file.path)
             if there:
                 return letter
+            if self._is_stray(file.path):
+                self._lent.discard(file.path)  # whoever has the slot has stored it
+                self._hand_on_strays()
+                continue
             self._miss(letter)
         self._pass = None
         return None
@@ -471,7 +475,7 @@ class Backlog:
             self._lent.discard(letter.path)  # whoever has a stray's slot has counted it, and finds it stored
             return
         self._places.settled(letter.key)
-        root = self._root_of(letter.path)
+        root = _root_of(letter)
         removing = self._removals.remove(letter.path, root, partial(self._note, root, letter.lines))
         removing.add_done_callback(lambda _: self._removed(letter.path))
         await asyncio.wait({removing}, timeout=self._wait)
@@ -489,17 +493,13 @@ class Backlog:
     def _miss(self, letter: Letter) -> None:
         """Take a segment that something else removed out of the books: its events are in no place we know."""
         self._metrics.books.dropped(letter.events, DropReason.CORRUPT, self.place)
-        root = self._root_of(letter.path)
+        root = _root_of(letter)
         lines = ledger.dropped(letter.key, DropReason.CORRUPT.value, letter.events)
         self._removals.remove(letter.path, root, partial(self._note, root, lines))
         self._forget(letter.path)
         self._lent.discard(letter.path)
         log.error("segment_gone", key=letter.key, events=letter.events, hint="something else removed it")
         self.release_emptied()
-
-    def _root_of(self, path: Path) -> Path:
-        slots = self._adopted if self._own is None else [self._own, *self._adopted]
-        return next((slot.path for slot in slots if slot.path in path.parents), path.parent)
 
     def _lend(self, file: KeyedFile) -> Letter:
         self._lent.add(file.path)
@@ -586,6 +586,11 @@ class Backlog:
         self._metrics.books.recovered(events, self.place)
         self._add(KeyedFile(key, path, size, events))
         log.info("segment_found", key=key, events=events, size=size, copy=copy is Copy.KNOWN)
+
+
+def _root_of(file: KeyedFile) -> Path:
+    """Return the slot in which a file lies: the path below it is the key."""
+    return file.path.parents[file.key.count("/")]
 
 
 def _lies_in(slot: Slot, paths: Iterable[Path]) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from ingest.collector import ADOPT_SECONDS
 from ingest.intake.journal import LOOKS_BETWEEN_REWRITES, WATCH_SECONDS
+from ingest.telemetry import DropReason
 from tests.intake.test_journal import committed, in_journal, is_rewrite, on_disk, refused, said, segments
 from tests.model.world import World
 
@@ -164,6 +165,30 @@ def test_c9_a_slot_whose_lock_another_process_has_is_left_with_everything_in_it(
     more = process.commit(2)
     assert process.answers == committed(numbers + more)
     kill_and_recover(world, process, numbers + more)
+
+
+def test_what_waits_in_a_slot_that_another_process_has_now_is_left_to_that_one(journal):
+    """It finds the segments that we kept there; both would count them, and miss what the other one removes."""
+    world = journal(s3_app_retries=1)
+    process = world.start()
+    world.store.down = True
+    full = world.fs.on("write", when=lambda path: "/dlq/0/" in f"{path}").fail(errno.ENOSPC)
+    numbers = process.commit(3)
+    process.seal()
+    world.advance(30)
+    assert (process.backlog.files, process.backlog.events) == (1, 3)
+    full.lift()
+    remove(world, folder(world) / "0" / "lock")
+    other = world.start()
+    assert other.journal_slot.number == 0
+    world.advance(NOTICED + 1)
+    assert process.journal_slot.number == 1
+    world.store.down = False
+    assert world.wait_for(lambda: not segments(world), seconds=120, step=5)
+    assert world.stored_numbers() == dict.fromkeys(numbers, 1)
+    assert [one.metrics.books.events_dropped[DropReason.CORRUPT] for one in (process, other)] == [0, 0]
+    assert not [path for path in folder(world).rglob(".ledger") if path.parent.parent != folder(world)]
+    world.check()
 
 
 def test_c9_a_sealed_batch_whose_segment_is_gone_is_no_backlog(journal):
