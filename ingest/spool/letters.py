@@ -11,6 +11,7 @@ The parts, each with one question:
     holdings      what is counted, by hour, and what the books on the loop are still to hear
     counting      what earlier runs left, and what of it is not counted yet
     temporaries   saves that a crash cut short
+    victims       which file goes when there is no room
     settling      which counted hours the disk has no more
     room          how much may be taken
 
@@ -34,8 +35,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from enum import Enum, auto
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
@@ -51,6 +53,7 @@ from ingest.spool.settling import Settling
 from ingest.spool.slots import Slots
 from ingest.spool.tally import Change, Tally
 from ingest.spool.temporaries import Temporaries
+from ingest.spool.victims import Victims
 from ingest.spool.waiting import Held, Whereabouts, hour_of, no_ledger, no_note
 from ingest.telemetry import DropReason
 
@@ -62,6 +65,8 @@ if TYPE_CHECKING:
 
 
 SCAN_LIMIT: Final = 1_000
+TRIES: Final = 32
+"""So many files at most are tried in one call to make room."""
 AGAIN_AT_ONCE: Final = 100
 """So many files that could not be removed are tried again in one call."""
 
@@ -135,14 +140,12 @@ class Letters:
         self.holdings = Holdings()
         self.temporaries = Temporaries(fs, self.slots, self.marks, self.holdings, salvages=salvages)
         self.counting = Counting(fs, self.slots, self.marks, self.holdings, self.temporaries, self._token)
+        self.victims = Victims(fs, self.slots, self.marks, self.holdings, self.counting, self._counted_hours)
         self.settling = Settling(fs, self.slots, self.marks, self.holdings, self.counting, clock)
 
         # The pass of `next`.
         self._walk: Walk | None = None
         self._names: deque[Path] = deque()
-
-        self._victims: deque[Path] = deque()
-        """Files that may be evicted, oldest first."""
 
     def __repr__(self) -> str:
         return f"<Letters {len(self.slots)} slots, {self.holdings!r}, {self.counting!r}>"
@@ -190,7 +193,7 @@ class Letters:
         size = len(body)
         self._room.measure()
         if not force and self._room.lacks(self.holdings.held + backlog, size):
-            self.settling.compare_if_due()  # somebody may have made room
+            self.look_at_files()  # somebody may have made room
         while not force and self._room.lacks(self.holdings.held + backlog, size):
             if not self._room.evicts or self._room.never_takes(backlog, size) or not self._evict_oldest():
                 raise DlqFull("save", key, "grow DLQ_MAX_SIZE_BYTES or the disk, or free space", transient=True)
@@ -319,7 +322,7 @@ class Letters:
         try:
             size, events = look(self._fs, path)
         except FileNotFoundError:
-            self.marks.drop(path, Mark.UNREAD | Mark.REFUSED | Mark.TOLD)
+            self.marks.drop(path, Mark.UNREAD | Mark.REFUSED | Mark.STUCK | Mark.TOLD)
             return None
         except OSError as error:
             # No verdict upon the file: the disk would not say. It stays, and is asked again in the next pass.
@@ -367,9 +370,12 @@ class Letters:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
-            self.marks.complain("dlq_file_not_removed", path, StorageError.of("unlink", path, error))
+            if not self.marks.has(path, Mark.STUCK):
+                self.marks.complain("dlq_file_not_removed", path, StorageError.of("unlink", path, error))
             return False
-        self.marks.drop(path, Mark.REMOVING | Mark.UNREAD | Mark.REFUSED | Mark.TOLD)
+        else:
+            self.victims.removed_from(path.parent)
+        self.marks.drop(path, Mark.REMOVING | Mark.UNREAD | Mark.REFUSED | Mark.STUCK | Mark.TOLD)
         return True
 
     def _release_emptied(self) -> None:
@@ -426,6 +432,7 @@ class Letters:
         """See now and then which files are gone, and which can be removed that could not be."""
         if self.settling.compare_if_due():
             self.remove_again()
+            self.victims.begin_round()
 
     def hand_on_lost(self) -> None:
         """Let go of what is in slots that another process may hold, once nothing is lent from them."""
@@ -486,49 +493,38 @@ class Letters:
         if self._walk is not None:
             self._walk.leave(slot)
         self._names = deque(path for path in self._names if not path.is_relative_to(slot))
-        self._victims = deque(path for path in self._victims if not path.is_relative_to(slot))
+        self.victims.leave(slot)
 
     # ------------------------------------------------------------------------------------------------- room
 
     def _evict_oldest(self) -> bool:
-        """Drop the first file that can be dropped, counted; False if there is none."""
-        while (path := self.marks.first_refused()) is not None:
-            lent = self._lend(path)
-            if lent is not None:
-                return self._evict(lent)
-        for refilled in (False, True):
-            if not self._victims:
-                if refilled:
-                    return False
-                self._victims.extend(self._oldest())
-            while self._victims:
-                lent = self._lend(self._victims.popleft())
-                if lent is not None:
-                    return self._evict(lent)
+        """Drop the first file that can be dropped, counted; False if none of the next ones can."""
+        with closing(self.victims.candidates()) as candidates:
+            for path in islice(candidates, TRIES):
+                lent = self._lend(path)
+                if lent is None:
+                    if self.marks.has(path, Mark.TOLD):
+                        self.victims.failed(path)
+                elif self._evict(lent):
+                    return True
         return False
 
     def _evict(self, lent: Lent) -> bool:
         # Off the disk first, unlike `take_back`: a file that cannot be removed makes no room and is not lost.
-        self.marks.drop(lent.path, Mark.LENT)
-        # Should the file stay after all and be stored, that counts and not this.
-        lines = ledger.dropped(lent.key, DropReason.EVICTED.value, lent.events)
-        self._note(self.slots.root(lent.path), lines)
-        if not self._unlink(lent.path):
+        path = lent.path
+        self.marks.drop(path, Mark.LENT)
+        if not self.marks.has(path, Mark.STUCK):
+            # Once, however often it is tried. Should the file stay after all and be stored, that counts and not this.
+            lines = ledger.dropped(lent.key, DropReason.EVICTED.value, lent.events)
+            self._note(self.slots.root(path), lines)
+        if not self._unlink(path):
+            self.victims.failed(path)
+            self.marks.add(path, Mark.STUCK)
             return False
-        self.holdings.evicted(lent.path.parent, lent.tally)
-        self.counting.forget(lent.path, lent.tally)
+        self.holdings.evicted(path.parent, lent.tally)
+        self.counting.forget(path, lent.tally)
         self._room.took(-lent.size)
         log.warning("dlq_evicted", key=lent.key, events=lent.events, hint="the queue is full and DLQ_ON_FULL=evict")
-        if not self.holdings.holds_files(lent.path.parent):
-            self.settling.prune(lent.path.parent)
+        if not self.holdings.holds_files(path.parent):
+            self.settling.prune(path.parent)
         return True
-
-    def _oldest(self) -> list[Path]:
-        walk = Walk(self._fs, self._counted_hours(), self.slots.root)
-        try:
-            while (chunk := walk.step(SCAN_LIMIT)) is not None:
-                if chunk.paths:
-                    return chunk.paths
-        finally:
-            walk.close()
-        return list(self.counting.early)

@@ -37,6 +37,8 @@ class Mark(Flag):
     """Counted as a file without events, because it could not be read. Until it is read, or gone."""
     REFUSED = auto()
     """Set aside, since the store refuses it: the first to be evicted. Until it is stored, or said to be taken."""
+    STUCK = auto()
+    """It was to be evicted, which its ledger says, and the disk did not let it go. Until it is gone."""
     TOLD = auto()
     """Its trouble is in the log. Until it is read, or its folder is gone."""
 

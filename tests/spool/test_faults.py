@@ -13,10 +13,10 @@ import pytest
 
 from ingest.disk.errors import StorageError
 from ingest.disk.slots import Slot
-from ingest.spool import census, letters
+from ingest.spool import census, letters, settling
 from ingest.spool.letters import DlqFull
 from ingest.spool.waiting import Whereabouts
-from ingest.telemetry import DropReason
+from ingest.telemetry import DropReason, Place
 from tests.stand_ins.disk import Disk
 from tests.stand_ins.letters import OWN, Bench, body, files, key, leave
 
@@ -511,5 +511,72 @@ def test_very_many_files_that_cannot_be_removed_stop_the_recovery_of_their_hour_
                 while (letter := await dlq.next()) is not None:
                     await bench.store(letter)
             assert (dlq.files, dlq.unremoved, files(bench.root)) == (0, 0, [])
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ evicting
+
+
+def evicting(tmp_path, files):
+    noted = []
+    bench = Bench(tmp_path, Disk(), dlq_max_size_bytes=files * len(body(3)), dlq_on_full="evict")
+    bench.note = lambda _, line: noted.append(line.split()[0])
+    return bench, noted
+
+
+def test_evict_passes_over_a_folder_that_lets_nothing_go_and_tells_of_each_file_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(settling, "COMPARE_EVERY", 0.0)
+    bench, noted = evicting(tmp_path, 8)
+
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(6):
+                await bench.save(n, hour="dt=2025-12-02/hr=13")
+            for n in range(6, 8):
+                await bench.save(n)
+            stuck = bench.fs.on("unlink", under="hr=13").fail(errno.EACCES)
+            for n in range(8, 14):
+                await bench.save(n)
+            assert dlq.files == 8
+            assert bench.metrics.files_evicted == 6
+            assert len(noted) == len(set(noted))
+            assert capsys.readouterr().out.count("dlq_file_not_removed") == stuck_files(noted)
+            stuck.lift()
+            for n in range(14, 20):
+                await bench.save(n)
+            assert not (bench.root / "raw/dt=2025-12-02/hr=13").exists()
+
+    asyncio.run(main())
+
+
+def stuck_files(noted):
+    return sum(b"hr=13" in name for name in noted)
+
+
+@pytest.mark.parametrize("fixed", [1, 3, 5])
+def test_evict_finds_the_files_that_can_go_behind_those_that_cannot(tmp_path, monkeypatch, fixed):
+    monkeypatch.setattr(settling, "COMPARE_EVERY", 0.0)
+    bench, noted = evicting(tmp_path, 8)
+
+    async def main():
+        async with bench.open() as dlq:
+            for n in range(8):
+                await bench.save(n)
+            names = {f"{n:010d}.jsonl.gz" for n in range(fixed)}
+            bench.fs.on("unlink", when=lambda path: path.name[-19:] in names).fail(errno.EPERM)
+            refused = 0
+            for n in range(8, 12):
+                while True:
+                    try:
+                        await dlq.save(key(n, token=OWN), body(3), 3)
+                    except DlqFull:
+                        refused += 1
+                        assert refused <= fixed
+                    else:
+                        bench.metrics.books.accepted(3, Place.DLQ)
+                        break
+            assert (dlq.files, bench.metrics.files_evicted) == (8, 4)
+            assert len(noted) == len(set(noted)) == fixed + 4
 
     asyncio.run(main())

@@ -22,6 +22,7 @@ from ingest.format import codec
 from ingest.ledger import FOLDER as LEDGER
 from ingest.spool.places import Copy
 from ingest.spool.spool import Spool
+from ingest.spool.waiting import no_note
 from ingest.store import Refusal
 from ingest.telemetry import Place
 from ingest.telemetry.metrics import Metrics
@@ -219,6 +220,7 @@ class Bench:
         self.saving = 0
         """Events that `save` has accepted and that are not on the disk yet."""
         self.slept = []
+        self.note = no_note
 
     async def _sleep(self, seconds):
         self.slept.append(seconds)
@@ -236,6 +238,7 @@ class Bench:
             self.places,
             token=OWN,
             backlog_bytes=self.backlog_bytes,
+            note=self.note,
             salvages=self.salvages,
             wait=self.wait,
             sleep=self._sleep,
