@@ -645,6 +645,20 @@ GUARDS: tuple[Guard, ...] = (
         DLQ + "test_a_save_whose_folder_cannot_be_synced_is_not_lent_even_if_it_cannot_be_removed",
     ),
     _guard(
+        "no hour is settled while the volume is away",
+        "spool/settling.py",
+        "        elif self._slots.volume_is_there(folder):\n",
+        "        else:\n",
+        "spool/test_settling.py::test_nothing_leaves_the_books_while_it_is_not_known_what_the_volume_holds",
+    ),
+    _guard(
+        "the ledger is told of an eviction before the file goes",
+        "spool/letters.py",
+        "            self._note(self.slots.root(path), lines)\n        if not self._unlink(path):\n",
+        "        gone = self._unlink(path)\n        self._note(self.slots.root(path), lines)\n        if not gone:\n",
+        "spool/test_faults.py::test_evict_finds_the_files_that_can_go_behind_those_that_cannot",
+    ),
+    _guard(
         "room for a dead letter is reserved",
         "spool/letters.py",
         "        self.holdings.add(path, saved)\n",

@@ -521,7 +521,13 @@ def test_very_many_files_that_cannot_be_removed_stop_the_recovery_of_their_hour_
 def evicting(tmp_path, files):
     noted = []
     bench = Bench(tmp_path, Disk(), dlq_max_size_bytes=files * len(body(3)), dlq_on_full="evict")
-    bench.note = lambda _, line: noted.append(line.split()[0])
+
+    def note(root, line):
+        name = line.split()[0]
+        assert (root / name.decode()).exists(), "the ledger was not told before the file went"
+        noted.append(name)
+
+    bench.note = note
     return bench, noted
 
 
