@@ -88,8 +88,9 @@ class Kind(Enum):
             return cls.FILE
         try:
             mode = _mode(fs, Path(entry.path))
-        except StorageError:
-            return cls.LINK  # whoever enters it meets the error
+        except StorageError as error:
+            # A link to itself has no end; into any other whoever enters it meets the error.
+            return cls.NOWHERE if error.errno == errno.ELOOP else cls.LINK
         if mode is None:
             return cls.NOWHERE
         return cls.LINK if stat.S_ISDIR(mode) else cls.FILE

@@ -83,6 +83,17 @@ def test_a_link_to_what_is_listed_anyway_lists_nothing_twice(world, link, to):
     assert (process.dlq.files, process.dlq.events) == (2, len(numbers))
 
 
+def test_a_link_to_itself_is_unknown_and_hides_nothing_beside_it(world):
+    process = world.start()
+    numbers = letters(world, process, 2)
+    world.kill(process)
+    (world.root / "dlq/0/other").symlink_to("other")
+    (world.root / "dlq/journal/0/other").symlink_to("other")
+    process = world.start()
+    world.advance(60)
+    assert (process.dlq.unknown, process.backlog.unknown, process.dlq.events) == (1, 1, len(numbers))
+
+
 @pytest.mark.parametrize("place", ["dlq", "backlog"])
 def test_a_link_whose_end_is_not_there_is_unknown_and_tried_again(world, place):
     process = world.start()
