@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import statistics
@@ -320,17 +319,16 @@ class Bench:
         command = [str(LAKE_PYTHON), str(subjects.HERE / "lake.py"), str(self.work)]
         command += ["--objects", *(map(str, [30, 60] if self.plan.name == "quick" else [30, 60, 120, 240]))]
         environment = {**os.environ, "PYTHONPATH": str(subjects.HERE.parent)}
-        busy, ours, started = loads.machine_busy(), _spent_by_children(), time.monotonic()
-        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        ours, elapsed = _spent_by_children() - ours, time.monotonic() - started
-        self.foreign.append(max(0.0, loads.machine_busy() - busy - ours) / elapsed)
-        return json.loads(finished.stdout)
-
-
-def _spent_by_children():
-    """Return the CPU seconds of all children that have ended, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+        limit = open_limit("lake")  # limits nothing: it counts what Spark's Java spends, too
+        busy, started = loads.machine_busy(), time.monotonic()
+        process = limit.start(command, stdout=subprocess.PIPE, text=True, env=environment)
+        told, _ = process.communicate()
+        spent, elapsed = loads.machine_busy() - busy - limit.cpu_seconds(), time.monotonic() - started
+        limit.end()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        self.foreign.append(max(0.0, spent) / elapsed)
+        return json.loads(told)
 
 
 def _summary(subject, readings, ratios):
@@ -432,8 +430,8 @@ def main():
     finally:
         bench.close()
     results["noise"] = {
-        "foreign_cpu_median": statistics.median(bench.foreign or [0]),
-        "foreign_cpu_max": max(bench.foreign or [0]),
+        "foreign_cpu_median": statistics.median(bench.foreign) if bench.foreign else None,
+        "foreign_cpu_max": max(bench.foreign, default=None),
         "generator_bound": bench.generator_bound,
     }
     results["seconds"] = round(time.monotonic() - STARTED)

@@ -41,8 +41,9 @@ def refuse_unfit(results):
     foreign = results["noise"]["foreign_cpu_median"]
     if results["plan"] == "quick" or missing:
         raise NotPublishedError(f"a {results['plan']} run" + (f" without {', '.join(missing)}" if missing else ""))
-    if foreign > QUIET:
-        raise NotPublishedError(f"the machine was not quiet: others spent {foreign:.2f} cores")
+    if foreign is None or foreign > QUIET:
+        spent = "nobody knows how many" if foreign is None else f"{foreign:.2f}"
+        raise NotPublishedError(f"the machine was not quiet: others spent {spent} cores")
     if not is_of_lake(results) and not all(results["held"][share]["journal"]["held"] for share in SHARES.values()):
         raise NotPublishedError("no rate was held, which the sentences quote")
 

@@ -31,18 +31,25 @@ def tables(results):
     return "\n".join(_tables(results))
 
 
+def _noise(results):
+    noise = results["noise"]
+    plan = f"Plan {results['plan']}, {results['seconds']} s."
+    if noise["foreign_cpu_median"] is None:
+        yield f"{plan} Nobody measured what others spent meanwhile."
+    else:
+        median, most = noise["foreign_cpu_median"], noise["foreign_cpu_max"]
+        yield f"{plan} CPU spent by others meanwhile: median {median:.2f} cores, at most {most:.2f}."
+        if median > 0.1:
+            yield "**The machine was not quiet: take no figure from this run.**"
+
+
 def _tables(results):
     machine = results["machine"]
     python = f"Python {machine['python']}" + (", profile-guided" if machine["profile_guided_python"] else "")
     system = f"{machine['cores']} cores, Linux {'.'.join(machine['kernel'].split('.')[:2])}"
     yield f"\n{machine['cpu']}, {system}, {python}; limit: {machine['limit']}."
     noise = results["noise"]
-    yield (
-        f"Plan {results['plan']}, {results['seconds']} s. CPU spent by others meanwhile: median "
-        f"{noise['foreign_cpu_median']:.2f} cores, at most {noise['foreign_cpu_max']:.2f}."
-    )
-    if noise["foreign_cpu_median"] > 0.1:
-        yield "**The machine was not quiet: take no figure from this run.**"
+    yield from _noise(results)
     if noise["generator_bound"]:
         yield f"**The generator was the limit in: {', '.join(noise['generator_bound'])}.**"
     yield from results.get("left_out", [])

@@ -181,7 +181,8 @@ class Attacker(asyncio.Protocol):
 
     def _drip(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(self.crowd.attack.drip)
+            with suppress(RuntimeError):  # it was reset, and is told of it only in the next step
+                self.transport.write(self.crowd.attack.drip)
             asyncio.get_running_loop().call_later(self.crowd.attack.every, self._drip)
 
     def data_received(self, data: bytes) -> None:

@@ -30,6 +30,7 @@ SHORT = {
     "the dead letters' opendir",
     "the store's fdatasync",
 }
+DOUBTED = {"the rename of a rewrite after a failed fdatasync"}
 
 
 def hanging(what):
@@ -59,9 +60,9 @@ def test_a_process_is_gone_in_time_whatever_disk_hangs_c5(collectors, figure, wh
     collector.wait_said("hangs")
     status, took = stop_in_time(collector)
     load.stop(grace=0)
-    assert status == 0, collector.tail()
     (stopped,) = collector.said("stopped")
-    assert stopped["lost_events"] == 0
+    # After a failed sync nobody knows what the device has of a segment, though its file can still be read.
+    assert (status, stopped["lost_events"] > 0) == ((1, True) if what in DOUBTED else (0, False)), collector.tail()
     (collector.folder / ARMED).unlink()
     last = collectors({}, name="last").start()
     last.wait_delivered()
