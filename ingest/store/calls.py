@@ -5,8 +5,9 @@ Owns the calls that have not begun, and what each was given.
 Promises:
 
     left      a caller that leaves before its call has begun takes along what it gave: no body stays in the queue
-    standing  while the queue still has a call whose caller left, no thread has come free since: a new call would only
-              stand behind it. It fails at once (`StorageError`, transient), so that the queue does not grow either
+    standing  while the queue still has a call whose caller waited and left, no thread has come free since: a new call
+              would only stand behind it. It fails at once (`StorageError`, transient), so that the queue does not grow
+              either. A caller that leaves within `LEAST_WAIT` says nothing of that: it harms no other call
     late      a call that was under way when its caller left goes on, and its outcome is nobody's
 
 Never bounds a call: a caller leaves when its time is over. `make` is called on the loop.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from ingest.disk import StorageError
 from ingest.disk.lane import HINT
@@ -28,15 +29,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LEAST_WAIT: Final = 0.05
+"""Seconds within which a free thread takes a call, as a rule."""
+
 
 class _Call(Generic[T]):
     """One call: it has its work until a thread takes it, or its caller takes it back."""
 
-    __slots__ = ("answer", "loop", "work")
+    __slots__ = ("answer", "began", "is_passed", "loop", "work")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> None:
         self.answer: asyncio.Future[T] = loop.create_future()
         self.loop = loop
+        self.began = loop.time()
+        self.is_passed = False
+        """Whether it is one of `Calls._passed`."""
         self.work: Callable[[], T] | None = work
 
     def post(self, tell: Callable[[], None]) -> None:
@@ -66,7 +73,7 @@ class Calls:
         self._subject = subject
         self._lock = threading.Lock()
         self._passed = 0
-        """Calls in the executor's queue whose callers have left."""
+        """Calls in the executor's queue whose callers have waited, and left."""
 
     def __repr__(self) -> str:
         return f"<Calls {self._subject}, {self._passed} left in the queue>"
@@ -84,7 +91,8 @@ class Calls:
             with self._lock:
                 if call.work is not None:
                     call.work = None
-                    self._passed += 1
+                    call.is_passed = call.loop.time() - call.began >= LEAST_WAIT
+                    self._passed += call.is_passed
             if call.answer.done() and not call.answer.cancelled():
                 call.answer.exception()  # it came in the same step of the loop, and nobody reads it
             raise
@@ -94,7 +102,7 @@ class Calls:
         with self._lock:
             work, call.work = call.work, None
             if work is None:
-                self._passed -= 1
+                self._passed -= call.is_passed
                 return
         try:
             result = work()

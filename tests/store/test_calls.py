@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingest.disk import StorageError
-from ingest.store.calls import Calls
+from ingest.store.calls import LEAST_WAIT, Calls
 
 ROOT = Path("/objects")
 
@@ -51,7 +51,7 @@ async def hung(threads=1):
 
 async def leave(calls, work):
     try:
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(2 * LEAST_WAIT):
             await calls.make(work)
     except TimeoutError:  # caught here, because `pytest.raises` would keep the frames and with them the work
         return

@@ -17,6 +17,7 @@ from ingest.config.settings import load
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import Filesystem
 from ingest.format import codec
+from ingest.store.calls import LEAST_WAIT
 from ingest.store.directory import TEMPORARIES, TEMPORARY_MAX_AGE, DirectoryStore
 from ingest.store.object_store import MOST_BYTES, Head, ObjectMetadata
 from tests.stand_ins.disk import CrashableDisk, Disk, power_cuts
@@ -279,7 +280,7 @@ def test_a_directory_that_hangs_fails_what_comes_next_at_once_and_keeps_no_body(
         failed = []
         for body in bodies:
             try:
-                async with asyncio.timeout(0.01):
+                async with asyncio.timeout(2 * LEAST_WAIT):
                     await store.put(KEY, body, METADATA)
             except (TimeoutError, StorageError) as error:
                 failed.append(type(error))
