@@ -355,14 +355,18 @@ class Letters:
         self.marks.add(path, Mark.REMOVING)
         if self._unlink(path):
             self._room.took(-size)
-            if not self.holdings.holds_files(path.parent):
-                self.settling.prune(path.parent)
+            self._prune_after(path)
 
     def remove_again(self) -> None:
         """Try some of the files again that the disk did not let go; one that is gone is done with."""
         for path in self.marks.removing_in_turn(AGAIN_AT_ONCE):
-            if self._unlink(path) and not self.holdings.holds_files(path.parent):
-                self.settling.prune(path.parent)
+            if self._unlink(path):
+                self._prune_after(path)
+
+    def _prune_after(self, path: Path) -> None:
+        """Remove the folder of a file that is gone, if it was the last one that counts."""
+        if not self.holdings.holds_files(path.parent):
+            self.settling.prune(path.parent)
 
     def _unlink(self, path: Path) -> bool:
         try:
@@ -525,6 +529,5 @@ class Letters:
         self.counting.forget(path, lent.tally)
         self._room.took(-lent.size)
         log.warning("dlq_evicted", key=lent.key, events=lent.events, hint="the queue is full and DLQ_ON_FULL=evict")
-        if not self.holdings.holds_files(path.parent):
-            self.settling.prune(path.parent)
+        self._prune_after(path)
         return True

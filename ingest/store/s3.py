@@ -136,7 +136,7 @@ class S3Store:
         self._creates = _Creates.UNPROVEN if settings.s3_conditional_puts else _Creates.LOOK_FIRST
         self._canaries = 0
         self._may_read = True
-        """Until an object that exists may not be read, which is told once."""
+        """False from an object that exists and may not be read, which is told once, until one may be."""
         chosen = _chosen(settings)
         arguments = {"Bucket": settings.raw_bucket or "", "Key": ""}
         arguments.update((name, value) for name, _, value in chosen)
@@ -284,6 +284,7 @@ class S3Store:
             elif verdict != _NO_SUCH_RANGE:  # an object of no bytes is none of ours
                 raise
             return False
+        self._may_read = True
         found = self._head.events(head)
         if found is None or found >= wanted:
             return False
