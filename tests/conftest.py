@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import structlog
 
+from ingest.intake import journal
+from ingest.spool import backlog, spool
 from tests.stand_ins.s3_server import bucket, s3_server
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ def _log_as_it_comes():
     yield
     if structlog.is_configured():
         structlog.reset_defaults()
+
+
+@pytest.fixture
+def few_looks(monkeypatch):
+    """Let the hours of a test in the model's time cost little: names are not looked at twice a second."""
+    for watched in (journal, backlog, spool):
+        monkeypatch.setattr(watched, "WATCH_SECONDS", 60.0)
 
 
 @pytest.fixture

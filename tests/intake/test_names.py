@@ -229,7 +229,7 @@ def test_a_segment_that_cannot_be_looked_at_hides_no_other_that_lost_its_name(jo
     world.store.down = True
     waiting = process.commit(3)
     process.seal()
-    world.advance(3600)
+    world.time.step(3600)
     numbers = process.commit(3)
     hidden = next(path for path in segments(world) if "hr=00" in path.parts)
     world.fs.on("stat", under=folder(world) / "0" / hidden.relative_to("dlq/journal/0").parent).fail(number)

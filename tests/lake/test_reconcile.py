@@ -13,7 +13,6 @@ from ingest.__main__ import main
 from ingest.commands import opened
 from ingest.disk import StorageError
 from ingest.format import codec, parse_key
-from ingest.intake import journal
 from ingest.lake.patience import Patient
 from ingest.store.directory import DirectoryStore
 from tests.model.time import START
@@ -22,15 +21,11 @@ from tests.process.s3 import s3_client, s3_environment
 
 HOUR = 3600
 
+pytestmark = pytest.mark.usefixtures("few_looks")
+
 
 def hour(number):
     return f"dt=2025-12-03/hr={number:02d}"
-
-
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch):
-    """Let the hours of a test cost little: names are not looked at twice a second."""
-    monkeypatch.setattr(journal, "WATCH_SECONDS", 60.0)
 
 
 @pytest.fixture

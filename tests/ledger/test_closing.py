@@ -20,6 +20,8 @@ PREFIX = "raw_manifest"
 FIRST, SECOND = "dt=2025-12-03/hr=00", "dt=2025-12-03/hr=01"
 HOUR = 3600
 
+pytestmark = pytest.mark.usefixtures("few_looks")
+
 
 @pytest.fixture
 def world(tmp_path):

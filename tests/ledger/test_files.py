@@ -15,6 +15,8 @@ from tests.stand_ins.disk import CrashableDisk, Disk
 from tests.stand_ins.letters import body, key
 
 EVERY_CALL = 25
+
+pytestmark = pytest.mark.usefixtures("few_looks")
 """More calls to the file system than a batch's way from its put to the removal of its segment takes."""
 
 
