@@ -15,9 +15,9 @@ from tests.stand_ins.disk import CrashableDisk, Disk
 from tests.stand_ins.letters import body, key
 
 EVERY_CALL = 25
+"""More calls to the file system than a batch's way from its put to the removal of its segment takes."""
 
 pytestmark = pytest.mark.usefixtures("few_looks")
-"""More calls to the file system than a batch's way from its put to the removal of its segment takes."""
 
 
 @pytest.fixture
