@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help install run-local try quick test coverage lint format proof soak guards api manifests browsers sdks stores readers pages-check image-check bench outage micro instructions build push dist lock clean
+.PHONY: help install run-local try quick test coverage lint format properties proof soak guards api manifests browsers sdks stores readers pages-check image-check bench outage micro instructions build push dist lock clean
 
 PYTHON ?=
 BIN := .venv/bin
@@ -99,7 +99,11 @@ format: install ## let ruff put the layout right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-proof: coverage guards ## all that takes long: coverage, the guards, the soak, and the tests marked as proof
+ROUNDS ?= 10
+properties: install ## what holds of any input, with examples drawn anew in ROUNDS rounds (5 minutes; `make test` has the same ones each time)
+	@for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile=anew -n $$(nproc) tests || exit 1; done
+
+proof: coverage guards properties ## all that takes long: coverage, the guards, any input, the soak, and the tests marked as proof
 	@$(BIN)/python -m pytest -m "soak or proof" --timeout=0 -o faulthandler_timeout=0 -ra
 
 soak: install ## the long fault-injection rounds

@@ -22,9 +22,11 @@ __all__ = ["bucket", "s3_server"]
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# An example takes as long as the machine lets it.
-hypothesis.settings.register_profile("busy", deadline=None)
-hypothesis.settings.load_profile("busy")
+# An example takes as long as the machine lets it. The examples are the same each time, so that a commit that passed
+# passes again; `make properties` draws them anew, in one round after another.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("anew", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

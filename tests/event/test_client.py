@@ -33,6 +33,13 @@ def oracle_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
     return mapped or address
 
 
+def oracle_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Read a network; one that has nothing but IPv4 addresses mapped into IPv6 is of IPv4, as its addresses are."""
+    network = ipaddress.ip_network(text)
+    ends = [getattr(end, "ipv4_mapped", None) for end in (network.network_address, network.broadcast_address)]
+    return next(ipaddress.summarize_address_range(*ends)) if all(ends) else network
+
+
 def oracle_element(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Read one address, with or without brackets and port."""
     text = text.strip(' \t"')
@@ -49,7 +56,7 @@ def oracle_element(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
 
 def oracle_forwarded_for(value: str, trusted: list[str], read=oracle_element) -> str | None:
     """Walk the elements that are not empty from the right, 32 of them, up to the first that is no address."""
-    networks = [ipaddress.ip_network(text) for text in trusted]
+    networks = [oracle_network(text) for text in trusted]
     leftmost = None
     for part in [part for part in value.split(",") if part.strip(" \t")][:-33:-1]:
         address = read(part)
@@ -123,14 +130,15 @@ def test_of_x_forwarded_for_it_is_the_rightmost_untrusted_address(value):
     assert same(ip_of(TEXT, "10.0.0.254", x_forwarded_for=value), expected)
 
 
+def around(address: object, bits: int) -> str:
+    return str(ipaddress.ip_network(f"{address}/{bits}", strict=False))
+
+
 networks = st.one_of(
-    st.builds(
-        lambda ip, bits: ipaddress.ip_network((int(ip), bits), strict=False), st.ip_addresses(v=4), st.integers(0, 32)
-    ),
-    st.builds(
-        lambda ip, bits: ipaddress.ip_network((int(ip), bits), strict=False), st.ip_addresses(v=6), st.integers(0, 128)
-    ),
-).map(str)
+    st.builds(around, st.ip_addresses(v=4), st.integers(0, 32)),
+    st.builds(around, st.ip_addresses(v=6), st.integers(0, 128)),
+    st.builds(around, mapped, st.integers(90, 128)),
+)
 
 
 @settings(max_examples=200)
@@ -138,10 +146,13 @@ networks = st.one_of(
 @example(trusted=["0.0.0.0/0"], value="1.2.3.4, 5.6.7.8", peer="9.9.9.9")
 @example(trusted=["::/0"], value="1.2.3.4, ::1, 5.6.7.8", peer="::9")
 @example(trusted=["::/0"], value="1.2.3.4", peer="::ffff:9.9.9.9")
+@example(trusted=["::ffff:0:0/96"], value="0.0.0.0", peer="10.0.0.1")
+@example(trusted=["::fffe:0:0/95"], value="1.2.3.4, ::fffe:0:1", peer="::fffe:0:2")
+@example(trusted=["::ffff:10.0.0.0/104"], value="1.2.3.4, 10.0.0.2", peer="::ffff:10.0.0.1")
 @example(trusted=["96.0.0.0/3"], value="127.255.255.255, 128.0.0.0", peer="95.255.255.255")
 def test_who_is_trusted_is_what_the_networks_say(trusted, value, peer):
     own = oracle_address(peer)
-    believed = any(own in ipaddress.ip_network(network) for network in trusted)
+    believed = any(own in oracle_network(network) for network in trusted)
     expected = (oracle_forwarded_for(value, trusted) if believed else None) or str(own)
     one = encoder(TRUSTED_PROXIES=",".join(trusted))
     assert one.peer(peer).trusted == believed
