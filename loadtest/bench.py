@@ -319,7 +319,7 @@ class Bench:
         command = [str(LAKE_PYTHON), str(subjects.HERE / "lake.py"), str(self.work)]
         command += ["--objects", *(map(str, [30, 60] if self.plan.name == "quick" else [30, 60, 120, 240]))]
         environment = {**os.environ, "PYTHONPATH": str(subjects.HERE.parent)}
-        limit = open_limit("lake")  # limits nothing: it counts what Spark's Java spends, too
+        limit = open_limit("lake", memory=None)  # limits nothing: it counts what Spark's Java spends, too
         busy, started = loads.machine_busy(), time.monotonic()
         process = limit.start(command, stdout=subprocess.PIPE, text=True, env=environment)
         told, _ = process.communicate()

@@ -25,8 +25,9 @@ class Limit:
 
     kind = ""
 
-    def __init__(self, name):
+    def __init__(self, name, memory):
         self.name = name
+        self.memory = memory
 
     def set_cpu(self, share):
         """Limit to `share` of a core, None: no limit."""
@@ -81,8 +82,8 @@ class Limit:
 class CgroupV2(Limit):
     kind = "cgroup v2 (cpu.max)"
 
-    def __init__(self, name):
-        super().__init__(name)
+    def __init__(self, name, memory):
+        super().__init__(name, memory)
         root = _mount_of("cgroup2", None)
         for parent in (root, root / _own_cgroup(0).lstrip("/")):
             with contextlib.suppress(OSError):
@@ -94,8 +95,9 @@ class CgroupV2(Limit):
                 break
         else:
             raise OSError("the cpu controller cannot be given to a new group")
-        with contextlib.suppress(OSError):
-            (self.folder / "memory.max").write_text(str(MEMORY))
+        if memory is not None:
+            with contextlib.suppress(OSError):
+                (self.folder / "memory.max").write_text(str(memory))
 
     def set_cpu(self, share):
         quota = "max" if share is None else int(share * PERIOD_US)
@@ -117,8 +119,8 @@ class CgroupV2(Limit):
 class CgroupV1(Limit):
     kind = "cgroup v1 (cpu.cfs_quota_us)"
 
-    def __init__(self, name):
-        super().__init__(name)
+    def __init__(self, name, memory):
+        super().__init__(name, memory)
         self.folders = {}
         for controller in ("cpu", "cpuacct", "memory"):
             with contextlib.suppress(LookupError):
@@ -129,7 +131,8 @@ class CgroupV1(Limit):
         self.set_cpu(None)
         with contextlib.suppress(OSError, LookupError):
             self.folders["memory"].mkdir(exist_ok=True)
-            (self.folders["memory"] / "memory.limit_in_bytes").write_text(str(MEMORY))
+            if memory is not None:
+                (self.folders["memory"] / "memory.limit_in_bytes").write_text(str(memory))
 
     def set_cpu(self, share):
         (self.folders["cpu"] / "cpu.cfs_period_us").write_text(str(PERIOD_US))
@@ -154,8 +157,8 @@ class CgroupV1(Limit):
 class SystemdScope(Limit):
     kind = "systemd-run --user --scope (CPUQuota)"
 
-    def __init__(self, name):
-        super().__init__(name)
+    def __init__(self, name, memory):
+        super().__init__(name, memory)
         self.unit = f"{name}.scope"
         self.folder = None
         probe = ["systemd-run", "--user", "--scope", "--quiet", "-p", "CPUQuota=25%", "true"]
@@ -163,8 +166,9 @@ class SystemdScope(Limit):
             raise OSError("systemd-run --user --scope does not work here")
 
     def start(self, command, *, cores=None, **options):
-        prefix = ["systemd-run", "--user", "--scope", "--quiet", "--unit", self.name, "-p", f"MemoryMax={MEMORY}"]
-        process = super().start([*prefix, *command], cores=cores, **options)
+        prefix = ["systemd-run", "--user", "--scope", "--quiet", "--unit", self.name]
+        bound = [] if self.memory is None else ["-p", f"MemoryMax={self.memory}"]
+        process = super().start([*prefix, *bound, *command], cores=cores, **options)
         while self.folder is None or self.name not in self.folder.name:
             time.sleep(0.01)
             path = next(
@@ -187,11 +191,12 @@ class SystemdScope(Limit):
         return []
 
 
-def open_limit(name):
+def open_limit(name, memory=MEMORY):
+    """Return a limit that has no CPU quota yet; `memory` is in bytes, None: no bound."""
     reasons = []
     for kind in (CgroupV2, CgroupV1, SystemdScope):
         try:
-            return kind(f"estat-{os.getpid()}-{name}")
+            return kind(f"estat-{os.getpid()}-{name}", memory)
         except (OSError, LookupError) as error:
             reasons.append(f"{kind.kind}: {error}")
     raise NoLimitError("no CPU limit can be set here (run it as root?): " + "; ".join(reasons))
