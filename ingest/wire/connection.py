@@ -15,7 +15,7 @@ The place in the byte stream decides the deadline (`entered`; see `states`). `en
 | open        | the start              | requests are read                                                   |
 | last answer | `end`                  | nothing is read any more; `finish` closes                           |
 | linger      | `end(linger=True)`     | the same, after a refusal; `finish` closes our half                 |
-| lingering   | `finish`               | our half is closed; what comes is left, for 2 s and 64 KiB at most  |
+| lingering   | `finish`               | our half is closed; what comes is left, within bounds               |
 | gone        | `connection_lost`      | there is no transport; answers that are still owed are written into nothing |
 
 A read that finds no room is not kept, and leaves a hole in the bytes. Only the refusal leaves that state:
@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
     def _finds_room(self, data: bytes) -> bool:
         """Tell whether a read is kept; else the connection is refused for it."""
         if self.ending is not _OPEN:
-            self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
+            self._leave(data)
             return False
         if self._overrun is not _NONE:
             return False
@@ -339,14 +339,16 @@ class Connection(asyncio.Protocol):
         """End the connection, all answers written.
 
         After a refusal our half is closed first and what still comes is read and left, for a while: closing with bytes
-        unread makes the kernel send a reset, which can overtake the answer (RFC 9112 §9.6).
+        unread makes the kernel send a reset, which can overtake the answer (RFC 9112 §9.6). Who is in the midst of a
+        request has the rest of its time for that.
         """
         flow = self._flow
         if flow.is_over or self.ending is Ending.LINGERING:
             return
         if self.ending is Ending.LINGER and not flow.ended:
             self.ending = Ending.LINGERING
-            self.deadline = self._tick.clocks.loop_time() + LINGER_SECONDS
+            least = self._tick.clocks.loop_time() + LINGER_SECONDS
+            self.deadline = least if self._place is _IDLE else max(self.deadline, least)
             flow.half_close()
         else:
             flow.close()
@@ -509,6 +511,11 @@ class Connection(asyncio.Protocol):
             tick.schedule(waits=False)
         tick.arrivals.reads.append((self, with_what))
 
+    def _leave(self, data: bytes) -> None:
+        """Leave what came after the end."""
+        if self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING):
+            self._come_again()
+
     def _is_clear(self) -> bool:
         """Tell whether the next read begins between two requests, with nothing before it."""
         return self._place is _IDLE and not self._slow
@@ -520,7 +527,7 @@ class Connection(asyncio.Protocol):
     def _feed_carefully(self, data: bytes) -> None:
         """Feed a slice of what is there; keep the rest for the next turn."""
         if self.ending is not _OPEN:
-            self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING)
+            self._leave(data)
             return
         if data is _HOLE:
             self._overrun = _REACHED

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ingest.wire.limits import SLICE
+
 if TYPE_CHECKING:
     import asyncio
 
 UNSENT_ANSWERS: Final = 65536
 """With more bytes of answers than this unsent, no request is read: the limit that a loop's transports come with."""
-LINGER_BYTES: Final = 65536
-"""How much is read and left of what comes after a refusal."""
+LINGER_BYTES: Final = 64 << 20
+"""So much is read and left of what comes after a refusal: four times the largest body that any setting takes. Many a
+client reads no answer before all of its body is sent, and a reset in the midst would take the answer from it."""
+EARLY_BYTES: Final = 65536
+"""So much of it before the last answer is written."""
 NEVER: Final = float("inf")
 
 
@@ -64,17 +69,23 @@ class Flow:
             self._transport.resume_reading()
             self._transport.write_eof()
 
-    def drop(self, size: int, *, lingering: bool) -> None:
-        """Leave bytes that came after the end, at most 64 KiB of them. Until the last answer nothing is closed."""
+    def drop(self, size: int, *, lingering: bool) -> bool:
+        """Leave bytes that came after the end, and tell whether to come again: none waits for who sends a lot.
+
+        Until the last answer nothing is closed, and little is read.
+        """
         self._lingered += size
-        enough = self._lingered > LINGER_BYTES
         if not lingering:
-            if enough:
+            if self._lingered > EARLY_BYTES:
                 self.pause()
-        elif enough or self.ended:
+        elif self._lingered > LINGER_BYTES or self.ended:
             self.close()
-        elif self._transport is not None:
-            self._transport.resume_reading()
+        elif size > SLICE:
+            self.pause()
+            return True
+        else:
+            self.go_on()
+        return False
 
     def close(self) -> None:
         """Close once all that was written is sent."""

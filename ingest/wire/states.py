@@ -1,16 +1,16 @@
 """The states of a connection: one table, which the dispatch, the documentation and the tests read.
 
 Owns the states and what ends each of them. A deadline is armed when a state is entered and moves only when another one
-is: bytes that trickle in buy no time.
+is: bytes that trickle in buy no time. A refused request has what is left of its own to be sent to its end.
 
-| state           | entered by                                | deadline     | on expiry |
-| --------------- | ----------------------------------------- | ------------ | --------- |
-| idle            | connect; the end of a request             | IDLE_TIMEOUT | close     |
-| headers         | the first byte of a request               | READ_TIMEOUT | close     |
-| body            | the end of the head; the deadline goes on | READ_TIMEOUT | close     |
-| unpacking       | the end of a body that takes long         | READ_TIMEOUT | refuse    |
-| awaiting-commit | idle or closing, answers owed (`fsync`)   | none         | wait      |
-| closing         | a refusal; `Connection: close`            | 2 s          | abort     |
+| state           | entered by                                | deadline             | on expiry |
+| --------------- | ----------------------------------------- | -------------------- | --------- |
+| idle            | connect; the end of a request             | IDLE_TIMEOUT         | close     |
+| headers         | the first byte of a request               | READ_TIMEOUT         | close     |
+| body            | the end of the head; the deadline goes on | READ_TIMEOUT         | close     |
+| unpacking       | the end of a body that takes long         | READ_TIMEOUT         | refuse    |
+| awaiting-commit | idle or closing, answers owed (`fsync`)   | none                 | wait      |
+| closing         | a refusal; `Connection: close`            | what is left, or 2 s | abort     |
 
 A request that is unpacked has come whole, so that it is answered: with 503 if its shares do not get it through in time.
 At the end of input every state answers what is owed, and then closes.
@@ -53,5 +53,5 @@ STATES: Final[dict[State, Rule]] = {
     State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", Overdue.REQUEST),
     State.UNPACKING: Rule("the end of a body that takes long", "READ_TIMEOUT", "refuse"),
     State.AWAITING_COMMIT: Rule("idle or closing, answers owed (`fsync`)", "none", "wait"),
-    State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
+    State.CLOSING: Rule("a refusal; `Connection: close`", "what is left, or 2 s", "abort"),
 }

@@ -6,6 +6,8 @@ from ingest.wire.connection import LINGER_SECONDS
 from ingest.wire.flow import LINGER_BYTES
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
+READ_BYTES = 1 << 18
+
 REFUSED = {
     "400": (b"nonsense\r\n\r\n", 400),
     "413": (request("POST", "/collect", "Content-Length: 99999999"), 413),
@@ -31,27 +33,58 @@ def test_an_error_half_closes_and_reads_on_until_the_client_ends(data, status):
     assert wire.tick.crowd.admitted == set()
 
 
-def test_an_error_reads_on_for_at_most_64_kib():
-    assert LINGER_BYTES == 65536
-    client = Wire().connect().send(b"nonsense\r\n\r\n")
-    client.send(b"y" * LINGER_BYTES)
+def test_an_error_reads_on_for_at_most_64_mib():
+    assert LINGER_BYTES == 64 << 20
+    client = Wire().connect().send(b"nonsense\r\n\r\n", *[bytes(LINGER_BYTES >> 8)] * 256)
     assert not client.closed
     client.send(b"y")
     assert client.closed
     assert client.statuses == [400]
 
 
-def test_an_error_reads_on_for_at_most_two_seconds():
+TOO_LARGE = request("POST", "/collect", "Content-Length: 99999999")
+STARTS = {
+    "nonsense": (0, b"nonsense\r\n\r\n", 400, 8),
+    "a body": (0, TOO_LARGE, 413, 8),
+    "a head": (0, b"POST /collect HTTP/1.1\r\nX: " + b"x" * 300_000, 431, 8),
+    "a body whose head took long": (3, TOO_LARGE, 413, 5),
+    "a body that comes late": (7, TOO_LARGE, 413, 2),
+}
+
+
+@pytest.mark.parametrize(("pause", "data", "status", "seconds"), STARTS.values(), ids=STARTS.keys())
+def test_a_refused_request_has_the_rest_of_its_time_and_at_least_two_seconds(pause, data, status, seconds):
     assert LINGER_SECONDS == 2.0
-    wire = Wire()
-    client = wire.connect().send(b"nonsense\r\n\r\n")
-    for _ in range(7):
+    wire = Wire({"READ_TIMEOUT": "8s"})
+    client = wire.connect()
+    if pause:
+        client.send(data[:10])
+        wire.pass_time(pause)
+        client.send(data[10:])
+    else:
+        client.send(data)
+    assert client.statuses == [status]
+    for _ in range(4 * seconds - 1):
         wire.pass_time(0.25)
         client.send(b"y")
     assert not client.closed
     wire.pass_time(0.25 + SWEEP_SECONDS)
     assert client.closed
-    assert client.statuses == [400]
+    assert client.statuses == [status]
+
+
+def test_who_goes_on_sending_after_a_refusal_has_one_large_read_a_turn():
+    wire = Wire()
+    client = wire.connect().send(TOO_LARGE)
+    for _ in range(10):
+        client.transport.receive(bytes(READ_BYTES))
+    for left in range(9, 0, -1):
+        assert len(client.transport.kernel) == left
+        while len(client.transport.kernel) == left:
+            wire.loop.turn()
+    wire.loop.settle()
+    assert client.end().closed
+    assert not client.transport.reset
 
 
 def test_bytes_in_the_kernel_are_read_before_the_close(feed):

@@ -21,7 +21,7 @@ from ingest.telemetry.metrics import CONTENT_TYPE, Metrics
 from ingest.wire.answers import AnswerBook
 from ingest.wire.connection import Connection
 from ingest.wire.door import house
-from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
+from ingest.wire.flow import UNSENT_ANSWERS
 from ingest.wire.headers import HeaderNames
 from ingest.wire.layouts import Layouts
 from ingest.wire.limits import SLICE, ConnectionLimits
@@ -108,17 +108,24 @@ def read_to_end(sock: socket.socket) -> bytes:
     return bytes(received)
 
 
-def test_an_error_reaches_a_client_that_is_still_sending(converse):
-    def client(sock: socket.socket) -> None:
-        sock.sendall(request("POST", "/collect", "Content-Length: 99999999"))
-        sent = 0
-        while sent < LINGER_BYTES - 10_000:
-            sent += sock.send(b"x" * 1000)
-        received = read_to_end(sock)  # the end comes, and no reset, though the client has not ended its half
-        assert [answer.status for answer in read_answers(received)] == [413]
+REFUSED = {
+    "an event": (request("POST", "/collect", "Content-Length: 300000"), 300_000, 413),
+    "many events": (request("POST", "/collect/batch", "Content-Length: 6000000"), 6_000_000, 413),
+    "chunks": (request("POST", "/collect", "Transfer-Encoding: chunked") + b"400000\r\n", 1 << 22, 413),
+    "a body behind a head": (request("POST", "/collect", "X: " + "x" * 20_000, "Content-Length: 9"), 2_000_000, 431),
+}
 
-    tick = converse(client)
-    assert tick.metrics.rejected[Reason.BODY_TOO_LARGE] == 1
+
+def test_a_refusal_reaches_a_client_that_reads_nothing_before_it_has_sent_all(converse):
+    def client(sock: socket.socket) -> None:
+        address = sock.getpeername()
+        for head, size, status in REFUSED.values():
+            with socket.create_connection(address, timeout=20) as other:
+                other.sendall(head + bytes(size))  # in the midst of which a reset would be met
+                assert [answer.status for answer in read_answers(read_to_end(other))] == [status]
+
+    tick = converse(client, kernel_buffer=1 << 16)
+    assert tick.metrics.rejected[Reason.BODY_TOO_LARGE] == 3
 
 
 def test_a_client_that_ends_its_half_with_the_request_is_answered(converse):
