@@ -99,8 +99,8 @@ GROUPS: Final[dict[str, tuple[Variable, ...]]] = {
             "MAX_HEADER_BYTES",
             "16384",
             forms.size(64, 1 << 20),
-            "The header fields of a request in raw bytes, with chunk sizes and trailers; above it 431. Its first line "
-            "has room of its own, for a query of `MAX_BODY_SIZE`",
+            "The header fields of a request in raw bytes, with trailers, and with chunk sizes beyond the bytes of the "
+            "body between them; above it 431. Its first line has room of its own, for a query of `MAX_BODY_SIZE`",
         ),
         Variable(
             "MAX_BODY_SIZE",

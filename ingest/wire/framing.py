@@ -3,7 +3,8 @@
 Owns the parser of a connection, and the count of framing bytes of the request under way: its head, and all that
 surrounds its body (chunk sizes and extensions, trailers), in raw bytes. Promises that the count is the same however the
 bytes were cut into reads, so that the limits are met to the byte: the first line has one of its own, because a query is
-an event, and MAX_HEADER_BYTES holds for the rest; and that a request with an `Upgrade` is read on as if it had none.
+an event, and MAX_HEADER_BYTES holds for the rest, but that a body brings as much room as it has bytes, for a client may
+send each event of a batch in a chunk of its own; and that a request with an `Upgrade` is read on as if it had none.
 Never knows what a request means (that is `request`).
 
 The parser reports no offsets. A slice that begins inside a request is therefore fed line by line. One that begins
@@ -69,7 +70,8 @@ class Framing:
         self.used = 0
         """Framing bytes of the request under way."""
         self._bound = tick.limits.line
-        """So many it may have: in its first line that line's limit, behind it MAX_HEADER_BYTES more."""
+        """So many it may have: in its first line that line's limit, behind it MAX_HEADER_BYTES more, and as many as
+        there are of its body."""
         self._passes = False
         """From where the line, or the fields, outgrew that, until they end or outgrow a second one."""
         self._line = bytearray()
@@ -142,7 +144,7 @@ class Framing:
                 stop = min(end, at + declared - request.size)
             else:
                 line = data.find(b"\n", at) + 1 or end
-                stop = min(line, at + max(self._bound - 1 - self.used, 1))
+                stop = min(line, at + max(self._bound + request.size - 1 - self.used, 1))
             piece = data[at:stop]
             size = len(piece)
             body = request.size
@@ -265,9 +267,8 @@ class Framing:
         """Count framing bytes; the request outgrows its limit when that is met though more of them are needed."""
         self.used += size
         reader = self._reader
-        if self.used >= self._bound and not (
-            self.used == self._bound and reader.state is _BODY and reader.request.declared
-        ):
+        bound = self._bound + reader.request.size
+        if self.used >= bound and not (self.used == bound and reader.state is _BODY and reader.request.declared):
             self._outgrow()
 
     def _go_on_without_upgrade(self) -> Fed:

@@ -146,7 +146,7 @@ def meets_the_limit(settings, lead, taken, refused, feed):
 
 
 def chunked_framing(size: int, where: str, *headers: str) -> bytes:
-    """Return a chunked request whose framing has exactly `size` bytes behind the first line."""
+    """Return a chunked request whose framing needs a limit of exactly `size` bytes."""
     head = request("POST", "/collect", CHUNKED, *headers)
 
     def build(pad: int) -> bytes:
@@ -162,15 +162,28 @@ def chunked_framing(size: int, where: str, *headers: str) -> bytes:
         if where == "size":
             return head + b"0" * pad + b"5\r\nhello\r\n0\r\n\r\n"
         assert where == "chunks"
-        chunks, rest = divmod(pad, 5)
+        chunks, rest = divmod(pad, 4)
         return head + b"1\r\na\r\n" * chunks + b"5;e" + b"e" * rest + b"\r\nhello\r\n0\r\n\r\n"
 
-    def framing(data: bytes) -> int:
-        return len(fields(data)) - 5 - (data.count(b"\r\na\r\n") if where == "chunks" else 0)
-
-    data = build(size - framing(build(0)))
-    assert framing(data) == size
+    data = build(size - limit_of(build(0)))
+    assert limit_of(data) == size
     return data
+
+
+def limit_of(data: bytes) -> int:
+    """Return the least limit under which a chunked request is taken: the body so far adds to it."""
+    at = data.index(b"\r\n\r\n") + 4
+    framing = len(fields(data[:at]))
+    body = most = 0
+    while size := int(data[at : data.index(b"\r\n", at)].partition(b";")[0], 16):
+        end = data.index(b"\r\n", at) + 2
+        framing += end - at
+        most = max(most, framing - body + 1)  # what is not complete at its limit outgrows it
+        framing += 2
+        body += size
+        at = end + size + 2
+        most = max(most, framing - body + 1)
+    return max(most, framing + len(data) - at - body)
 
 
 @pytest.mark.parametrize("lead", LEADS.values(), ids=LEADS.keys())
@@ -180,6 +193,16 @@ def test_chunk_extensions_and_trailers_count_into_the_head(settings, limit, head
     for where in ("extension", "last extension", "trailer", "trailers", "size", "chunks"):
         taken, refused = (chunked_framing(size, where, *headers) for size in (limit, limit + 1))
         meets_the_limit(settings, lead, taken, refused, feed)
+
+
+@pytest.mark.parametrize(("target", "count"), [("/collect/batch", 10_000), ("/collect", 5000)])
+def test_each_line_of_a_body_may_come_in_a_chunk_of_its_own(target, count, feed):
+    lines = [b'{"n":%d}\n' % number for number in range(count)]
+    wire = Wire()
+    client = wire.connect()
+    feed(client, request("POST", target, CHUNKED, "Content-Type: application/x-ndjson") + chunked(*lines) + post())
+    assert client.statuses == [200, 200]
+    assert "".join(wire.events).count("n") == count
 
 
 def test_a_head_without_an_end_is_refused_at_the_limit():
