@@ -602,6 +602,13 @@ GUARDS: tuple[Guard, ...] = (
         "        finally:",
         JOURNAL + "test_a_probe_that_cannot_be_synced_does_not_unlatch",
     ),
+    _guard(
+        "a segment that could not be closed is written anew",
+        "intake/journal.py",
+        "        if error is not None and not self.deferred:",
+        "        if False:",
+        JOURNAL + "test_a_segment_that_is_not_known_to_be_written_when_it_is_closed_is_written_anew",
+    ),
     # A batch on its way.
     _guard(
         "a segment goes after its object is stored",

@@ -19,6 +19,8 @@ synced again, for the kernel may have dropped the dirty pages and report success
 written again. The batch is then rewritten from memory into a temporary that is published over the segment's name. If
 that fails too, the batch seals at its last acknowledged event and uploads from memory, and the old segment stays
 until its object is stored, or until a later try to rewrite it succeeds.
+Without syncs a segment whose closing fails is rewritten, too: a network disk writes late, and tells then what it could
+not. Its batch is on its way meanwhile, and is left to no segment until it is whole.
 
 A file may also lose its name, because somebody removed or moved the folder: then lines go where recovery never looks.
 `watch` looks twice a second. A segment without its name is broken, and is rewritten as above; a lock without its name
@@ -309,14 +311,17 @@ class Journal:
 
     def _pass_on(self, batch: Batch) -> None:
         segment = _segment_of(batch)
-        self._close(segment)
+        error = self._close(segment)
         if segment.state in OPEN:
             segment.enter(SegmentState.SEALED)
-        if batch.events:
-            self._submit(batch)
-        else:
+        if not batch.events:
             batch.release_buffer()
             self.release(batch, ledger.void(batch.key))
+            return
+        if error is not None and not self.deferred:
+            # A network disk may write late, and tells now that it could not. What was synced is not in doubt.
+            self._fail(batch, segment, error)
+        self._submit(batch)
 
     # Group commit.
 
@@ -537,11 +542,15 @@ class Journal:
         if not self._batches.issuperset(waiting.union(self._sealing)):
             raise AssertionError(f"a batch without a segment is still to be synced or rewritten: {self!r}")
 
-    def _close(self, segment: Segment) -> None:
+    def _close(self, segment: Segment) -> StorageError | None:
+        """Let go of the descriptor; return what the disk says of that."""
         fd, segment.fd = segment.fd, None
         if fd is not None:
-            with suppress(OSError):
+            try:
                 self._fs.close(fd)
+            except OSError as error:
+                return StorageError.of("close", segment.path, error)
+        return None
 
 
 def _segment_of(batch: Batch) -> Segment:

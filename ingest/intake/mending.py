@@ -20,6 +20,7 @@ import structlog
 
 from ingest.disk import TEMPORARY_SUFFIX, Filesystem, Identity, StorageError
 from ingest.disk.append import append
+from ingest.disk.folders import discard
 from ingest.disk.publish import publish
 from ingest.format import codec, segment_path
 from ingest.intake.names import identity_of
@@ -46,12 +47,13 @@ class Rewritten(NamedTuple):
 class Mender:
     """See the module's text."""
 
-    __slots__ = ("_fs", "_lane", "_slot")
+    __slots__ = ("_fs", "_lane", "_probe_name", "_slot")
 
     def __init__(self, fs: Filesystem, slot: Slot, lane: Lane) -> None:
         self._fs = fs
         self._slot = slot
         self._lane = lane
+        self._probe_name = f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
 
     async def rewrite(self, key: str, path: Path, lines: memoryview | bytes) -> Rewritten:
         """Publish a batch's lines over its segment's name, and open the file; `StorageError` if that fails.
@@ -91,11 +93,14 @@ class Mender:
 
     def _probe(self) -> None:
         self._hold_slot()
-        path = self._slot.path / f".probe.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        # Under one name, so that a disk which lets nothing go is not filled.
+        path = self._slot.path / self._probe_name
+        fd = self._fs.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC)
         try:
             append(self._fs, fd, bytes(PROBE_BYTES), 0, subject=path)
             self._fs.fdatasync(fd)
         finally:
-            self._fs.close(fd)
-            self._fs.unlink(path)
+            try:
+                self._fs.close(fd)
+            finally:
+                discard(self._fs, path)

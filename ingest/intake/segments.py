@@ -8,7 +8,7 @@ disk.
 | ------- | ---------------------------------- | -------------------------------------------------------------- |
 | created | `Journal.begin`                    | it takes lines; a power cut may take its name                  |
 | named   | `Journal._sync_done`, `_rewritten` | it takes lines; its name and the folders above it are synced   |
-| broken  | `Journal._fail`                    | its end, its last sync or its name is in doubt: it takes none  |
+| broken  | `Journal._fail`                    | its end, sync, close or name is in doubt: it takes no line     |
 | sealed  | `Journal._pass_on`, `_rewritten`   | its descriptor is closed, its batch is on its way              |
 | kept    | `Journal.retain`                   | the backlog has it; the journal does not touch it again        |
 | removed | `Journal.release`                  | its batch is safe elsewhere; the file goes                     |

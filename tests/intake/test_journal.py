@@ -719,6 +719,65 @@ def test_a_dlq_that_fails_leaves_the_segment_as_backlog_and_it_is_recovered_like
     world.recover()
 
 
+@pytest.mark.parametrize("saves", [False, True], ids=["no dead letter is taken", "dead letters are taken"])
+def test_a_segment_that_is_not_known_to_be_written_when_it_is_closed_is_written_anew(world, saves):
+    """A network disk writes when it likes, and what it could not write it tells when the file is closed."""
+    world = world(batch_size=3, s3_app_retries=1)
+    process = world.start()
+    world.store.down = True
+    if not saves:
+        world.fs.on("rename", when=lambda path: not in_journal(path)).fail()
+
+    def lose(path):
+        path.write_bytes(b"")
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    closes = world.fs.on("close", times=1, when=is_segment).call(lose)
+    numbers = process.commit(3)
+    assert closes.reached.is_set()
+    world.advance(10)
+    assert (process.backlog.events, process.dlq.events) == ((0, 3) if saves else (3, 0))
+    assert on_disk(world) == ([] if saves else numbers)
+    assert len(said(world, "journal_refused")) == len(said(world, "journal_resumed")) == 1
+    world.check()
+    world.kill(process)
+    world.recover()
+    assert sorted(world.stored_numbers()) == numbers
+
+
+def test_with_fsync_a_close_that_fails_says_nothing_of_what_was_synced(world):
+    world = world("fsync", batch_size=3)
+    process = world.start()
+    closes = world.fs.on("close", when=is_segment).fail()
+    numbers = process.commit(3)
+    world.advance(10)
+    assert closes.reached.is_set()
+    assert sorted(world.stored_numbers()) == numbers
+    assert said(world, "journal_refused") == []
+
+
+@pytest.mark.parametrize("operation", ["unlink", "close"])
+def test_probes_that_cannot_be_removed_do_not_fill_the_disk(journal, operation):
+    world = journal()
+    process = world.start()
+    process.commit(2)
+    fault = world.fs.on(operation, under=".probe.").fail(errno.EPERM)
+    world.fs.fail("write", errno.ENOSPC, when=in_journal)
+    process.commit(1)
+    world.advance(30)
+    assert fault.reached.is_set()
+    assert len([name for name in world.files() if ".probe." in name]) <= 1
+    if operation == "unlink":
+        taken = process.commit(2)
+        assert process.answers[-2:] == committed(taken), "the disk takes writes"
+    fault.lift()
+    world.advance(3)
+    taken = process.commit(2)
+    assert process.answers[-2:] == committed(taken)
+    world.kill(process)
+    world.recover()
+
+
 def test_in_memory_mode_the_batch_keeps_its_place_instead(world):
     world = world("memory", batch_size=3, s3_app_retries=1)
     process = world.start()

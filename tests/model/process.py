@@ -347,5 +347,5 @@ class ProcessDisk(Disk):
     def close_all(self) -> None:
         for fd in self._paths:
             with suppress(OSError):
-                self._below.close(fd)
+                self._world.fs.let_go(fd)
         self._paths.clear()

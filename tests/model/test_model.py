@@ -171,7 +171,19 @@ class Collectors(RuleBasedStateMachine):
 
     @rule(
         operation=st.sampled_from(
-            ["write", "fdatasync", "fsync_dir", "truncate", "rename", "unlink", "open", "mkdir", "link", "rmdir"]
+            [
+                "write",
+                "fdatasync",
+                "fsync_dir",
+                "truncate",
+                "close",
+                "rename",
+                "unlink",
+                "open",
+                "mkdir",
+                "link",
+                "rmdir",
+            ]
         ),
         where=st.sampled_from(["journal", "dlq", "both"]),
         error=st.sampled_from([errno.EIO, errno.ENOSPC]),

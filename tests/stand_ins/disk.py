@@ -20,6 +20,7 @@ than any one file system: what was not synced survives in every combination, as 
               survives or not, by itself; a rename within one folder survives whole or not at all.
     failure   a sync that fails drops what it should have saved, as Linux does: the next sync of it succeeds and saves
               nothing. Only bytes written anew, and names given anew, can be synced then.
+    close     one that fails drops what was not synced, as a network disk does that writes late.
 
 Neither draws chance by itself: the same calls with the same choices give the same outcome.
 """
@@ -446,6 +447,10 @@ class _File:
         self.durable = bytes(durable)
         self.pending.clear()
 
+    def lose_unsynced(self) -> None:
+        self.content = bytearray(self.durable)
+        self.pending.clear()
+
     def survive(self, choice: Choice) -> bytes:
         left = bytearray(self.durable)
         count = _pick(choice, len(self.pending) + 1)
@@ -541,6 +546,12 @@ class CrashableDisk(Disk):
         self._alarm = None
         self.dead = False
 
+    def let_go(self, fd: int) -> None:
+        """Close a descriptor as the end of its process does."""
+        self._open.pop(fd, None)
+        self._paths.pop(fd, None)
+        os.close(fd)
+
     def crash(self, choice: Choice | random.Random) -> None:
         """Cut the power: rewrite `root` to what is durable, and to what chance adds to it. All of it is synced then."""
         pick = choice.randrange if isinstance(choice, random.Random) else choice
@@ -626,9 +637,17 @@ class CrashableDisk(Disk):
         self._met("truncate", path)
 
     def close(self, fd: int) -> None:
-        if not self.dead:
-            self._open.pop(fd, None)
-        super().close(fd)
+        path = self._paths.get(fd)
+        file = None if self.dead else self._open.pop(fd, (None, False))[0]
+        try:
+            super().close(fd)
+        except OSError:
+            if file is not None and path is not None:
+                with self._lock:
+                    file.lose_unsynced()
+                    if path.exists():
+                        path.write_bytes(file.durable)
+            raise
 
     def rename(self, src: str | Path, dst: str | Path) -> None:
         self._meet("rename", dst)
