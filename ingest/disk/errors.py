@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _CHECK_VOLUME = "the device failed: check the kernel log and the volume, then replace it"
+_CHECK_FILES = "the file system is damaged: check the kernel log, then unmount it and run fsck"
 _CHECK_OWNER = "let the process's user write there (owner, mode, security policy)"
 
 # errno -> (what the operator can do, whether the same call may succeed later with nobody doing anything).
@@ -22,6 +23,8 @@ _ADVICE: dict[int, tuple[str, bool]] = {
     errno.ENOSPC: ("the volume is full: free space or grow it", True),
     errno.EDQUOT: ("the disk quota is used up: raise it or free space", True),
     errno.EIO: (_CHECK_VOLUME, False),
+    errno.EUCLEAN: (_CHECK_FILES, False),
+    errno.EBADMSG: (_CHECK_FILES, False),
     errno.EROFS: ("the volume is read-only: if it was remounted so after an error, check the kernel log", False),
     errno.EACCES: (_CHECK_OWNER, False),
     errno.EPERM: (_CHECK_OWNER + "; for link: a file system with hard links", False),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ingest.disk.errors import StorageError
 from ingest.disk.filesystem import FILE_MODE
 from ingest.disk.folders import make_dirs
-from ingest.disk.reading import Identity, files_below, has_name, is_folder
+from ingest.disk.reading import Identity, files_below, has_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 LOCK_NAME = "lock"
 ADOPT_AT_ONCE = 8
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-_OF_ONE_SLOT = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ELOOP)
+_IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""Something is there that lets nobody have the slot, and stays."""
+_OF_ONE_SLOT = (*_IN_THE_WAY, errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG)
 
 
 def _nothing(_: Path) -> bool:
@@ -152,14 +154,20 @@ class Slot:
         return False
 
     def take_again(self, held: Collection[Path] = ()) -> None:
-        """Hold a slot after the lock has lost its name: this one, or, if another process has it, the first free one.
+        """Hold a slot after the lock has lost its name: this one, or, if it cannot be had, the first free one.
 
-        `path` and `number` are those of the slot that is held then; it is none of those `held` otherwise. One caller
-        at a time.
+        Another process may have it, or something else be in its place. `path` and `number` are those of the slot that
+        is held then; it is none of those `held` otherwise. One caller at a time.
         """
         base = self.path.parent
-        make_dirs(self._fs, self.path, base, sync=True)
-        number, fd = self.number, _lock(self._fs, base, self.number)
+        number = self.number
+        try:
+            make_dirs(self._fs, self.path, base, sync=True)
+            fd = _lock(self._fs, base, number)
+        except StorageError as error:
+            if error.errno not in _IN_THE_WAY:
+                raise
+            fd = None
         if fd is None:
             number, fd = _lock_first_free(self._fs, base, held)
         self.release()
@@ -230,24 +238,25 @@ def slot_folders(fs: Filesystem, base: Path) -> list[Path]:
 def _lock_first_free(fs: Filesystem, base: Path, held: Collection[Path] = ()) -> tuple[int, int]:
     """Return the lowest number of which nobody holds the slot, and the descriptor that now holds it.
 
-    A slot that another run left and that is bad is passed over, for instance one of another user. The error is raised
-    when a new slot is no better, or when it is not about one slot. None of those `held` is tried.
+    A slot that another run left and that is bad is passed over, for instance one of another user, or one whose folder
+    the disk will not show. The error is raised when a new slot is no better, or when it is not about one slot. None of
+    those `held` is tried.
     """
+    left: set[int] = set()
+    with suppress(StorageError):  # whoever cannot list them finds a new one no better
+        left.update(_numbers(fs, base))
     number = 0
     while True:
-        if base / str(number) in held:
-            number += 1
-            continue
-        was_there = is_folder(fs, base / str(number))
-        make_dirs(fs, base / str(number), base, sync=True)
-        try:
-            fd = _lock(fs, base, number)
-        except StorageError as error:
-            if not was_there or error.errno not in _OF_ONE_SLOT:
-                raise
-            fd = None
-        if fd is not None:
-            return number, fd
+        if base / str(number) not in held:
+            try:
+                make_dirs(fs, base / str(number), base, sync=True)
+                fd = _lock(fs, base, number)
+            except StorageError as error:
+                if number not in left or error.errno not in _OF_ONE_SLOT:
+                    raise
+                fd = None
+            if fd is not None:
+                return number, fd
         number += 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -766,6 +767,42 @@ def test_c3_a_slot_of_another_user_does_not_keep_a_process_from_one_of_its_own(t
         (tmp_path / str(number) / LOCK_NAME).mkdir()
     slot = Slot.take_first_free(Filesystem(), tmp_path)
     assert slot.number == 3
+    slot.release()
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG])
+def test_c3_a_slot_that_the_disk_will_not_show_keeps_no_process_from_one_of_its_own(tmp_path, error):
+    left_by_the_dead(tmp_path, 2)
+    for operation in ("stat", "mkdir", "flock"):
+        slot = Slot.take_first_free(bad_slot(operation, error, tmp_path / "0"), tmp_path)
+        assert slot.number == 1
+        slot.release()
+    with pytest.raises(StorageError) as caught:
+        Slot.take_first_free(bad_slot("stat", error, tmp_path), tmp_path)
+    assert caught.value.errno == error
+
+
+def file_in_its_place(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def link_to_nowhere(path: Path) -> None:
+    path.symlink_to(path.with_name("not-mounted"))
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("takes", [file_in_its_place, link_to_nowhere, link_to_itself])
+def test_c3_what_is_no_folder_in_the_place_of_a_slot_is_passed_over(tmp_path, takes):
+    takes(tmp_path / "0")
+    slot = Slot.take_first_free(Filesystem(), tmp_path)
+    assert slot.number == 1
+    shutil.rmtree(slot.path)
+    takes(slot.path)
+    slot.take_again()
+    assert (slot.number, slot.is_ours()) == (2, True)
     slot.release()
 
 
