@@ -18,7 +18,9 @@ TURN_BYTES: Final = 1 << 20
 FULL_TURN: Final = (512, 64)
 SHORT_TURN: Final = (192, 16)
 """A turn commits and lets the loop read as soon as it has so many answers, or reads fed to a parser, or `TURN_BYTES` of
-lines. A read that causes no answer costs time too: one of 8 KiB in lines of four bytes takes milliseconds."""
+lines. A read that causes no answer costs time too."""
+FEEDING_SECONDS: Final = 0.02
+"""So long a turn feeds reads to parsers: one of 8 KiB takes milliseconds if its lines are short, in head or chunk."""
 UNPACKING_SECONDS: Final = 0.01
 """So long a turn may unpack bodies, be it one that feeds reads or one that serves who waits; then the loop reads."""
 SHARE_SECONDS: Final = 0.005

@@ -9,9 +9,10 @@ its requests. Never parses, never writes to disk: `Connection` does the first, t
 Why a turn and not a request: one `write(2)` to the journal, one reading of each clock and one pass through each piece
 of code serve all 15-25 requests of a busy turn, and the answers leave in one burst.
 
-A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way,
-whatever came of them, it commits and lets the loop read. The loop accepts a few connections between two turns, so that
-a turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not accepted either.
+A turn's work and memory are bounded: after 512 answers, 1 MiB of lines, or 64 reads that took the parser's way
+or 20 ms of them, whatever came of them, it commits and lets the loop read. The loop accepts a few connections between
+two turns, so that a turn after a new one is shorter yet: who asks for `/health` may stand behind hundreds who are not
+accepted either.
 Bytes count from the read on, as `arrivals`, then in the `Budget`, until their line is in the batch: a read that finds
 no room in MAX_BUFFER_BYTES is refused. Unfinished requests have a quarter of it; beyond that the largest are refused,
 so that slow clients take nothing from whole requests. Unsent answers have as much; beyond that the slowest clients are
@@ -35,7 +36,7 @@ from ingest.wire.arrivals import Arrivals
 from ingest.wire.clocks import Clocks
 from ingest.wire.crowd import Crowd
 from ingest.wire.gathering import GATHER_SECONDS, Gathering
-from ingest.wire.limits import FULL_TURN, SHARE_SECONDS, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
+from ingest.wire.limits import FEEDING_SECONDS, FULL_TURN, SHARE_SECONDS, SHORT_TURN, TURN_BYTES, UNPACKING_SECONDS
 from ingest.wire.refused import Refused
 from ingest.wire.short_way import ShortWay
 from ingest.wire.turn import Turn
@@ -211,6 +212,7 @@ class Tick:
         self._unpacks_until = 0.0
         take, idle_deadline = self._take, clocks.idle_deadline
         left = iter(reads)
+        until = 0.0
         while feeds and len(turn.entries) < answers and turn.size < TURN_BYTES:
             try:
                 odd = take(left, turn, answers, idle_deadline)
@@ -218,7 +220,10 @@ class Tick:
                     break
                 feeds -= 1
                 connection, data = odd
+                until = until or self._stopwatch() + FEEDING_SECONDS
                 connection.feed(data)
+                if self._stopwatch() >= until:
+                    break
             except Exception as error:  # noqa: BLE001 - a bug of ours is reported loudly, and met by one client only
                 self.met(error, reads[-1 - length_hint(left)][0])
         if self.budget.requests > self.limits.unfinished:

@@ -280,6 +280,35 @@ def test_a_turn_is_bounded_whatever_is_sent_and_who_sends_little_is_served_in_th
     assert prober.statuses == [200]
 
 
+CHUNKS = request("POST", "/collect", "Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize(
+    ("sent", "rest"),
+    [
+        pytest.param(CHUNKS + b"1f00\r\n" + b"\n" * 0x1F00, b"\r\n0\r\n\r\n", id="line feeds in a chunk"),
+        pytest.param(CHUNKS + b"1\r\na\r\n" * 1300, b"0\r\n\r\n", id="chunks"),
+        pytest.param(b"GET /collect HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 2000, b"\r\n", id="lines of a head"),
+    ],
+)
+def test_a_turn_feeds_parsers_no_longer_than_its_time_and_all_are_answered_E1(sent, rest):
+    wire = Wire()
+    greedy, prober = [wire.connect() for _ in range(60)], wire.connect()
+    ticking = itertools.count(step=0.005)
+    wire.tick._stopwatch = lambda: next(ticking)
+    for client in greedy:
+        client.transport.receive(sent)
+    prober.transport.receive(request("GET", "/health"))
+    wire.loop.turn()
+    assert 1 <= len(greedy) + 1 - len(wire.tick.arrivals.late) <= 5
+    wire.loop.turn()
+    assert prober.statuses == [200]
+    for client in greedy:
+        client.transport.receive(rest)
+    wire.loop.settle()
+    assert [client.statuses for client in greedy] == [[200]] * 60
+
+
 def test_who_was_left_once_is_served_before_others_come_again_E1():
     wire = Wire()
     greedy = [wire.connect() for _ in range(100)]
