@@ -111,9 +111,12 @@ def expressions(body_format: str, hour: str) -> list[str]:
 
 
 def _place() -> str:
-    """Return where `,"body":` begins that is no header's: behind the headers, where there are any."""
-    headers = "locate('\"headers\":{', value)"
+    """Return where `,"body":` begins that is no header's: behind the headers, where there are any.
+
+    Headers that come after a first `,"body":` are no member of the line: they stand in a body of JSON.
+    """
+    headers, first = "locate('\"headers\":{', value)", f"locate('{_BODY}', value)"
     return (
-        f"CASE WHEN {headers} = 0 THEN locate('{_BODY}', value) "
+        f"CASE WHEN {headers} = 0 OR {headers} > {first} THEN {first} "
         f"ELSE locate('{_BODY}', value, locate('{_AFTER_HEADERS}', value, {headers})) END"
     )
