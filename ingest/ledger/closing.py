@@ -139,8 +139,8 @@ class Closing:
         self._started = now()
         self._hours: dict[str, _Hour] = {}
         self._estates: dict[tuple[Path, str], _Estate] = {}
-        self._present = self._through = self._hour_now()
-        """The hour in which the last round began, and the one before which nothing is open but what is told so."""
+        self._present = self._furthest = self._hour_now()
+        """The hour in which the last round began, and the latest of all these: a clock may have been ahead."""
         self._registered: tuple[str, Mapping[str, str]] | None = None
         self._registered_at = 0.0
         self._volumes: dict[str, int] = {}
@@ -149,7 +149,7 @@ class Closing:
         self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Closing {len(self._hours)} hours, {len(self._estates)} estates, through {self._through}>"
+        return f"<Closing {len(self._hours)} hours, {len(self._estates)} estates, through {self._present}>"
 
     # ------------------------------------------------------------------------------------------------- its life
 
@@ -172,7 +172,9 @@ class Closing:
     async def end(self) -> None:
         """Close what this process has, once it takes nothing more; what waits on disk stays open."""
         self._is_over = True
-        await self.look()
+        async with self._turn:
+            self._post.hurry()
+            await self._look()
 
     async def settle(self) -> None:
         """Close what others have left in the slots that are held, and nothing else: for who takes no events."""
@@ -412,11 +414,12 @@ class Closing:
         if self._is_over:
             await self._deregister(mine, seen)
             return
-        self._through = max(self._through, self._present)
-        said = self._through, {hour: why for hour, why in mine.items() if hour < self._through}
+        self._furthest = max(self._furthest, self._present)
+        # After a step back nothing is closed that is still to come. An hour that was told of by then is named as open.
+        said = self._present, {hour: why for hour, why in mine.items() if hour < self._furthest}
         now = self._clock()
         if self._registered is not None:
-            is_reopened = bool(said[1].keys() - self._registered[1].keys())
+            is_reopened = said[0] < self._registered[0] or bool(said[1].keys() - self._registered[1].keys())
             if said == self._registered or (now - self._registered_at < RETELL_SECONDS and not is_reopened):
                 return
         body = manifest.opened(

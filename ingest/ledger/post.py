@@ -64,6 +64,10 @@ class Post:
         # While events cannot be put, a document now and then finds out whether that is over: maybe no event comes.
         return self._metrics.store.up or now - self._tried_at >= LONGEST_PAUSE
 
+    def hurry(self) -> None:
+        """Pause no longer after a put that failed: there may be no other time."""
+        self._due = self._clock()
+
     async def put(self, key: str, body: bytes) -> bool:
         """Put a document, whatever is there; False if it may not be tried now, or did not succeed."""
         if not self.is_due:

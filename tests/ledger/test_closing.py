@@ -146,6 +146,23 @@ def test_an_hour_that_is_open_again_is_told_so_at_once(world):
     assert [each["hour"] for each in opened["open"]] == [FIRST]
 
 
+def test_a_clock_that_was_ahead_closes_no_hour_that_is_still_to_come(world):
+    one = world(flush_interval="100s")
+    process = one.start()
+    send(process)
+    one.time.step(3 * HOUR)
+    one.advance(closing.RETELL_SECONDS + closing.LOOK_SECONDS)
+    assert registry(one, Kind.OPEN)[0]["through"] == "dt=2025-12-03/hr=03"
+    one.time.step(-3 * HOUR)
+    one.advance(closing.LOOK_SECONDS + 1)
+    (opened,) = registry(one, Kind.OPEN)
+    assert opened["through"] == FIRST
+    assert [each["hour"] for each in opened["open"]] == [FIRST], "it was told as closed"
+    one.advance(HOUR + 60)
+    (opened,) = registry(one, Kind.OPEN)
+    assert (opened["through"], opened["open"]) == (SECOND, [])
+
+
 def test_an_hour_without_an_event_costs_no_manifest(world):
     one = world()
     one.start()
@@ -164,6 +181,25 @@ def test_a_drain_tells_its_hours_and_its_end_and_leaves_no_ledger(world):
     assert (document["accepted"], document["stored"]) == (10, 10)
     (ended,) = registry(one, Kind.ENDED)
     assert (ended["places"], ended["open"]) == (["journal", "dlq"], [])
+    assert ledgers(one) == []
+
+
+DENIED = Refusal("put", PREFIX, "not allowed", transient=False, cause={"status": 403})
+
+
+@pytest.mark.parametrize(
+    "failure", [StorageError("put", PREFIX, "as told", transient=True), DENIED], ids=["away", "denied"]
+)
+def test_a_drain_tells_its_hours_at_once_though_the_last_manifests_were_not_taken(world, failure):
+    one = world()
+    one.documents_fail = failure
+    process = one.start()
+    send(process)
+    one.advance(600)
+    one.documents_fail = None
+    process.stop()
+    assert [document["stored"] for document in manifests(one)] == [3]
+    assert [ended["open"] for ended in registry(one, Kind.ENDED, process)] == [[]]
     assert ledgers(one) == []
 
 
