@@ -46,6 +46,8 @@ class Verdict:
 
     code: int
     why: str = ""
+    events: int = 0
+    """So many are there, as far as that is known."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +171,7 @@ async def _compact(
         if judged.code != DONE and not force:
             return row(judged.code, "open" if judged.code == OPEN else "differs", judged.why)
         began = time.monotonic()
-        done = await compact(by, hour.path, force=force)
+        done = await compact(by, hour.path, force=force, at_least=judged.events)
     except Differs as error:
         return row(DIFFERS, "differs", str(error))
     except (StorageError, EngineError, Contended, OSError) as error:
@@ -204,7 +206,7 @@ def by_manifests(told: Told) -> Verdict:
     if told.still_open:
         instance, why = told.still_open[0]
         return Verdict(OPEN, f"{told.hour} is open: {instance or '-'}: {shown(why)}; {more}")
-    return Verdict(DONE)
+    return Verdict(DONE, events=told.events)
 
 
 def by_the_clock(hour: Hour, settings: Settings, now: float) -> Verdict:

@@ -78,7 +78,7 @@ async def _reconcile(settings: Settings, report: Report, hours: list[str], *, de
         if len(hours) == 1:
             verdicts.append(await looking.verdict(hours[0], deep=deep))
         else:
-            with progress("hours", len(hours)) as show:
+            with progress("reconcile", len(hours), unit="hour") as show:
                 for done, hour in enumerate(hours, 1):
                     verdicts.append(await looking.verdict(hour, deep=deep))
                     show(done)
@@ -103,6 +103,11 @@ async def _abandon(settings: Settings, report: Report, instance: str, hour: str 
 
 
 async def _is_seen(settings: Settings, store: ObjectStore, instance: str, hour: str) -> bool:
+    """Tell whether the hour has an object of a process, or a manifest, be that one that cannot be read."""
+    prefix = settings.manifest_prefix
+    told = [manifest.parse_name(prefix, one.key) for one in await store.listing(f"{prefix}/{hour}/")]
+    if any(name is not None and name.instance == instance for name in told):
+        return True
     listed = await store.listing(f"{settings.raw_prefix}/{hour}/")
     return any(f"_{instance}_" in one.key for one in listed)
 

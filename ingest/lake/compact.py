@@ -3,8 +3,8 @@
 Owns the order of a compaction, and what became of it (`Done`):
 
     1  the pointer is read, the objects are listed and their heads read: this list is the hour, whatever comes later
-    2  the same recipe and the same objects, and the parts are there: nothing is done. Fewer events than before: a
-       person has to wish it, and a second list to agree
+    2  the same recipe and the same objects, and the parts are there: nothing is done. Fewer events than before, or
+       than when the hour was judged: a person has to wish it, and a second list to agree
     3  in batches that the local disk holds: fetched and checked, made into Parquet, put under a name never used before
     4  the rows are compared with what the heads declare
     5  the pointer is replaced, if it is still the one that was read. If it is not, the new one is read and all is
@@ -87,8 +87,11 @@ class Compactor:
     monotonic: Callable[[], float] = time.monotonic
 
 
-async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
-    """Bring the pointer of an hour up to its objects. With `force` also to fewer events than it has now."""
+async def compact(to: Compactor, hour: str, *, force: bool = False, at_least: int = 0) -> Done:
+    """Bring the pointer of an hour up to its objects. With `force` also to fewer events than it has now.
+
+    `at_least`: so many events were there when the hour was judged.
+    """
     made: Generation | None = None
     folder = ""
     began = began_by_clock = 0.0
@@ -98,8 +101,10 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
         inputs = Inputs.of(frozen.sources)
         if current is not None and current.is_made_of(to.recipe, inputs) and await to.shelf.is_whole(current):
             return Done(Result.NOTHING_TO_DO, current, frozen.strange)
-        if current is not None and inputs.events < current.inputs.events:
-            await _check_fewer(to, hour, frozen, inputs, current, force=force)
+        had = 0 if current is None else current.inputs.events
+        if inputs.events < max(had, at_least):
+            left = f"{inputs.events} events are left of the {_told(current, had, at_least)}"
+            await _check_fewer(to, hour, frozen, left, force=force)
         if made is None or made.inputs != inputs or folder != to.shelf.folder(version):
             folder = to.shelf.folder(version)
             began, began_by_clock = to.monotonic(), to.clock()
@@ -114,11 +119,15 @@ async def compact(to: Compactor, hour: str, *, force: bool = False) -> Done:
     raise Contended(f"{hour}: {ROUNDS} times another compaction was quicker")
 
 
-async def _check_fewer(
-    to: Compactor, hour: str, frozen: Frozen, inputs: Inputs, current: Generation, *, force: bool
-) -> None:
-    had = f"generation {current.generation} was made of" if current.generation else "the table has"
-    left = f"{inputs.events} events are left of the {current.inputs.events} that {had}"
+def _told(current: Generation | None, had: int, at_least: int) -> str:
+    if current is None or had < at_least:
+        return f"{at_least} that were there when the hour was judged"
+    return (
+        f"{had} that generation {current.generation} was made of" if current.generation else f"{had} that the table has"
+    )
+
+
+async def _check_fewer(to: Compactor, hour: str, frozen: Frozen, left: str, *, force: bool) -> None:
     if not force:
         raise Differs(f"{hour}: {left}; --force publishes fewer")
     if not await is_listed_again(to.store, to.raw_prefix, hour, frozen):

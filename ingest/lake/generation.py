@@ -193,6 +193,12 @@ def hour_of_part(below: str | None, key: str) -> str | None:
     return f"dt={found['dt']}/hr={found['hr']}"
 
 
+def is_left_over(below: str, key: str) -> bool:
+    """Tell whether a key lies in a run's folder and is no part: an engine that was killed leaves what it had begun."""
+    return key.startswith(f"{below}/") and _IN_RUN.fullmatch(key, len(below) + 1) is not None
+
+
+_IN_RUN: Final = re.compile(r"[0-9a-f]{16}/[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{2}/.*")
 _PART: Final = re.compile(
     r"(?P<below>.+)/[0-9a-f]{16}/(?P<dt>[0-9]{4}-[0-9]{2}-[0-9]{2})-(?P<hr>[0-9]{2})"
     r"/part-[0-9]{5,}[A-Za-z0-9.-]*\.parquet"

@@ -8,12 +8,13 @@ what it rests on:
     a name         is known though its document cannot be read. A manifest that cannot be read keeps its hour open,
                    because it may tell of what is missing; a word of the registry does, unless others close the hour
     the last word  of a process counts: its end, or else that it takes events. An hour that it calls open is open,
-                   whatever the instants in it say, until successors have spoken of both slots
+                   whatever the instants in it say, until successors have spoken of both slots. A successor that spoke
+                   before the process did once more is none: the process lives
 
 An hour differs when an object and what was told of it do not agree:
 
     missing     told as stored, and not there
-    short       there, with fewer events than were told, or it does not begin as an object of ours does
+    short       there, with fewer events than were told; or, told or not, it does not begin as an object of ours does
     altered     (with `--deep`) there, and its lines do not begin with those that were told, or are not as many as its
                 head declares, or are damaged
     unexpected  there, and its process, which has closed the hour, did not tell of it; or it is no object of ours
@@ -28,7 +29,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ingest.format import parse_key
+from ingest.format import ledger, parse_key
 from ingest.format.manifest import PLACES, Name
 from ingest.format.manifest import Kind as Word
 
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
+NOT_OVER: Final = "it is not over: who starts before its end takes events of it"
 NOBODY: Final = "no process has told anything: no manifest is there"
 UNKNOWN: Final = "it is not registered, and nobody has told that its hour is over"
 STILL_TAKES: Final = "it takes events of this hour, or nobody has recovered what it left"
 UNREADABLE: Final = "its word cannot be read: "
 """The key of the document follows."""
+_NOT_OURS: Final = "it does not begin as an object of ours"
+_VOID: Final = "void"
 
 
 class Kind(Enum):
@@ -148,6 +152,19 @@ def told_objects(manifests: Iterable[Document]) -> dict[str, Document]:
     return told
 
 
+def _dropped(manifests: Iterable[Document]) -> dict[str, dict[str, int]]:
+    """Return what was given up of each key, by reason: once, however many manifests tell of it."""
+
+    def entries() -> Iterator[ledger.Entry]:
+        for manifest in manifests:
+            for one in manifest["objects"]:
+                yield ledger.Entry(one["key"], one["events"], stored=True)
+            for one in manifest["none"]:
+                yield ledger.Entry(one["key"], one["events"], reason=one["reason"].removeprefix(_VOID))
+
+    return {key: fate.dropped for key, fate in ledger.settle(entries()).items()}
+
+
 def _maker(key: str, hour: str) -> str:
     """Return the process that put it for this very hour, or "": a folder in the hour may hold copies of other keys."""
     try:
@@ -184,9 +201,17 @@ class _Instance:
         }
         self.untold = [said.key for name, said in told.items() if name.kind is None and said.document is None]
         """Manifests that cannot be read."""
+        self.dropped = _dropped(self.told.values())
+        """Events that were given up, by key and reason."""
         self.opened = words.get(Name(instance, "", kind=Word.OPEN))
         self.drained = words.get(Name(instance, "", kind=Word.ENDED))
-        self.succeeded = [said for name, said in words.items() if name.kind is Word.ENDED and name.writer]
+        self.succeeded = [
+            said
+            for name, said in words.items()
+            if name.kind is Word.ENDED and name.writer and not self._has_spoken_since(said)
+        ]
+        self.outlived = {name for name, said in told.items() if name.kind is None and self._has_spoken_since(said)}
+        """Manifests that are older than the process's own last word."""
         self.given_up = [said for name, said in (*words.items(), *told.items()) if name.kind is Word.ABANDONED]
         self.unread = [said.key for said in (*words.values(), *self.given_up) if said.document is None]
 
@@ -199,8 +224,8 @@ class _Instance:
         elif why:
             verdict.still_open.append(Open(self.instance, why))
         verdict.findings += self._compare(closed=not why, vouched=not why and not is_given_up)
-        for document in self.told.values():
-            for reason, events in document["dropped"].items():
+        for by_reason in self.dropped.values():
+            for reason, events in by_reason.items():
                 verdict.dropped[reason] = verdict.dropped.get(reason, 0) + events
 
     # Whether it has closed the hour.
@@ -221,7 +246,11 @@ class _Instance:
         if is_closed:
             return ""
         # Once the process itself has called the hour open, its own manifest is the older word.
-        counted = [document for name, document in self.told.items() if not why or self._theirs(name)]
+        counted = [
+            document
+            for name, document in self.told.items()
+            if (name not in self.outlived if self._theirs(name) else not why)
+        ]
         words = [said.document for said in self.succeeded if said.document is not None]
         never = next((said["why"] for said in words if said.get("why")), "")
         for place in PLACES:
@@ -238,10 +267,24 @@ class _Instance:
             why = _why(self.drained.document["open"], self.hour)
             return why, not why
         said = None if self.opened is None else self.opened.document
-        if said is not None and self.hour < said["through"]:
+        if said is not None:
             why = _why(said["open"], self.hour)
-            return why, not why
+            return why, not why and self.hour < said["through"]
         return "", False
+
+    def _has_spoken_since(self, said: Said) -> bool:
+        """Tell whether the process spoke after this was said of it, by the store's clock and by their own.
+
+        Both are asked, because a copy of a store has other times, and a machine's clock may be wrong.
+        """
+        return any(
+            own is not None
+            and own.stored > said.stored > 0
+            and own.document is not None
+            and said.document is not None
+            and own.document["at"] > said.document["at"]
+            for own in (self.opened, self.drained)
+        )
 
     def _theirs(self, name: Name) -> bool:
         """Tell whether a successor made this manifest."""
@@ -256,27 +299,26 @@ class _Instance:
 
     def _compare(self, *, closed: bool, vouched: bool) -> Iterator[Finding]:
         expected = told_objects(self.told.values())
-        none: dict[str, int] = {}
-        for document in self.told.values():
-            for one in document["none"]:
-                none[one["key"]] = max(none.get(one["key"], 0), one["events"])
+        none = {one["key"] for document in self.told.values() for one in document["none"]}
         for key, one in expected.items():
             seen = self.objects.get(key)
             if seen is None:
                 yield Finding(Kind.MISSING, key, f"{one['events']} events")
             else:
                 yield from _held_against(key, seen, one)
-        untold = [key for key in self.objects if key not in expected and key not in none]
+        untold = [key for key in self.objects if key not in expected]
         for key in untold:
             seen = self.objects[key]
-            if vouched:
-                yield Finding(Kind.UNEXPECTED, key, f"{seen.events} events, of which nobody told")
+            if vouched and key not in none:
+                yield Finding(Kind.UNEXPECTED, key, f"{seen.events or 'unknown'} events, of which nobody told")
+            elif seen.events is None:
+                yield Finding(Kind.SHORT, key, _NOT_OURS)
             elif why := _unlike_its_head(seen):
                 yield Finding(Kind.ALTERED, key, why)
         yield from _doubled(self.objects)
         if closed and self.told:
             yield from self._gaps([*expected, *none], untold)
-            yield from self._sums(expected, none)
+            yield from self._sums(expected)
 
     def _gaps(self, told: Sequence[str], untold: Sequence[str]) -> Iterator[Finding]:
         """Name each run of numbers of which nothing is known. Objects that nobody told of never widen the range."""
@@ -291,12 +333,13 @@ class _Instance:
                 run = f"number {before + 1}" if after - before == 2 else f"numbers {before + 1} to {after - 1}"
                 yield Finding(Kind.GAP, f"{self.instance} {run}", "nothing is told of it")
 
-    def _sums(self, expected: Mapping[str, Document], none: Mapping[str, int]) -> Iterator[Finding]:
+    def _sums(self, expected: Mapping[str, Document]) -> Iterator[Finding]:
         own = [document for name, document in self.told.items() if not self._theirs(name)]
         if not own:
             return
         accepted = sum(document["accepted"] or 0 for document in own)
-        found = sum(one["events"] for one in expected.values()) + sum(none.values())
+        lost = sum(sum(by_reason.values()) for by_reason in self.dropped.values())
+        found = sum(one["events"] for one in expected.values()) + lost
         if accepted > found:
             yield Finding(Kind.GAP, self.instance, f"{accepted - found} accepted events, of which nothing is told")
         elif accepted < found and len(own) == len(self.told):
@@ -316,7 +359,7 @@ def _why(still_open: Sequence[Document], hour: str) -> str:
 
 def _held_against(key: str, seen: Seen, told: Document) -> Iterator[Finding]:
     if seen.events is None:
-        yield Finding(Kind.SHORT, key, "it does not begin as an object of ours")
+        yield Finding(Kind.SHORT, key, _NOT_OURS)
     elif seen.events < told["events"]:
         yield Finding(Kind.SHORT, key, f"{seen.events} events of {told['events']}")
     elif why := _unlike_its_head(seen) or _unlike_told(seen, told):

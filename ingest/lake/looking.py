@@ -5,7 +5,8 @@ that a name below `MANIFEST_PREFIX` is told to the judge whether its document ca
 listed anew for each hour, before its manifests and those before its objects, so that an object which is stored
 meanwhile is one too many at worst, and never missing.
 
-The words of a process that ended a day before the hour are not read, because they are many and say nothing of it.
+The words of a process that ended a day before the hour are not read, because they are many and say nothing of it. An
+hour that is not over by the clock of this machine is open, whatever was told: who starts before its end is not known.
 
 Memory: no more than `AT_ONCE` heads or documents, or with `deep` `OBJECTS_AT_ONCE` objects, are asked for at a time.
 One above `LARGE` waits until it is the only large one. A document above `LARGEST_DOCUMENT` is not read, and is one that
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Final
 
 from ingest.format import codec, manifest
 from ingest.format.codec import Extent
+from ingest.format.keys import partition_of
 from ingest.lake.each import each
-from ingest.lake.judging import Said, Seen, Verdict, judge, told_objects
+from ingest.lake.judging import NOT_OVER, Open, Said, Seen, Verdict, judge, told_objects
 from ingest.lake.patience import Patient
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class _Kept:
 
 
 class Looking:
-    """See the module's text. `say` hears of documents that cannot be read, once of each."""
+    """See the module's text. `say` hears of documents that cannot be read, once of each; `now` dates."""
 
     def __init__(
         self,
@@ -74,19 +76,22 @@ class Looking:
         store: ObjectStore,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self._settings = settings
         self._store = Patient(store)
         self._say = say
         self._clock = clock
+        self._now = now or time.time
         self._registry: dict[str, _Kept] = {}
         self._unread: set[str] = set()
         self._large = asyncio.Lock()
 
     async def verdict(self, hour: str, *, deep: bool = False) -> Verdict:
         """Look at one hour."""
-        prefix = self._settings.manifest_prefix
-        since = self._start_of(hour) - DAY
+        prefix, start = self._settings.manifest_prefix, self._start_of(hour)
+        is_over = self._now() >= partition_of(int(start), self._settings.partition_tz).end
+        since = start - DAY
         words = _since(await self._list(f"{prefix}/{manifest.INSTANCES}/"), since)
         registry = await self._read(words, self._word)
         manifests = await self._read(await self._list(f"{prefix}/{hour}/"), self._said)
@@ -94,7 +99,10 @@ class Looking:
         told = told_objects(said.document for said in manifests.values() if said.document is not None) if deep else {}
         seen = await each(found, OBJECTS_AT_ONCE if deep else AT_ONCE, lambda one: self._see(one, told, deep=deep))
         objects = {listed.key: one for listed, one in zip(found, seen, strict=True)}
-        return judge(hour, objects, manifests, registry)
+        verdict = judge(hour, objects, manifests, registry)
+        if not is_over:
+            verdict.still_open.append(Open("", NOT_OVER))
+        return verdict
 
     async def registry(self) -> dict[Name, Said]:
         """Read the registry, whatever can be read of it."""

@@ -45,6 +45,8 @@ def test_text_comes_out_byte_for_byte(store_dir, compact):
 
 
 VALUES = [
+    b'{"headers":{"a":"1"},"body":"}{"}',
+    b'{"headers":{},"body":{"headers":{"b":{}},"body":1}}',
     b'{"a" :  1.50,"b":[1,\t2 ], "a":2,"body":{"x":1},"body":"y"}',
     b'{"s":"\\u00e9\\ud83d\\ude00 \xc3\xa9 \\/"}',
     b"1e5",
@@ -595,6 +597,25 @@ def test_parts_that_no_pointer_names_go_after_48_hours_of_its_generation(race):
     race.later(48 * 3600 + 1)
     assert swept(race).removed == 1
     assert race.parts == second | kept
+
+
+def test_what_a_killed_engine_left_in_its_folder_goes_with_old_parts(race):
+    run = f"lake/_parts/{'0' * 16}"
+    rests = {f"{run}/2025-12-02-14/_temporary/0/task_1/part-00000.parquet", f"{run}/2025-12-02-14/_temporary/0/"}
+    others = {f"{run}/notes.txt", "lake/_parts/a/2025-12-02-14/x", f"other/{run}/2025-12-02-14/x"}
+    for name in rests | others:
+        race.store.objects[name] = b"x"
+    race.put(1, numbered(0, 3))
+    asyncio.run(compact_hour(race.lake(), HOUR))
+    assert swept(race).removed == 0
+    race.later(48 * 3600 + 1)
+    race.store.objects[ORPHAN.replace("-14/", "-15/")], kept = b"x", race.pointer
+    pointed = f"lake/_hours/{HOUR}.json"
+    race.store.objects[pointed] = b"{}"
+    assert (swept(race).removed, rests <= race.store.objects.keys()) == (0, True), "nothing goes on a doubt"
+    race.store.objects[pointed] = json.dumps(kept).encode()
+    assert swept(race).removed == len(rests)
+    assert race.store.objects.keys() & (rests | others) == others
 
 
 def test_what_a_pointer_names_is_never_swept_however_old(race):

@@ -88,6 +88,11 @@ COPY, MOVED = f"raw/{HOUR}/{key(1)}", f"raw/{HOUR}/old/{NEXT}/{START}_{A}_000000
 TAKES = opened(through=HOUR)
 JOURNAL = {"writer": f"{B[5:]}.journal0", "places": ("journal",)}
 DLQ = {"writer": f"{B[5:]}.dlq0", "places": ("dlq",)}
+BOTH_ENDED = ended(**JOURNAL) | ended(**DLQ)
+BOTH_TOLD = {
+    name: {**document, "at": START + 9000}
+    for name, document in (told(1, accepted=None, **JOURNAL) | told(accepted=None, **DLQ)).items()
+}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,9 @@ DLQ = {"writer": f"{B[5:]}.dlq0", "places": ("dlq",)}
         (objects(1), {}, TAKES | abandoned()),
         (objects(1), abandoned(hour=HOUR), TAKES),
         (objects(1) | objects(1, instance=B), told(1) | told(1, instance=B), opened() | opened(instance=B)),
+        ({}, {}, stored(9, opened(through=HOUR, at=START + 8900)) | stored(5, BOTH_ENDED)),
+        ({}, {}, stored(5, opened(through=HOUR, at=START + 9100)) | stored(5, BOTH_ENDED)),
+        (objects(1), stored(9, BOTH_TOLD), stored(5, opened(through=HOUR, at=START + 9100))),
     ],
 )
 def test_complete_is_what_everybody_has_closed_and_is_as_it_was_told(there, manifests, registry):
@@ -153,6 +161,10 @@ def test_complete_is_what_everybody_has_closed_and_is_as_it_was_told(there, mani
         ({}, {}, stored(5, TAKES) | stored(4, abandoned(at=START + 3 * 3600)), "it takes events"),
         ({}, {}, stored(3, TAKES) | stored(5, torn(opened())) | stored(4, abandoned()), UNREADABLE + A),
         ({}, {}, stored(3, TAKES) | stored(5, ended(still_open=[HOUR])) | stored(4, abandoned(at=2**40)), "waits"),
+        ({}, {}, stored(9, opened(still_open=[HOUR], at=START + 9100)) | stored(5, BOTH_ENDED), "w"),
+        ({}, {}, stored(9, opened(through=HOUR, at=START + 9100)) | stored(5, BOTH_ENDED), "it takes events"),
+        (objects(1), stored(5, BOTH_TOLD), stored(9, opened(through=HOUR, at=START + 9100)), "it takes events"),
+        ({}, {}, opened(through=HOUR, still_open=[HOUR]), "w"),
     ],
 )
 def test_open_is_what_somebody_may_still_add_to_and_the_verdict_names_who_and_why(there, manifests, registry, why):
@@ -191,12 +203,48 @@ def test_open_is_what_somebody_may_still_add_to_and_the_verdict_names_who_and_wh
         (objects(1, 10**11), told(1), opened(), "unexpected", key(10**11)),
         (objects(1), told(1, accepted=5), opened(), "gap", A),
         (objects(1), told(1, accepted=2), opened(), "doubled", A),
+        ({key(1): Seen(0, None)}, {}, TAKES, "short", key(1)),
+        ({key(1): Seen(0, None)}, {}, TAKES | abandoned(), "short", key(1)),
+        (objects(1) | {key(2): Seen(9, None)}, told(1, none=[(2, "evicted", 3)]), opened(), "short", key(2)),
     ],
 )
 def test_it_differs_when_what_is_there_is_not_what_was_told(there, manifests, registry, kind, what):
     found = verdict(there, manifests, registry)
     assert kinds(found) == [(kind, what)]
     assert found.code == 3
+
+
+@pytest.mark.parametrize(
+    ("manifests", "dropped"),
+    [
+        (told(1, none=[(2, "evicted", 3)]) | told(1, none=[(2, "evicted", 3)], accepted=None, **DLQ), {"evicted": 3}),
+        (
+            told(1, none=[(1, "corrupt", 2)], accepted=None, **JOURNAL)
+            | told(1, none=[(1, "corrupt", 2)], accepted=None, **DLQ),
+            {"corrupt": 2},
+        ),
+        (
+            told(none=[(1, "discarded", 0)], accepted=None, **JOURNAL)
+            | told(none=[(1, "discarded", 0)], accepted=None, **DLQ),
+            {"discarded": 0},
+        ),
+        (told(1, accepted=None, **JOURNAL) | told(none=[(1, "evicted", 3)], accepted=None, **DLQ), {}),
+        (
+            told(1, none=[(2, "evicted", 3)], accepted=None, **JOURNAL)
+            | told(none=[(2, "discarded", 2)], accepted=None, **DLQ),
+            {"evicted": 3},
+        ),
+        (told(1, none=[(2, "evicted", 3), (3, "evicted", 3), (4, "void", 0)]), {"evicted": 6}),
+    ],
+)
+def test_events_that_were_given_up_count_once_however_many_tell_of_them(manifests, dropped):
+    found = verdict(objects(1), manifests, TAKES | ended(**JOURNAL) | ended(**DLQ))
+    assert (found.dropped, found.findings) == (dropped, [])
+
+
+def test_an_accepted_event_is_missed_though_another_was_told_of_as_stored_and_given_up():
+    manifests = told(1, accepted=6) | told(none=[(1, "evicted", 3)], accepted=None, **DLQ)
+    assert kinds(verdict(objects(1), manifests, opened())) == [("gap", A)]
 
 
 def test_two_objects_of_one_number_are_doubled():

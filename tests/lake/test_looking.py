@@ -14,6 +14,7 @@ from ingest.format import codec, ledger, manifest
 from ingest.format.manifest import Kind
 from ingest.lake import looking
 from ingest.lake.each import each
+from ingest.lake.judging import NOT_OVER
 from ingest.lake.looking import Looking
 from ingest.store.object_store import Listed
 from tests.lake.test_judging import HOUR, NEXT, START, A, B
@@ -57,10 +58,10 @@ def ended(instance, at, places=manifest.PLACES, still_open=()):
     )
 
 
-def looked(shelf, *, deep=False):
+def looked(shelf, *, deep=False, hour=HOUR, now=None, **variables):
     said = []
-    verdict = asyncio.run(Looking(load({}), shelf, said.append).verdict(HOUR, deep=deep))
-    return verdict, said
+    eyes = Looking(load(variables), shelf, said.append, now=now and (lambda: now))
+    return asyncio.run(eyes.verdict(hour, deep=deep)), said
 
 
 def test_the_words_of_processes_that_ended_long_ago_are_not_read():
@@ -89,6 +90,23 @@ def test_those_of_a_process_that_nobody_saw_end_are_read_however_old_they_are():
     shelf.has(key, ended(B, long_ago, ["dlq"]), long_ago)
     verdict, _ = looked(shelf)
     assert [one.instance for one in verdict.still_open] == [A, B]
+
+
+@pytest.mark.parametrize(
+    ("hour", "tz", "end"),
+    [
+        (HOUR, "UTC", START + 3600),
+        ("dt=2025-12-02/hr=15", "Europe/Berlin", START + 3600),
+        ("dt=2025-10-26/hr=02", "Europe/Berlin", 1761444000),
+    ],
+    ids=["UTC", "a zone", "an hour of two"],
+)
+def test_an_hour_that_is_not_over_is_open_though_everybody_has_drained(hour, tz, end):
+    shelf = Shelf()
+    shelf.has(manifest.registry_key("raw_manifest", A, Kind.ENDED), ended(A, START), START)
+    before, after = (looked(shelf, hour=hour, now=at, PARTITION_TZ=tz)[0] for at in (end - 1, end))
+    assert (before.code, [one.why for one in before.still_open]) == (1, [NOT_OVER])
+    assert (after.code, after.still_open) == (0, [])
 
 
 def put_open(shelf, instance, body):

@@ -290,6 +290,25 @@ def test_nobody_is_abandoned_by_a_slip(lake, capsys):
     assert (code, one["abandoned"]) == (0, [process.collector.keys.instance])
 
 
+@pytest.mark.parametrize("what", ["manifest", "object"])
+def test_whoever_reconcile_names_can_be_given_up(lake, capsys, what):
+    """Its word of the registry is gone, or was never put."""
+    process = lake.world.start()
+    lake.send(process)
+    process.stop()
+    lake.lay()
+    stranger = f"host-{7:016x}"
+    name = f"{stranger}.{7:016x}.json" if what == "manifest" else f"{START}_{stranger}_0000000001.jsonl.gz"
+    below = "raw_manifest" if what == "manifest" else "raw"
+    (lake.objects / below / hour(0) / name).write_bytes(b"" if what == "manifest" else codec.encode(b"{}\n", 1))
+    code, (one,) = reconcile(capsys, "--hour", hour(0))
+    assert (code, [told["instance"] for told in one["open"]]) == (1, [stranger])
+    assert main(["abandon", stranger, "--hour", hour(1)]) == 1
+    assert main(["abandon", stranger, "--hour", hour(0)]) == 0
+    code, (one,) = reconcile(capsys, "--hour", hour(0))
+    assert (code, one["abandoned"]) == (0, [stranger])
+
+
 def test_a_store_that_does_not_answer_is_no_verdict(monkeypatch, capsys):
     monkeypatch.setenv("RAW_BUCKET", "events")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
