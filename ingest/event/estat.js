@@ -131,6 +131,8 @@ new Promise(() => {
 
   // Sending.
 
+  // Not the one that somebody sets: waits within the page go by it.
+  const clock = () => performance.now();
   let timer = 0;
   let due = Infinity;
   let sending = false;
@@ -146,11 +148,12 @@ new Promise(() => {
   let flyingBytes = 0;
 
   const soon = (ms) => {
-    const at = Date.now() + Math.max(ms, restOfWait());
+    ms = Math.max(ms, restOfWait());
+    const at = clock() + ms;
     if (at >= due) return;
     clearTimeout(timer);
     due = at;
-    timer = setTimeout(send, at - Date.now());
+    timer = setTimeout(send, ms);
   };
   // All tabs wait together. A clock that was set back makes no wait longer than the longest.
   const restOfWait = () => {
@@ -229,10 +232,10 @@ new Promise(() => {
     }
     failures += 1;
     wait = Math.max(wait, Math.min(500 * 2 ** failures, LONGEST_WAIT_MS / 2)) * (1 + Math.random() / 2);
-    const until = Math.round(Date.now() + Math.min(wait, LONGEST_WAIT_MS));
+    wait = Math.min(wait, LONGEST_WAIT_MS);
     // An event that was refused before keeps no other waiting.
-    if (again) doubtfulAt = until;
-    else write(UNTIL, String(until));
+    if (again) doubtfulAt = clock() + wait;
+    else write(UNTIL, String(Math.round(Date.now() + wait)));
     return false;
   };
   // A clock that was set back, or a key of no form, makes it anybody's.
@@ -242,7 +245,7 @@ new Promise(() => {
   const next = () => {
     const ours = keys().filter(isOurs);
     const fresh = take(ours.filter(isFresh));
-    return fresh.length || Date.now() < doubtfulAt ? fresh : take(ours).slice(0, 1);
+    return fresh.length || clock() < doubtfulAt ? fresh : take(ours).slice(0, 1);
   };
   const sendAll = async () => {
     while (!restOfWait()) {
@@ -272,7 +275,7 @@ new Promise(() => {
       await sendAll().catch(warn);
     }
     sending = false;
-    if (keys().length) soon(keys().some(isFresh) ? AGAIN_MS : Math.max(AGAIN_MS, doubtfulAt - Date.now()));
+    if (keys().length) soon(keys().some(isFresh) ? AGAIN_MS : Math.max(AGAIN_MS, doubtfulAt - clock()));
   };
   // No lock can be waited for here. The events of other pages are left to others.
   const leave = () => {

@@ -16,6 +16,9 @@ const words = (status) => ({ status, type: "text/plain; charset=utf-8" });
 class Page {
   constructor({ src = "https://c.example/estat.js", dataset = {}, locks, answer = taken } = {}) {
     this.now = 1764721594000;
+    // By how much its clock is wrong. Timers do not go by it.
+    this.skew = 0;
+    this.timed = 0;
     this.timers = new Map();
     this.sent = [];
     this.targets = [];
@@ -37,7 +40,7 @@ class Page {
       };
     };
     class Clock extends Date {
-      static now = () => page.now;
+      static now = () => page.now + page.skew;
     }
     const storage = { getItem: (key) => store.get(key) ?? null, setItem: (key, value) => store.set(key, String(value)) };
     const window = {
@@ -50,7 +53,9 @@ class Page {
       Date: Clock,
       setTimeout: (call, ms) => {
         const id = this.timers.size + Math.random();
-        this.timers.set(id, [this.now + Math.max(ms, 0), call]);
+        this.timed += 1;
+        // A browser takes longer times for none.
+        this.timers.set(id, [this.now + Math.max(ms < 2 ** 31 ? ms : 0, 1), call]);
         return id;
       },
       clearTimeout: (id) => this.timers.delete(id),
@@ -59,6 +64,7 @@ class Page {
           return true;
         }
       },
+      performance: { now: () => page.now - 1764721590000 },
       navigator: { locks },
       history: { pushState() {} },
       location: { href: "https://shop.example/p" },
@@ -125,6 +131,18 @@ const oneRefused = (status, names) => async () => {
   await page.pass(60);
   return { left: page.waiting, taken: page.sent.filter((sent) => !sent.includes("bad")).flat().sort() };
 };
+const clockSet = (days) => async () => {
+  const page = new Page({ answer: (events) => (hasBad(events) ? words(400) : taken(events)) });
+  page.track("bad");
+  await page.pass(60);
+  const timed = page.timed;
+  page.skew = days * 86400000;
+  await page.pass(1800);
+  const meanwhile = page.timed - timed;
+  page.track("a");
+  await page.pass(2);
+  return { meanwhile, left: page.waiting, last: page.sent.slice(-2) };
+};
 const frozen = (freedAfter) => {
   let asked = 0;
   return {
@@ -175,6 +193,9 @@ const CASES = {
     await page.pass(2);
     return { before, left: page.waiting, last: page.sent.slice(-2) };
   },
+  "clock: set back a day": clockSet(-1),
+  "clock: set back forty days": clockSet(-40),
+  "clock: set forward a day": clockSet(1),
   "the collector's own verdict": async () => {
     const verdict = { status: 400, json: { accepted: 0, rejected: [{ index: 0, reason: "body larger than MAX_BODY_SIZE" }] } };
     const page = new Page({ answer: () => verdict });

@@ -59,6 +59,13 @@ def test_an_event_that_was_refused_holds_no_other_back(came):
     assert case == {"before": ["bad"], "left": [], "last": [["a"], ["bad"]]}
 
 
+@pytest.mark.parametrize("clock", ["set back a day", "set back forty days", "set forward a day"])
+def test_a_clock_that_is_set_keeps_nothing_waiting_and_has_nothing_asked_without_end(came, clock):
+    case = came[f"clock: {clock}"]
+    assert case["meanwhile"] <= 30
+    assert (case["left"], case["last"]) == ([], [["a"], ["bad"]])
+
+
 @pytest.mark.parametrize(
     ("lock", "early", "warned"),
     [
