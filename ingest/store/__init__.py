@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ingest.store.object_store import Found, Head, Listed, ObjectMetadata, ObjectStore
-from ingest.store.outcome import ALREADY_THERE, STORED, UNTRIED, Outcome, Refusal, Verdict
+from ingest.store.outcome import ALREADY_THERE, STORED, UNTRIED, Outcome, Refusal, Verdict, doubts_clock
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -45,6 +45,7 @@ __all__ = [
     "Refusal",
     "Verdict",
     "create_store",
+    "doubts_clock",
 ]
 
 

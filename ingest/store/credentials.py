@@ -25,7 +25,8 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ingest.disk import StorageError
-from ingest.store.s3_errors import NO_ANSWER_FROM_SOURCE, NO_CREDENTIALS, UNUSABLE_KEYS
+from ingest.store.outcome import CLOCK, IN_DOUBT
+from ingest.store.s3_errors import EXPIRED_KEYS, NO_ANSWER_FROM_SOURCE, NO_CREDENTIALS, UNUSABLE_KEYS, EndlessAnswer
 from ingest.store.sdk import Helpers
 
 if TYPE_CHECKING:
@@ -121,6 +122,17 @@ class Credentials:
             self._helpers.end()
             cause: dict[str, str | int] = {"error": f"TimeoutError: no answer within {LONGEST_WAIT:.0f} s"}
             raise StorageError("start", "credentials", NO_ANSWER_FROM_SOURCE, transient=True, cause=cause) from error
+        except EndlessAnswer as error:
+            self._doubted = True
+            cause = {"error": f"EndlessAnswer: {error}"}
+            raise StorageError("start", "credentials", UNUSABLE_KEYS, transient=True, cause=cause) from error
+        except RuntimeError as error:
+            self._doubted = True
+            if source is None or not _expires_within(source, 0):
+                raise
+            # The SDK says that what it was given just now is over.
+            cause = {"error": f"RuntimeError: {error}", CLOCK: IN_DOUBT}
+            raise StorageError("start", "credentials", EXPIRED_KEYS, transient=True, cause=cause) from error
         except Exception:
             self._doubted = True
             raise

@@ -4,7 +4,7 @@ Owns what an answer has to show before it is believed. A status alone proves not
 answer or a cache's answer to another question come with 200 as well. A page that is taken for "no objects" would call
 an hour complete that nobody looked at.
 
-    stored      status 200, no content, a quoted ETag that is not weak
+    stored      status 200, no content, a quoted ETag that is not weak; where it tells a CRC-32, that of the body
     removed     status 204
     an object   status 200 with a length, or to the question for its first bytes 206 with a Content-Range of just these;
                 a quoted ETag that is not weak, no type of a web page, and as many bytes as the length says
@@ -43,6 +43,7 @@ _NO_STORE = (
     "the answer is not a store's (200, no content, a quoted ETag): something else took the request; check the endpoint "
     "and proxies"
 )
+_ANOTHERS = "the answer is to another put: something between mixes up what it answers; check the endpoint and proxies"
 _NO_REMOVAL = (
     "the answer is not a store's (204, no content): something else took the request; check the endpoint and proxies"
 )
@@ -56,15 +57,19 @@ _GOES_NOT_ON = (
 )
 _OK, _NO_CONTENT, _PARTIAL = 200, 204, 206
 _STRONG_ETAG = re.compile(r'"[^"]+"')
+_CRC32 = re.compile(r"[A-Za-z0-9+/]{6}==")
 _SPAN = re.compile(r"bytes 0-(\d{1,18})/(\d{1,18})")
 _PAGES = ("text/html", "application/xhtml+xml")
 _IS_TRUNCATED = {"true": True, "false": False}
 
 
-def check_stored(key: str, answer: Mapping[str, Any]) -> None:
-    """Raise `StorageError` where an answer to a put is none of a store's."""
+def check_stored(key: str, answer: Mapping[str, Any], checksum: str) -> None:
+    """Raise `StorageError` where an answer to a put is none of a store's, or is about another body."""
     if status_of(answer) != _OK or answer["ContentLength"] != 0 or not _has_strong_etag(answer):
         raise _unlike("put", key, _NO_STORE, answer, _told(answer))
+    told = str(answer.get("ChecksumCRC32", ""))
+    if told != checksum and _CRC32.fullmatch(told):
+        raise _unlike("put", key, _ANOTHERS, answer, f"CRC-32 {told} in the answer, {checksum} was sent")
 
 
 def check_deleted(key: str, answer: Mapping[str, Any]) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _CONFLICTS: Final = frozenset({409, 412})
 
+CLOCK, IN_DOUBT = "clock", "in doubt"
+"""An entry in the cause of an error by which the store, or the source of keys, disputes the time of this host."""
+
 
 class Refusal(StorageError):  # noqa: N818 - the store's word, and by itself no verdict
     """The store answered that it does not take this object: its key, class, tags or encryption, or who puts it."""
@@ -63,6 +66,11 @@ class Outcome:
     def is_conflict(self) -> bool:
         """The store spoke about this key only, or something spoke in its place: no news of whether it is there."""
         return self.error is not None and self.error.cause.get("status") in _CONFLICTS
+
+
+def doubts_clock(error: BaseException | None) -> bool:
+    """Tell whether this is the word of somebody else that the clock of this host is wrong: no age by it is known."""
+    return isinstance(error, StorageError) and error.cause.get(CLOCK) == IN_DOUBT
 
 
 STORED: Final = Outcome(Verdict.STORED)

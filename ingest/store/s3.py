@@ -250,7 +250,7 @@ class S3Store:
         if only_new:
             arguments["IfNoneMatch"] = "*"
         answer = cast("Mapping[str, Any]", await client.put_object(**arguments))
-        check_stored(key, answer)
+        check_stored(key, answer, arguments["ChecksumCRC32"])
 
     async def _create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         try:
@@ -403,7 +403,7 @@ class S3Store:
             if verdict_of(error.response) in (_PRECONDITION_FAILED, _NO_SUCH_KEY):
                 return False
             raise
-        check_stored(key, answer)
+        check_stored(key, answer, str(arguments["ChecksumCRC32"]))
         return True
 
     async def _call(self, operation: str, key: str, call: Callable[[S3Client], Awaitable[_Result]]) -> _Result:

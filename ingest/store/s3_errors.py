@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.disk import StorageError
-from ingest.store.outcome import Refusal
+from ingest.store.outcome import CLOCK, IN_DOUBT, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,12 @@ _KEYS = "the credentials are wrong: check the access key and its secret"
 _REGION = "the bucket is in another region: fix AWS_REGION"
 _DAMAGED = "the body changed on its way: it is sent again; if this lasts, check the network path"
 _BUSY = "the store is overloaded: it recovers, or UPLOAD_CONCURRENCY is too high for it"
+_CLOCK = "this host's clock is wrong: run NTP"
 _TIMES_OUT = "no answer within S3_TIMEOUT: check the network path, or raise it"
 _UNREACHABLE = "the store cannot be reached: check the endpoint, DNS, routes and security groups"
 _UNFORESEEN = "the SDK or its source of credentials failed: the error says how; it is tried again"
 NO_ANSWER_FROM_SOURCE = "the source of credentials does not answer: check the role's endpoint, or credential_process"
+EXPIRED_KEYS = "the keys that the source gave are over already: check this host's clock (NTP), then the source"
 NO_CREDENTIALS = "no credentials found: give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 UNUSABLE_KEYS = "the source of credentials gave what cannot sign: check what it prints, or what it reads"
 
@@ -38,10 +40,11 @@ UNUSABLE_KEYS = "the source of credentials gave what cannot sign: check what it 
 _ADVICE: dict[str, tuple[str, bool]] = {
     "AccessDenied": (_DENIED, False),
     "InvalidAccessKeyId": (_KEYS + "; they are looked for anew", True),
-    "SignatureDoesNotMatch": (_KEYS, False),
+    "SignatureDoesNotMatch": (_KEYS + "; they are looked for anew", False),
     "ExpiredToken": ("the credentials expired: they are looked for anew; if this lasts, check their source", True),
     "InvalidToken": ("the session token is wrong: check AWS_SESSION_TOKEN or the role; it is looked for anew", True),
-    "RequestTimeTooSkewed": ("this host's clock is wrong: run NTP", False),
+    "RequestTimeTooSkewed": (_CLOCK, False),
+    "RequestExpired": (_CLOCK, False),
     "NoSuchBucket": ("there is no such bucket: fix RAW_BUCKET, or create it", False),
     "NoSuchKey": ("there is no such object", False),
     "PermanentRedirect": (_REGION, False),
@@ -62,6 +65,7 @@ _ADVICE: dict[str, tuple[str, bool]] = {
     "InvalidArgument": ("the store does not take what the request asks for", False),
     "InvalidEncryptionAlgorithmError": ("the store does not know S3_SSE", False),
     "KeyTooLongError": ("shorten RAW_PREFIX or DLQ_PREFIX", False),
+    "KMS.ThrottlingException": ("KMS is asked too often: enable the bucket's S3 Bucket Key, or raise the quota", True),
     "KMS.NotFoundException": ("there is no such key: fix S3_SSE_KMS_KEY_ID", False),
     "KMS.DisabledException": ("the key is disabled: enable it, or fix S3_SSE_KMS_KEY_ID", False),
     "EntityTooLarge": ("the store takes no object of this size: lower BATCH_BYTES", False),
@@ -84,8 +88,15 @@ _REFUSALS = frozenset({
     "NotImplemented",
 })  # fmt: skip
 _KMS = "KMS."
-KEYS_IN_DOUBT = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId"})
-"""Codes after which credentials are looked for anew."""
+KEYS_IN_DOUBT = frozenset({
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+})  # fmt: skip
+"""Codes after which credentials are looked for anew: what was read may be half of what was being written."""
+_CLOCK_IN_DOUBT = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 # Codes by which a store may mean any of the settings that went with the request.
 _ABOUT_SETTINGS = frozenset(
     {"InvalidRequest", "InvalidArgument", "NotImplemented", "InternalError", "MethodNotAllowed"}
@@ -93,9 +104,11 @@ _ABOUT_SETTINGS = frozenset(
 
 # An error's text may quote what it failed on.
 LONGEST_TEXT = 500
+_LONGEST_WORD = 100
+"""No code and no request id of a store is as long. A longer one is cut."""
 
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
-_SERVER_ERROR = 500
+_CLIENT_ERROR, _SERVER_ERROR, _NOT_IMPLEMENTED = 400, 500, 501
 _CONFLICT = 409
 
 
@@ -122,7 +135,7 @@ class Sent:
 
 def verdict_of(response: Mapping[str, Any]) -> tuple[int, str]:
     """Return the status and the code that stood in the body; the SDK puts the status in place of a code it misses."""
-    return status_of(response), str(response.get("Error", {}).get("Code", ""))
+    return status_of(response), str(response.get("Error", {}).get("Code", ""))[:_LONGEST_WORD]
 
 
 def is_answer(failure: StorageError) -> bool:
@@ -197,13 +210,21 @@ def _answer(
         advice = (f"the store answered {status} {code}", transient)
     cause.update(code=code, status=status)
     if request_id := response.get("ResponseMetadata", {}).get("RequestId"):
-        cause["request_id"] = str(request_id)
+        cause["request_id"] = str(request_id)[:_LONGEST_WORD]
     hint, transient = advice
     if code in _ABOUT_SETTINGS and sent.settings and (code != "InternalError" or "S3_SSE" in sent.settings):
         hint += sent.doubt()
         transient = False  # a 500 to each put that asks for encryption does not pass either
-    kind = Refusal if code in _REFUSALS or code.startswith(_KMS) else StorageError
+    if code in _CLOCK_IN_DOUBT:
+        cause[CLOCK] = IN_DOUBT
+    is_refusal = (code in _REFUSALS or code.startswith(_KMS)) and not transient and _is_verdict(status)
+    kind = Refusal if is_refusal else StorageError
     return kind(operation, key, hint, transient=transient, cause=cause)
+
+
+def _is_verdict(status: int) -> bool:
+    """Tell a status that judges the request from one by which a store says that it is ill."""
+    return _CLIENT_ERROR <= status < _SERVER_ERROR or status == _NOT_IMPLEMENTED
 
 
 def status_of(response: Mapping[str, Any]) -> int:

@@ -2,9 +2,10 @@
 
 Owns how a session of the SDK is made, and the handlers that hold it back. Promises that its models are read once and
 shared by all sessions that follow each other, off the loop, with the collector of cycles paused; that a session that
-failed leaves nothing behind in the next one; that of an answer that is no object at most `LONGEST_ANSWER` is read; that
-a client follows no redirect and asks for no `100 Continue`, since a store or a proxy that never says it would get
-nothing (RFC 9110, 10.1.1). Never finds credentials, puts or gets.
+failed leaves nothing behind in the next one, and reads its files off the loop; that whatever a session asks, the
+sources of credentials included, is sent as `transport` says; that a client follows no redirect and asks for no
+`100 Continue`, since a store or a proxy that never says it would get nothing (RFC 9110, 10.1.1). Never finds
+credentials, puts or gets.
 """
 
 from __future__ import annotations
@@ -12,26 +13,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ingest.store import evidence
 from ingest.store.s3_errors import EndlessAnswer
+from ingest.store.transport import LONGEST_ANSWER, bounded, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # it ships no types
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it ships no types
-    from aiohttp import ClientResponse
-    from botocore.awsrequest import AWSPreparedRequest  # type: ignore[import-untyped]  # it ships no types
     from types_aiobotocore_s3.client import S3Client
 
     from ingest.config import Settings
 
-LONGEST_ANSWER: Final = 16 * 1024**2
-"""Bytes of an error or of a page of a listing; 1,000 of the longest keys are a quarter of it."""
-_ERRORS = 300
 # A prolog and a document type begin with no letter.
 _FIRST_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
 _IS_TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*(\w*)\s*</")
@@ -95,35 +91,79 @@ class Helpers:
     def end(self) -> None:
         """Kill those that still run."""
         for helper in self._started:
-            if helper.returncode is None:
-                with suppress(ProcessLookupError):
-                    helper.kill()
+            _end(helper)
         self._started.clear()
 
-    async def _start(self, *command: str, stdout: int, stderr: int) -> asyncio.subprocess.Process:
+    async def _start(self, *command: str, stdout: int, stderr: int) -> _Helper:
         helper = await asyncio.create_subprocess_exec(*command, stdout=stdout, stderr=stderr)
         self._started = [started for started in self._started if started.returncode is None]
         self._started.append(helper)
-        return helper
+        return _Helper(helper)
+
+
+class _Helper:
+    """A helper as the SDK waits for it: what it prints is read to a limit, and one that prints more is ended."""
+
+    __slots__ = ("_process",)
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        printed = [
+            asyncio.ensure_future(first_of(s, LONGEST_ANSWER)) for s in (self._process.stdout, self._process.stderr)
+        ]
+        try:
+            out, told = await asyncio.gather(*printed)
+        except EndlessAnswer:
+            _end(self._process)
+            await self._process.wait()
+            raise
+        finally:
+            for reading in printed:
+                reading.cancel()
+        await self._process.wait()
+        return out, told
+
+
+def _end(helper: asyncio.subprocess.Process) -> None:
+    """Kill a helper and close its pipes, which may be full, or held by what it has started. One that ended is left."""
+    if helper.returncode is None:
+        helper._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - a process has no close of its own
 
 
 def open_session(models: Models) -> AioSession:
-    """Return a session that has read nothing but the models yet. Blocks for a moment."""
+    """Return a session that has read the models, and the files of credentials. Blocks as long as their disks do."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]  # it ships no types
     from aiobotocore.session import get_session
+    from aiobotocore.utils import (  # type: ignore[import-untyped]  # it ships no types
+        AioContainerMetadataFetcher,
+        AioIMDSFetcher,
+        _RefCountedSession,
+    )
 
+    for asks in (AioContainerMetadataFetcher, AioIMDSFetcher):
+        asks._ref_counted_session_cls = bounded(_RefCountedSession)  # noqa: SLF001 - it takes no class otherwise
     session = get_session()
+    session.set_default_client_config(AioConfig(http_session_cls=bounded(AIOHTTPSession)))
     if models.loader is None:
         models.loader = session.get_component("data_loader")
     else:
         session.register_component("data_loader", models.loader)
+    _ = session.full_config  # read here, because the sources read it on the loop
     return session
 
 
 def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, AioConfig]:
     from aiobotocore.config import AioConfig
+    from aiobotocore.httpsession import AIOHTTPSession
 
     session = open_session(models)
-    bounded = _bounded_session()
     common: dict[str, Any] = {
         "region_name": settings.aws_region,
         "connect_timeout": settings.s3_timeout,
@@ -151,51 +191,7 @@ def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, Ai
 
     secure = asyncio.run(endpoint()).startswith("https://")
     signing = {**addressing, "payload_signing_enabled": not secure}
-    return session, AioConfig(s3=signing, http_session_cls=bounded, **common)
-
-
-class _Read:
-    """An answer's bytes, in the place of the stream that they came from."""
-
-    __slots__ = ("_body",)
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def read(self) -> bytes:
-        return self._body
-
-
-def _bounded_session() -> type:
-    """Return the SDK's own way to send, but for how much it reads of an answer that is no object."""
-    from aiobotocore.awsrequest import AioAWSResponse  # type: ignore[import-untyped]  # it ships no types
-    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]  # it ships no types
-
-    class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # it ships no types
-        async def send(self, request: AWSPreparedRequest) -> AioAWSResponse:
-            is_object, request.stream_output = request.stream_output, True
-            answer = await super().send(request)
-            if is_object and answer.status_code < _ERRORS:
-                return answer
-            body = await _read(answer.raw)
-            return AioAWSResponse(answer.url, answer.status_code, answer.headers, _Read(body))
-
-    return BoundedSession
-
-
-async def _read(answer: ClientResponse) -> bytes:
-    body = bytearray()
-    try:
-        while len(body) <= LONGEST_ANSWER and (part := await answer.content.readany()):
-            body += part
-        if len(body) <= LONGEST_ANSWER:
-            await answer.read()  # nothing is left: it lets go of the connection
-            return bytes(body)
-    except BaseException:
-        answer.close()
-        raise
-    answer.close()
-    raise EndlessAnswer(f"{len(body)} bytes and more")
+    return session, AioConfig(s3=signing, http_session_cls=bounded(AIOHTTPSession), **common)
 
 
 def hold_back(client: S3Client) -> None:

@@ -73,6 +73,17 @@ PAGES = {
     "too_long": answered(200, PAGE, content_length="0", etag='"68f0-2c"'),
     "chunked_garbage": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nno size\r\n',
     "bad_length": answered(200, content_length="-7", etag='"68f0-2c"'),
+    "200_of_another": answered(200, etag='"e"', x_amz_checksum_crc32="AAAAAA=="),
+    "503_cookie": answered(503, PAGE, content_type=HTML, set_cookie="session=" + "x" * 4000 + "; Max-Age=86400"),
+    "408_twice": answered(408, PAGE, content_type=HTML) * 2,
+    "412_then_200": answered(412, PAGE, content_type=HTML) + answered(200, etag='"e"'),
+    "400_elements": answered(400, b"<Error>" + b"<a/>" * 300_000 + b"</Error>", content_type="application/xml"),
+    "400_long_code": refused(400, "A" * 60_000),
+    "503_denied": refused(503, "AccessDenied"),
+    "400_kms": refused(400, "KMS.ThrottlingException"),
+    "403_signature": refused(403, "SignatureDoesNotMatch"),
+    "200_latin_1": b'HTTP/1.1 200 OK\r\nETag: W/"e"\r\nVia: caf\xe9\r\nContent-Length: 0\r\n\r\n',
+    "103_then_503": b'HTTP/1.1 103 Early Hints\r\nETag: "e"\r\n\r\n' * 500 + answered(503),
 }
 FAULTS = {
     **{name: Fault(page=page) for name, page in PAGES.items()},

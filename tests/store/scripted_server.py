@@ -80,6 +80,10 @@ class ScriptedServer:
     """Seconds between two bytes of an answer."""
     closes: bool = False
     """The connection ends with the answer."""
+    unasked: bytes = b""
+    """Follows upon the answer, when the client has had that for a while."""
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    """What is unasked was sent."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -106,6 +110,11 @@ class ScriptedServer:
                         writer.write(part)
                         await writer.drain()
                         await asyncio.sleep(self.trickle)
+                    if self.unasked:
+                        await asyncio.sleep(0.05)
+                        writer.write(self.unasked)
+                        await writer.drain()
+                        self.told.set()
                     if self.closes:
                         break
         finally:

@@ -9,7 +9,7 @@ import pytest
 from ingest.disk.errors import StorageError
 from ingest.store import evidence
 from ingest.store.s3 import ONE_WRITE
-from ingest.store.sdk import LONGEST_ANSWER
+from ingest.store.transport import LONGEST_PAGE
 from tests.store.scripted_server import answered, page, part_of, refused, scripted_server
 from tests.store.test_s3 import KEY, METADATA, PAGE, credentials, file_of, s3_store  # noqa: F401 - a fixture
 
@@ -210,7 +210,7 @@ def test_a_page_is_no_removal(answer):
 
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_an_answer_that_does_not_end_is_not_read_into_memory(status):
-    endless = answered(status, bytes(LONGEST_ANSWER + ONE_WRITE), content_length=str(10**12))
+    endless = answered(status, bytes(LONGEST_PAGE + ONE_WRITE), content_length=str(10**12))
 
     async def scenario(store, server):
         calls = [store.listing("raw/"), store.put(KEY, BODY, METADATA), store.delete(KEY)]
