@@ -6,7 +6,8 @@ objects never meets half of one. Several processes may share one directory. A na
 
 Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
 and `create` is `link(2)`, which the kernel refuses for a name that exists. An object that exists is replaced by one of
-more events only: both heads tell, and files of one key are prefixes of one batch.
+more events only: both heads tell, and files of one key are prefixes of one batch. A file without our head, an empty one
+for instance, is no batch: it is an error to whoever creates one there.
 
 An object is a regular file, or a link that leads to one. Whatever else has the name of a key (a folder, a pipe, a
 device) is an error to whoever reads or creates it, and no listing has it. Names that are not UTF-8 are no keys. To list
@@ -50,6 +51,7 @@ TEMPORARY_MAX_AGE = 3600.0
 log = structlog.get_logger()
 
 _NO_FILE = "a folder, a pipe or a device is where an object should be: move it away"
+_NOT_OURS = "the file under this name is no object of ours: look at it, and move it away"
 _TOO_LARGE = "no object of ours is as large: something else wrote it, and it is not read"
 # Gone meanwhile, or a link that leads nowhere or round in a circle.
 _NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -141,8 +143,12 @@ class DirectoryStore:
         except OSError as error:
             raise StorageError.of("create", path, error) from error
         wanted = self._head.events(body[: self._head.size])
-        found = None if wanted is None else self._head.events(self._first(path, self._head.size))
-        if wanted is None or found is None or found >= wanted:
+        if wanted is None:
+            return False
+        found = self._head.events(self._first(path, self._head.size))
+        if found is None:
+            raise StorageError("create", path, _NOT_OURS, transient=True)
+        if found >= wanted:
             return False
         self._tree.publish(path, body)
         log.warning("shorter_object_replaced", key=str(path.relative_to(self._root)), had=found, events=wanted)

@@ -16,8 +16,9 @@ A status alone proves nothing, because a proxy or a login page can stand where t
     anything else  a failed try
 
 After that 412 the first bytes of the object are read, as below. If its head has fewer events than ours, the put is
-plain, because it was put by somebody who held less of the batch. Whatever else is there stays, and is *already there*;
-so is an object that may not be read, which `stored_object_not_read` says once.
+plain, because it was put by somebody who held less of the batch. An object without our head, and an empty one, which a
+store that failed may leave, is no batch: the try has failed, and nothing is replaced. An object that may not be read is
+*already there*, which `stored_object_not_read` says once. So is whatever has the key of an original.
 
 `S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
 object: our gzip head with as many events as ours, or more, is *already there*. If the head has fewer events the put is
@@ -31,8 +32,9 @@ A store that ignores `If-None-Match` is noticed. The first create of a run that 
 *canary*: `PreconditionFailed` is right, and asked for only once. Any other answer of the store (it is stored again, it
 is a conflict though nobody else stores it, it is refused) has creates look first from then on, and so has a create that
 is answered with 501 if a look and a plain put then succeed. `conditional_puts_not_honoured` says so. No answer (a page,
-a store that is busy or ill, a broken connection) says nothing of the condition: the next create sends its canary. The
-third canary without an answer is the last, and creates look first.
+a store that is busy or ill, a broken connection, the end of the try) says nothing of the condition: the next create
+sends its canary. The third canary without an answer is the last, and creates look first; where the role may not look,
+they go back to the condition.
 
 `replace` sends `If-Match` with the ETag that `find` gave, or `If-None-Match: *` where nothing was found. There it needs
 no canary: its caller reads again what it wrote. `S3_CONDITIONAL_PUTS=false` looks first here too, with the same race.
@@ -103,6 +105,8 @@ class _Creates(Enum):
     """By `If-None-Match`; the store answered 412 once."""
     LOOK_FIRST = auto()
     """By a look: so it is set, or the store was seen not to heed `If-None-Match`."""
+    UNANSWERED = auto()
+    """By a look, because no canary was answered; by `If-None-Match` again if a look is not allowed."""
 
 
 class S3Store:
@@ -163,7 +167,13 @@ class S3Store:
 
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         """Store the body only if nothing has the key; False if something does."""
-        create = self._look_then_put if self._creates is _Creates.LOOK_FIRST else self._create
+        match self._creates:
+            case _Creates.LOOK_FIRST:
+                create = self._look_then_put
+            case _Creates.UNANSWERED:
+                create = self._look_or_create
+            case _:
+                create = self._create
         return await self._call("create", key, lambda client: create(client, key, body, metadata))
 
     async def get(self, key: str) -> bytes:
@@ -281,12 +291,15 @@ class S3Store:
             verdict = verdict_of(error.response)
             if verdict[0] == _FORBIDDEN:
                 self._tell_unread(key, storage_error("look", key, error))
-            elif verdict != _NO_SUCH_RANGE:  # an object of no bytes is none of ours
+                return False
+            if verdict != _NO_SUCH_RANGE:  # an object of no bytes has no first one
                 raise
-            return False
+            head = b""
         self._may_read = True
         found = self._head.events(head)
-        if found is None or found >= wanted:
+        if found is None:
+            raise _strange(key, head)
+        if found >= wanted:
             return False
         await self._put_object(client, key, body, metadata)
         log.warning("shorter_object_replaced", key=key, had=found, events=wanted)
@@ -304,6 +317,9 @@ class S3Store:
 
     async def _send_canary(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> None:
         """Send what was just created once more. If the try ends here, the next one hears that the object is there."""
+        if self._canaries >= CANARIES:  # those that the end of a try cut short included
+            self._look_first(key, "none of the canaries was answered", _Creates.UNANSWERED)
+            return
         self._canaries += 1
         try:
             await self._put_object(client, key, body, metadata, only_new=True)
@@ -311,19 +327,31 @@ class S3Store:
             failure = storage_error("create", key, error)
             if (failure.cause.get("status"), failure.cause.get("code")) == _PRECONDITION_FAILED:
                 self._creates = _Creates.CONDITIONAL
-            elif is_answer(failure) or self._canaries >= CANARIES:
+            elif is_answer(failure):
                 self._look_first(key, failure.cause.get("error", ""))
+            elif self._canaries >= CANARIES:
+                self._look_first(key, failure.cause.get("error", ""), _Creates.UNANSWERED)
         else:
             self._look_first(key, "it was stored again")
 
-    def _look_first(self, key: str, answer: object) -> None:
-        self._creates = _Creates.LOOK_FIRST
+    def _look_first(self, key: str, answer: object, creates: _Creates = _Creates.LOOK_FIRST) -> None:
+        self._creates = creates
         log.error(
             "conditional_puts_not_honoured",
             key=key,
             answer=answer,
             hint="the store does not heed If-None-Match: set S3_CONDITIONAL_PUTS=false; a look goes first from now on",
         )
+
+    async def _look_or_create(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
+        try:
+            return await self._look_then_put(client, key, body, metadata)
+        except client.exceptions.ClientError as error:
+            if verdict_of(error.response)[0] != _FORBIDDEN:
+                raise
+        # Nothing has shown that the condition is not heeded, and a role need not have leave to look.
+        self._creates, self._canaries = _Creates.UNPROVEN, 0
+        return await self._create(client, key, body, metadata)
 
     async def _look_then_put(self, client: S3Client, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         if await self._is_there(client, key, body):
@@ -348,8 +376,7 @@ class S3Store:
             return found >= wanted
         if wanted is None and head == begins:
             return content.size >= len(body)
-        cause = {"error": f"{content.size} bytes of content, which begin with {head!r}"}
-        raise StorageError("look", key, _NOT_OURS, transient=True, cause=cause)
+        raise _strange(key, head)
 
     async def _read(self, client: S3Client, key: str, most: int | None = None) -> tuple[bytes, Content]:
         """Return the object's bytes, or its first ones, and what came with them; no more is read than asked for."""
@@ -473,6 +500,11 @@ class S3Store:
     async def _open_session(self) -> AioSession:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, sdk.open_session, self._models)
+
+
+def _strange(key: str, head: bytes) -> StorageError:
+    """Return the error of a key under which there is what we cannot have put: it waits until somebody looks at it."""
+    return StorageError("look", key, _NOT_OURS, transient=True, cause={"error": f"the object begins with {head!r}"})
 
 
 def _fetch(starting: asyncio.Task[S3Client]) -> None:

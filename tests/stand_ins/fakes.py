@@ -32,6 +32,13 @@ def is_less(there: bytes, body: bytes) -> bool:
     return found is not None and wanted is not None and found < wanted
 
 
+def _refuse_strange(key: str, there: bytes, body: bytes) -> None:
+    """Raise where a batch would be created over what is none."""
+    found, wanted = codec.event_count(there[: codec.HEAD_BYTES]), codec.event_count(body[: codec.HEAD_BYTES])
+    if wanted is not None and found is None:
+        raise StorageError("create", key, "what is there is no object of ours", transient=True)
+
+
 # ----------------------------------------------------------------------------------------------------- clock
 
 
@@ -141,6 +148,7 @@ class MemoryStore:
     async def create(self, key: str, body: bytes, metadata: ObjectMetadata) -> bool:
         def create() -> bool:
             if key in self.objects and not is_less(self.objects[key], body):
+                _refuse_strange(key, self.objects[key], body)
                 return False
             self._store(key, body, metadata)
             return True

@@ -134,15 +134,19 @@ def test_a_create_of_more_of_the_same_batch_replaces_less(opened):
     run(opened, scenario)
 
 
-@pytest.mark.parametrize("there", [b"", b"something else that is not ours"], ids=["nothing", "no gzip of ours"])
-def test_a_create_replaces_nothing_whose_events_it_cannot_tell(opened, kind, there):
-    if kind == "s3 without conditional puts":
-        pytest.skip("what is none of ours is an error there")
-
+@pytest.mark.parametrize(
+    "there",
+    [b"", bytes(40), file_of(3)[:19], b"something else that is not ours"],
+    ids=["nothing", "zeros", "a torn head", "no gzip of ours"],
+)
+def test_a_create_neither_replaces_nor_trusts_what_is_no_batch(opened, there):
     async def scenario(store):
         await store.put(KEY, there, METADATA)
-        assert await store.create(KEY, file_of(3), METADATA) is False
+        with pytest.raises(StorageError):
+            await store.create(KEY, file_of(3), METADATA)
         assert await store.get(KEY) == there
+        await store.delete(KEY)
+        assert await store.create(KEY, file_of(3), METADATA) is True
 
     run(opened, scenario)
 

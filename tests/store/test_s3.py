@@ -406,6 +406,35 @@ def test_a5_no_answer_to_the_canary_is_no_evidence_and_the_next_create_sends_ano
     run(scenario)
 
 
+def test_a5_where_no_canary_was_answered_a_role_that_may_not_look_goes_back_to_the_condition():
+    """A store was busy at the wrong moments: that is no reason for what waits on disk to wait until a restart."""
+
+    async def scenario(store, server):
+        for _ in range(CANARIES):
+            server.answers = [STORED, refused(503, "SlowDown")]
+            assert await store.create(KEY, file_of(7), METADATA) is True
+        server.answers = [refused(403, "AccessDenied"), STORED, EXISTS]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        assert await store.create(KEY, file_of(7), METADATA) is True
+        calls = [(request.method, request.headers.get("if-none-match")) for request in server.requests]
+        assert calls[2 * CANARIES :] == [("GET", None), ("PUT", "*"), ("PUT", "*"), ("PUT", "*")]
+
+    run(scenario)
+
+
+def test_a5_a_put_that_takes_half_its_time_is_not_held_up_by_its_canary_for_ever():
+    async def scenario(store, server):
+        await store.start()
+        for _ in range(CANARIES):
+            server.answers = [STORED, None]
+            with pytest.raises(StorageError):
+                await store.create(KEY, file_of(7), METADATA)
+        server.answers = [STORED, None]
+        assert await store.create(KEY, file_of(7), METADATA) is True
+
+    run(scenario, S3_TIMEOUT="300ms")
+
+
 def file_of(events: int) -> bytes:
     return codec.encode(LINES * events, events)
 
