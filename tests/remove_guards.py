@@ -801,8 +801,8 @@ GUARDS: tuple[Guard, ...] = (
     _guard(
         "409 and 412 never count",
         "delivery/attempt.py",
-        "elif outcome.verdict is Verdict.REFUSED or outcome.is_conflict:",
-        "elif outcome.verdict is Verdict.REFUSED:",
+        "elif is_of_one or outcome.is_conflict:",
+        "elif is_of_one:",
         REFUSED + "test_409_and_412_to_batches_never_count",
     ),
     _guard(

@@ -11,7 +11,8 @@ Promises:
     the end    from DISK_ONLY on no try begins, and those that run end at once, as UNTRIED
     contrast   a store's refusal is REFUSED only if another key was stored since this one was first tried
     breaker    it is fed by puts of batches and by probes. A file that recovery could not put says nothing about the
-               store; a refusal, and an answer of 409 or 412, never count either
+               store; a refusal, and an answer of 409 or 412, never count either, nor does what may be a refusal of a
+               file that was the probe
 
 Never: tries twice, knows a batch or a file, decides what happens to what was not stored.
 """
@@ -132,7 +133,7 @@ class Attempts:
                 self._failed.pop(key, None)
                 self._stored += 1
             if feeds_breaker or permit.is_probe:
-                self._tell(permit, outcome)
+                self._tell(permit, outcome, is_batch=feeds_breaker)
             return outcome
 
     async def _bounded(self, call: Callable[[], Awaitable[Outcome]]) -> Outcome:
@@ -157,10 +158,12 @@ class Attempts:
         elif phase is Phase.HURRYING:
             self.breaker.hurry()
 
-    def _tell(self, permit: Permit, outcome: Outcome) -> None:
+    def _tell(self, permit: Permit, outcome: Outcome, *, is_batch: bool) -> None:
+        # What may be a refusal of one file says nothing about the store: the next batch does.
+        is_of_one = outcome.verdict is Verdict.REFUSED or (isinstance(outcome.error, Refusal) and not is_batch)
         if outcome.is_there:
             self.breaker.succeeded(permit)
-        elif outcome.verdict is Verdict.REFUSED or outcome.is_conflict:
+        elif is_of_one or outcome.is_conflict:
             self.breaker.undecided(permit)
         else:
             self.breaker.failed(permit)

@@ -5,7 +5,8 @@ Owns one state and the rules by which it changes:
     closed     puts run; the third failure in a row opens it
     open       no put runs until `retry_at`; then whoever asks next becomes the probe, and it is half-open
     half-open  one probe runs; it succeeds: closed; it fails: open, for twice as long; it says nothing about the store:
-               open, for as long as before; it is given up: open, and the next who asks is the probe
+               open, for as long as before, in a hurry for no time; it is given up: open, and the next who asks is the
+               probe
 
 A put that began while it was closed may end when it is open or half-open. Its success closes it (the store works); its
 failure says nothing new.
@@ -47,7 +48,7 @@ class Permit:
 class Breaker:
     """See the module's text. `on_change` is called with the new state, after it holds."""
 
-    __slots__ = ("_clock", "_failures", "_on_change", "_pause", "retry_at", "state")
+    __slots__ = ("_clock", "_failures", "_hurries", "_on_change", "_pause", "retry_at", "state")
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[State], None]) -> None:
         self._clock = clock
@@ -56,6 +57,8 @@ class Breaker:
         self.retry_at = 0.0
         self._failures = 0
         self._pause = FIRST_PAUSE
+        self._hurries = False
+        """From `hurry` on, which is the end of the process."""
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state.name} failures={self._failures} pause={self._pause}>"
@@ -93,10 +96,11 @@ class Breaker:
     def undecided(self, permit: Permit) -> None:
         """Forget a try whose answer was about its object alone; the next probe waits as long as this one did."""
         if permit.is_probe and self.state is State.HALF_OPEN:
-            self._open(self._pause)
+            self._open(0.0 if self._hurries else self._pause)
 
     def hurry(self) -> None:
-        """Let the next who asks be the probe, however long the pause still is."""
+        """Let the next who asks be the probe, however long the pause still is, until one tells of the store."""
+        self._hurries = True
         self.retry_at = self._clock()
 
     def abandoned(self, permit: Permit) -> None:

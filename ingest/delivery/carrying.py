@@ -10,7 +10,8 @@ books, let the file go. Promises:
     damage        sound lines are stored under the file's own key, the original bytes under `DLQ_PREFIX`, and only then
                   is the file gone; without a sound line nothing is put
     one bad file  is put off (see `aside`), and the rest goes on
-    expiry        a file older than `DLQ_MAX_AGE` goes only after a put of it failed in this run
+    expiry        a file older than `DLQ_MAX_AGE` goes only after a put of it failed in this run, and not because the
+                  clock is wrong by which it is old
 
 Never: holds more than one file in memory (two of one key), takes a file that cannot be read for a damaged one, decides
 when it is time for one.
@@ -28,7 +29,7 @@ from ingest.delivery.choice import Choice, Copy, Why, choose
 from ingest.disk import StorageError
 from ingest.format import ledger, parse_key, quarantine_key
 from ingest.spool import Whereabouts
-from ingest.store import ObjectMetadata, Outcome, Refusal, Verdict
+from ingest.store import ObjectMetadata, Outcome, Refusal, Verdict, doubts_clock
 from ingest.telemetry import DropReason
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Carrier:
     def _not_put(self, letter: Letter, outcome: Outcome, key: str) -> Step:
         if outcome.verdict is Verdict.UNTRIED:
             return Step.WAITS
-        if key == letter.key and self._is_expired(letter):
+        if key == letter.key and self._is_expired(letter) and not doubts_clock(outcome.error):
             self._expire(letter)
             return Step.EXPIRED
         self.aside.put_off(letter.key, outcome, object_key=key)

@@ -6,7 +6,7 @@ Owns the pace. `Carrier` has one file's way. Promises:
                   file per `DUE_AFTER` seconds while the breaker is closed. While tries fail, the pauses grow. After a
                   pass that stored something the next begins after a second, or as long as was spent in vain
     drain         while the process is HURRYING there are no pauses and every file is due once; it ends when a pass
-                  stores nothing and no batch is left, or when the store does not answer
+                  that began then stores nothing and no batch is left, or when the store does not answer
 
 Never: reads a file, puts one, moves a book.
 """
@@ -81,6 +81,8 @@ class Recovery:
         """Tries that failed, one behind the other."""
         self._unanswered = 0
         """The last ones of these, to which no store gave an answer."""
+        self._began_before = False
+        """From the phase HURRYING on until the pass ends that was under way: it passed over files that are due now."""
         course.listen(self._entered)
 
     def __repr__(self) -> str:
@@ -116,6 +118,7 @@ class Recovery:
     def _entered(self, phase: Phase) -> None:
         if phase is Phase.HURRYING:
             self.carrier.aside.all_due()
+            self._began_before = True
             self._unanswered = 0
         self._woken.set()
 
@@ -165,8 +168,9 @@ class Recovery:
         if self._hurries():
             if self.carrier.scanning or self._batches_left():
                 await self._nap(BUSY_PAUSE)
-            elif not stored:
+            elif not stored and not self._began_before:
                 return True
+            self._began_before = False
         else:
             # Files that nothing can be done about are looked at ever more seldom, and take half the time at most. The
             # time that was well spent does not count: whatever came meanwhile would wait as long once more.

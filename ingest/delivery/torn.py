@@ -2,8 +2,8 @@
 
 Owns when one goes: its object is there with all the events that its header declares, or it is older than `DLQ_MAX_AGE`.
 Promises that one goes upon evidence only: an object with fewer events, one that is none of ours, no object and no
-answer say nothing. A look ends within `S3_TIMEOUT` for each of `AT_ONCE` files, and at the first that is not answered.
-Never puts anything, never looks while the breaker is not closed.
+answer say nothing; nor does its age while the clock is in doubt. A look ends within `S3_TIMEOUT` for each of `AT_ONCE`
+files, and at the first that is not answered. Never puts anything, never looks while the breaker is not closed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import structlog
 from ingest.delivery.breaker import State
 from ingest.disk import StorageError
 from ingest.format import codec, parse_key
+from ingest.store import doubts_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,10 @@ class TornLetters:
                     is_stored = await self._is_stored(letter)
             except TimeoutError:
                 return
+            except Exception as error:  # noqa: BLE001 - whatever a store makes of it, it is no evidence
+                if doubts_clock(error):
+                    return
+                is_stored = False
             if is_stored:
                 await self._dlq.give_up(letter)
                 log.info("dlq_temporary_removed", key=letter.key, hint="its whole batch is stored")
@@ -83,9 +88,6 @@ class TornLetters:
                 log.error("dlq_temporary_expired", key=letter.key, events=letter.declared, hint=hint)
 
     async def _is_stored(self, torn: Torn) -> bool:
-        try:
-            await self._store.prepare()
-            head = await self._store.first_bytes(torn.key, codec.HEAD_BYTES)
-        except Exception:  # noqa: BLE001 - whatever a store makes of it, it is no evidence
-            return False
+        await self._store.prepare()
+        head = await self._store.first_bytes(torn.key, codec.HEAD_BYTES)
         return 0 < torn.declared <= (codec.event_count(head) or 0)

@@ -266,3 +266,33 @@ def test_c5_a_drain_ends_in_time_while_the_disk_hangs_and_leaves_batches_to_thei
             rule.release()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("contrast", [False, True], ids=["an outage", "a verdict"])
+def test_a7_a_refused_file_that_is_the_probe_leaves_no_other_on_the_disk(tmp_path, monkeypatch, contrast):
+    """A4 and A7 at once: the store is back while the breaker waits, and does not take the first file that is tried."""
+    monkeypatch.setattr("ingest.delivery.breaker.FIRST_PAUSE", 3600.0)
+    rig = rig_of(tmp_path, upload_queue=20, s3_app_retries=3)
+    rig.store_.denied = {"aaa", "zzz"}
+    refused = [key(n, prefix=prefix) for n in range(3) for prefix in ("aaa", "zzz")]
+    for name in refused:
+        leave(rig.root, name, body(1))
+
+    async def main():
+        async with rig.running() as uploader:
+            await rig.until(lambda: len({name for _, name in rig.store_.tries}) == len(refused))
+            if contrast:
+                rig.submit(Batch(99))
+                await rig.until(lambda: uploader.queue.is_empty)
+            rig.store_.then = "fail"
+            rig.submit(*(Batch(n) for n in range(4)))
+            await rig.until(lambda: rig.dlq.files == 4 + len(refused))
+            assert uploader.attempts.breaker.state is State.OPEN
+            rig.store_.then = "ok"
+            began = time.monotonic()
+            left = await rig.drain(20)
+            assert time.monotonic() - began < 10
+            assert (left.dlq_files, left.lost_batches) == (len(refused), 0)
+            assert rig.metrics.books.events_stored == 3 * (4 + contrast)
+
+    asyncio.run(main())
