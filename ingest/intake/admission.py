@@ -11,7 +11,7 @@ events then, and seals as soon as there is room.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ingest.format import KeyFactory
     from ingest.intake.batch import Turn
     from ingest.telemetry import Budget, Metrics
+
+OPEN_PART: Final = 2
+"""Which part of MAX_BUFFER_BYTES the open batch has at most, before it seals."""
 
 log = structlog.get_logger()
 
@@ -101,7 +104,8 @@ class Intake:
     ) -> None:
         # For the process's life.
         self._batch_size = settings.batch_size
-        self._batch_bytes = settings.batch_bytes
+        # Else a batch that cannot reach BATCH_BYTES would have everything refused until its interval is over.
+        self._batch_bytes = min(settings.batch_bytes, settings.max_buffer_bytes // OPEN_PART)
         self._channel_size = settings.channel_size
         self._flush_interval = settings.flush_interval
         self._keys = keys

@@ -218,6 +218,19 @@ def test_it_seals_at_batch_bytes():
     assert 65536 <= batch.size < 65536 + 1000
 
 
+@pytest.mark.parametrize("journal", ["", "journal", "fsync"])
+@pytest.mark.parametrize("batch_bytes", ["1GiB", "128KiB", "120KiB"])
+def test_a_batch_that_memory_has_no_room_for_seals_at_half_of_it_and_nobody_is_refused(batch_bytes, journal):
+    rig = Rig(BATCH_BYTES=batch_bytes, MAX_BUFFER_BYTES="128KiB", BATCH_SIZE="1000000", journal=journal)
+    for _ in range(200):
+        rig.commit(1, size=1000)
+        if journal == "fsync":
+            rig.journal.sync()
+    assert rig.refused == []
+    assert rig.reasons == ["bytes"] * 3
+    assert {batch.size for batch in rig.sealed} == {66_000}
+
+
 def test_it_seals_after_flush_interval_on_the_monotonic_clock():
     rig = Rig(FLUSH_INTERVAL="120s")
     rig.loop.advance(1000)
