@@ -141,7 +141,9 @@ class Together:
         status = self._own_status()
         # The settings are those of whoever shows them, and may be long.
         shown = replace(status, about=replace(status.about, settings={}))
-        self._region.write_status(json.dumps(asdict(shown), default=_value).encode())
+        # In UTF-8, of which more finds room; a path that is no text is escaped, as JSON would.
+        text = json.dumps(asdict(shown), default=_value, ensure_ascii=False)
+        self._region.write_status(text.encode(errors="backslashreplace"))
 
     def figures(self) -> Iterator[tuple[Metric, Figure]]:
         """Yield each metric with its figure for all workers together."""
@@ -165,7 +167,7 @@ class Together:
             for region, _ in self._page.readable(self._layout)
             if region is not self._region and region.state == shared_page.TAKEN
         ]
-        together = merged([own, *(Status.of(json.loads(text)) for text in texts if text)])
+        together = merged([own, *(status for text in texts if (status := _read_status(text)) is not None)])
         dropped, rejected = figures["estat_events_dropped_total"], figures["estat_requests_rejected_total"]
         accepted, stored = figures["estat_events_accepted_total"], figures["estat_events_stored_total"]
         assert isinstance(dropped, Mapping)  # noqa: S101 - it has a label
@@ -248,6 +250,14 @@ def _figure(place: _Place, figures: list[float]) -> Figure:
 
 def _least_set(figures: Sequence[float]) -> float:
     return min((figure for figure in figures if figure), default=0.0)
+
+
+def _read_status(text: bytes) -> Status | None:
+    """Return a worker's status; None before its first, or if a program of another version wrote it."""
+    try:
+        return Status.of(json.loads(text))
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def _value(member: object) -> object:

@@ -7,6 +7,7 @@ from json import dumps, loads
 import pytest
 
 from ingest.shared_page import SharedPage
+from ingest.store.s3_errors import LONGEST_TEXT
 from ingest.telemetry import DropReason, Metrics, Place, Reason, SharedBooks, Status, StoreHealth, Together
 from ingest.telemetry.counters import Answer, BreakerState
 from ingest.telemetry.metrics import METRICS, OfAll
@@ -157,6 +158,33 @@ def test_the_status_of_all_is_what_is_most_pressing_of_any(page):
     page.end(one.region)
     status = other.together.status()
     assert (status.phase, status.accepted, status.refused, status.about.workers) == (Phase.SERVING, 3, 2, 1)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[]", b"{}", b'{"phase": "unheard of"}'])
+def test_what_a_program_of_another_version_says_keeps_nobody_from_telling_the_rest(page, text):
+    one, other = Worker(page), Worker(page, 1)
+    one.metrics.books.accepted(3)
+    one.together.write()
+    one.region.write_status(text)
+    status = other.together.status()
+    assert (status.accepted, status.about.workers) == (3, 1)
+
+
+@pytest.mark.parametrize("letter", ["e", "저", "\U0001f4a5"])
+def test_the_longest_error_of_a_store_in_any_script_finds_room_on_the_page(page, letter):
+    one, other = Worker(page), Worker(page, 1)
+    error = letter * LONGEST_TEXT
+    one.status = replace(
+        WELL,
+        phase=Phase.STORE_AWAY,
+        error=error,
+        last_error=LastError(error, "c", 4.0),
+        about=About(slots={"dlq": "/data/\udcff"}),
+    )
+    one.together.write()
+    status = other.together.status()
+    assert (status.phase, status.error) == (Phase.STORE_AWAY, error)
+    assert status.about.slots == {"dlq of worker 0": "/data/\udcff"}
 
 
 def test_a_status_comes_back_from_the_page_as_it_was():
