@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _hold_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
     if problem := _too_few_descriptors():
-        sys.stderr.write(f"{problem}\n")
+        _say(problem)
         return os.EX_USAGE if words[:1] in _READERS else 2
     if words == ["health"]:  # run every few seconds: it loads its own little
         from ingest.commands import health
@@ -54,12 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _with_settings(words: Sequence[str]) -> int:
     from ingest.config import ConfigErrors
+    from ingest.threads import NoThreadError
 
     try:
         return _work(words[1:]) if words[:1] == [WORKER] else _run(_understood(words))
-    except ConfigErrors as problems:
-        sys.stderr.write(f"{problems}\n")
+    except (ConfigErrors, NoThreadError) as problems:
+        _say(str(problems))
         return 2
+
+
+def _say(line: str) -> None:
+    """Say something to an operator; who cannot be told still gets the exit code."""
+    try:
+        sys.stderr.write(f"{line}\n")
+    except OSError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        )  # or the end of the process tries again, and fails
 
 
 def _ended(words: Sequence[str], command: Callable[[], int]) -> int:
@@ -73,10 +84,10 @@ def _ended(words: Sequence[str], command: Callable[[], int]) -> int:
         code = 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        sys.stderr.write(f"{where}{error.strerror or error}; the output may not be whole\n")
+        _say(f"{where}{error.strerror or error}; the output may not be whole")
         code = os.EX_UNAVAILABLE if words[:1] in _READERS else 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _say("interrupted")
         return 130
     else:
         return code
@@ -113,6 +124,8 @@ def _hold_standard_descriptors() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")  # a path may have what its encoding has not, or be no text
 
 
 def _too_few_descriptors() -> str:

@@ -38,6 +38,7 @@ from ingest.ledger import Closing, Ledger, Post, Side, Writing, is_of_ledger, is
 from ingest.spool import Adoption, Backlog, Places, Spool
 from ingest.store import Head, create_store
 from ingest.telemetry import About, Books, Budget, Metrics, Place, StoreHealth, Story
+from ingest.threads import start_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -219,6 +220,14 @@ class Collector:
         return self.backlog.scanning or self.dlq.scanning
 
     # Its life.
+
+    def begin(self) -> None:
+        """Start all threads there will be; a `NoThreadError` if one is not to be had, which is better heard now."""
+        world = self._world
+        for executor, threads in ((world.storage, STORAGE_THREADS), (world.gzip, GZIP_THREADS), (world.sync, 1)):
+            start_all(executor, threads)
+        for lane in (self.dlq_lane, self.journal_lane):
+            lane.begin()
 
     async def run(self) -> None:
         """Store, upload and recover until cancelled; an exception out of it is a bug of ours."""

@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -102,5 +103,6 @@ def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    sys.stderr.write(f"{problem}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"{problem}\n")
     sys.exit(2)

@@ -45,6 +45,7 @@ from ingest.event import Access, EventEncoder, Pages, key_headers
 from ingest.listeners import LISTEN_BACKLOG, bind
 from ingest.telemetry import Page
 from ingest.telemetry import log as logs
+from ingest.threads import NoThreadError, start_resolvers
 from ingest.wire import (
     OFFICE,
     AnswerBook,
@@ -110,7 +111,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _refuse_to_start(problem: str) -> NoReturn:
-    print(problem, file=sys.stderr, flush=True)  # noqa: T201 - the one line an operator sees at a failed start
+    with suppress(OSError):
+        print(problem, file=sys.stderr, flush=True)  # noqa: T201 - the one line an operator sees at a failed start
     _leave(2)
 
 
@@ -177,13 +179,15 @@ class Server:
             self._cut_short,
             {signal.SIGHUP: max(LEAST_PARTING - self._settings.drain_delay, 0.0)} if self._worker.has_successor else {},
         )
-        self._watch.start()
         try:
+            self._watch.start()
             self._build(loop)
+            self._collector.begin()
+            await start_resolvers(loop)
         except StorageError as error:
             variable = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             _refuse_to_start(f"{variable}{error}")
-        except ConfigError as error:
+        except (ConfigError, NoThreadError) as error:
             _refuse_to_start(str(error))
         for variable, listen in (("ADMIN_ADDR", self._listen_for_operators), ("HTTP_ADDR", self._listen)):
             try:

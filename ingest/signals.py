@@ -23,6 +23,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from ingest.threads import start
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -66,7 +68,7 @@ class Watch:
         """Begin to hear, those signals first that came since `hold`."""
         hold()
         for thread in self._threads:
-            thread.start()
+            start(thread)
 
     def arm(self) -> None:
         """Let the time run, unless it does already: a drain began without a signal."""

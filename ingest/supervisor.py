@@ -151,11 +151,12 @@ def supervise(opening: Callable[[socket.socket], None]) -> None:
         return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    log.start(plan.service, plan.log_level, pretty=plan.log_pretty)
     try:
+        log.start(plan.service, plan.log_level, pretty=plan.log_pretty)
         supervisor = Supervisor(plan, sockets)
-    except OSError as error:
-        _refuse(f"WORKERS: cannot supervise {plan.workers}: {error.strerror or error}")
+        supervisor.begin()
+    except (OSError, RuntimeError) as error:  # no thread to be had is a RuntimeError
+        _refuse(f"WORKERS: cannot supervise {plan.workers}: {getattr(error, 'strerror', None) or error}")
     code = supervisor.run()
     log.finish()
     os._exit(code)
@@ -163,8 +164,11 @@ def supervise(opening: Callable[[socket.socket], None]) -> None:
 
 def receive(opening: Callable[[socket.socket], None]) -> tuple[Plan | None, list[int]]:
     """Return the plan and the listening sockets; end the process as the opening does, or at a signal."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    child = os.fork()
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+    except OSError as error:
+        _refuse(f"WORKERS: cannot start a process: {error.strerror or error}")
     if child == 0:
         ours.close()
         _open(opening, theirs)
@@ -188,8 +192,9 @@ def receive(opening: Callable[[socket.socket], None]) -> tuple[Plan | None, list
 
 
 def _refuse(problem: str) -> NoReturn:
-    sys.stderr.write(f"{problem}\n")
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.write(f"{problem}\n")
+        sys.stderr.flush()
     os._exit(2)
 
 
@@ -203,7 +208,8 @@ def _open(opening: Callable[[socket.socket], None], to: socket.socket) -> None:
     except BaseException:  # noqa: BLE001 - a bug of ours; nobody above would tell of it, for the process ends here
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -331,10 +337,13 @@ class Supervisor:
         self._looked_at = time.monotonic()
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
 
+    def begin(self) -> None:
+        """Begin to hear signals."""
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
     def run(self) -> int:
         """Supervise until all workers have gone; return the exit code."""
         log.info("supervising", workers=self._plan.workers)
-        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         while True:
             now = time.monotonic()
             step = min(now - self._looked_at, LONGEST_STEP)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, TypeVarTuple
 import structlog
 
 from ingest.disk.errors import StorageError
+from ingest.threads import NoThreadError, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +103,7 @@ class _Call(Generic[T]):
 
 
 class Lane:
-    """See the module's text. `run` and `abandon` are called on the loop."""
+    """See the module's text. `run`, `begin` and `abandon` are called on the loop."""
 
     __slots__ = ("_abandoned", "_busy_since", "_calls", "_clock", "_more", "_thread", "name")
 
@@ -160,6 +161,12 @@ class Lane:
             raise self._does_not_answer()
         return call.answer.result()
 
+    def begin(self) -> None:
+        """Start the thread before the first call is made; a `NoThreadError` if there is none to be had."""
+        with self._more:
+            if self._thread is None:
+                self._start()
+
     def abandon(self) -> None:
         """Make no call that has not begun, now or later. The thread ends with the call under way, and is not joined."""
         with self._more:
@@ -172,14 +179,21 @@ class Lane:
             if not call.answer.done():
                 call.answer.set_exception(self._does_not_answer())
 
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name=self.name, daemon=True)
+        start(thread)
+        self._thread = thread  # only now: one that was not started would never serve
+
     def _add(self, call: _Call[T]) -> None:
         with self._more:
             if self._abandoned:
                 raise self._does_not_answer()
-            self._calls.append(call)  # type: ignore[arg-type]  # what a call returns is between it and its caller
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self.name, daemon=True)
-                self._thread.start()
+                try:
+                    self._start()
+                except NoThreadError as error:
+                    raise StorageError("start", self.name, str(error), transient=True) from None
+            self._calls.append(call)  # type: ignore[arg-type]  # what a call returns is between it and its caller
             self._more.notify()
 
     def _leave(self, call: _Call[T]) -> None:

@@ -17,6 +17,8 @@ import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from ingest.threads import start
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,8 +50,9 @@ class Lines:
     def start(self) -> None:
         """From now on leave the writing to a thread. To be called after any fork."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="log", daemon=True)
+            start(thread)
+            self._thread = thread
 
     def finish(self, within: float) -> bool:
         """Wait for what was logged so far to be written, `within` seconds at most; False if that was too short."""

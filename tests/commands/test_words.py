@@ -40,6 +40,25 @@ def test_an_output_that_takes_nothing_is_one_line(tmp_path, command, code):
     assert lines == ["No space left on device; the output may not be whole"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    "env",
+    [{"BATCH_SIZE": "x"}, {"HTTP_ADDR": "192.0.2.1:80"}, {"DLQ_DIR": "/proc/none"}, {"ADMIN_ADDR": "unix:/none/x"}],
+)
+def test_a_start_that_fails_has_its_exit_code_though_nobody_can_be_told(tmp_path, env, workers):
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "ingest", "serve"],
+            env=bare_environment({"HTTP_ADDR": "127.0.0.1:0", "WORKERS": workers, **env}),
+            cwd=tmp_path,
+            stdout=full,
+            stderr=full,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 2
+
+
 @pytest.mark.parametrize("command", ["health", "status"])
 def test_a_question_to_a_server_that_hangs_is_interrupted_in_one_line(tmp_path, command):
     with socket.create_server(("127.0.0.1", 0)) as server:

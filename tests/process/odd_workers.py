@@ -38,7 +38,9 @@ def supervise() -> None:
     supervisor.log.start("odd", "info", pretty=False)
     plan = Plan(2, 0.0, LEFT, "odd", "info", False, None, 0, 0)
     command = ("/none",) if Path("no-command").exists() else (*ODD, "worker")
-    code = Supervisor(plan, [], command).run()
+    supervising = Supervisor(plan, [], command)
+    supervising.begin()
+    code = supervising.run()
     supervisor.log.finish()
     os._exit(code)
 
