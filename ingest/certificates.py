@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import stat
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -181,6 +182,8 @@ def _refuse_passphrase() -> str:
 
 def _read(variable: str, accepted: str, path: Path) -> bytes:
     try:
+        if stat.S_IFMT(path.stat().st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:  # a pipe may never end
+            raise ConfigError(variable, accepted, str(path), do="it is no file")
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(variable, accepted, str(path), do=error.strerror or str(error)) from None

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ingest import processors, supervisor
+from ingest import granted, supervisor
 from ingest.config import ConfigErrors, load, shown_value
 from ingest.disk import Filesystem, SocketFile
 from ingest.listeners import LISTEN_BACKLOG, bind
@@ -33,7 +33,7 @@ def open_for_workers(to: socket.socket, environ: Mapping[str, str] = os.environ)
         settings = load(environ)
     except ConfigErrors as problems:
         _refuse(str(problems))
-    workers = settings.workers or processors.count()
+    workers = settings.workers or granted.processors()
     for_operators: list[socket.socket] = []
     for_events: list[socket.socket] = []
     admin_file = None

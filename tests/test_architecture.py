@@ -99,7 +99,7 @@ NO_DISK = {
     # OpenSSL opens the same two files by their names, past any seam; it is done beside the loop, in a thread.
     "certificates.py": {"read_bytes", "stat"},
     # What the kernel tells of our quota.
-    "processors.py": {"read_text"},
+    "granted.py": {"read_text"},
     # Bytes in memory, read as those of a file are.
     "lake/sources.py": {"io"},
     "lake/looking.py": {"io"},

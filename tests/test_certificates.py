@@ -67,6 +67,17 @@ def test_a_pair_that_cannot_be_used_is_told_with_file_cause_and_remedy(tmp_path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("variable", ["TLS_CERT", "TLS_KEY"])
+@pytest.mark.parametrize("endless", ["a pipe", "/dev/zero"])
+def test_what_may_never_end_is_not_read(tmp_path, variable, endless):
+    made = issue(tmp_path)
+    os.mkfifo(tmp_path / "a pipe")
+    other = tmp_path / endless
+    pair = (other, made.key) if variable == "TLS_CERT" else (made.certificate, other)
+    with pytest.raises(ConfigError, match=f"^{variable}: .*; it is no file$"):
+        load_pair(*pair)
+
+
 @pytest.mark.parametrize("days", [-3.5, 1, 365, 365 * 40])
 def test_the_day_a_certificate_expires_is_read_from_it(tmp_path, days):
     made = issue(tmp_path, days=days)

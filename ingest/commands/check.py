@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ingest import processors
+from ingest import granted
 from ingest.certificates import load_pair
 from ingest.commands import interrupt
 from ingest.commands.env_file import read as read_env_file
-from ingest.config import GROUPS, VARIABLES, ConfigError, ConfigErrors, Settings, load, shown, warnings
+from ingest.config import GROUPS, VARIABLES, ConfigError, ConfigErrors, Settings, format_size, load, shown, warnings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
@@ -45,14 +45,12 @@ def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, env_fi
     for line in _effective(settings):
         _print(line)
     here = env_file is None
-    workers = settings.workers or (processors.count() if here else 0)
+    workers = settings.workers or (granted.processors() if here else 0)
     for line in _all_in_all(settings, workers):
         _print(line)
     questionable += warnings(settings, environ, here=here)
-    if here and workers > processors.count():
-        questionable.append(
-            f"WORKERS: {workers} are more than the {processors.count()} whole CPUs there are for us; write WORKERS=auto"
-        )
+    if here:
+        questionable += _more_than_granted(settings, workers)
     problems: list[str] = []
     if env_file is None:
         problems += map(str, _unusable_directories(settings))
@@ -97,6 +95,19 @@ def _all_in_all(settings: Settings, workers: int) -> Iterator[str]:
                 yield f"#   {variable.name} {shown(variable, many)}"
 
 
+def _more_than_granted(settings: Settings, workers: int) -> Iterator[str]:
+    """Name what asks for more than the machine, or our control group on it, has for us."""
+    if workers > (processors := granted.processors()):
+        yield f"WORKERS: {workers} are more than the {processors} whole CPUs there are for us; write WORKERS=auto"
+    if workers * (settings.max_buffer_bytes + _BESIDE_BUFFERS) > (memory := granted.memory()):
+        of_all = f"{workers} workers with " if workers > 1 else ""
+        yield (
+            f"MAX_BUFFER_BYTES: {of_all}{format_size(settings.max_buffer_bytes)}, and "
+            f"{format_size(_BESIDE_BUFFERS)} for the process itself, are more than the {memory} bytes of memory there "
+            "are for us; the kernel ends who takes more"
+        )
+
+
 def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
     folders = {"DLQ_DIR": settings.dlq_dir, "JOURNAL_DIR": settings.journal_dir}
     if settings.raw_bucket is None:
@@ -105,12 +116,20 @@ def _unusable_directories(settings: Settings) -> Iterator[ConfigError]:
     for name, folder in folders.items():
         if not _is_usable(fs, folder.absolute()):
             yield ConfigError(name, f"a directory that user {os.geteuid()} can make and write", str(folder))
+    socket = settings.admin_addr
+    if isinstance(socket, Path) and not _is_open_to_us(fs, socket.parent, os.R_OK):
+        accepted = f"a socket in a folder that is there, and that user {os.geteuid()} can read and write"
+        yield ConfigError("ADMIN_ADDR", accepted, f"unix:{socket}")
 
 
 def _is_usable(fs: Filesystem, folder: Path) -> bool:
     existing = _first_existing(fs, folder)
+    return existing is not None and _is_open_to_us(fs, existing)
+
+
+def _is_open_to_us(fs: Filesystem, folder: Path, more: int = 0) -> bool:
     try:
-        return existing is not None and is_folder(fs, existing) and fs.access(existing, os.W_OK | os.X_OK)
+        return is_folder(fs, folder) and fs.access(folder, os.W_OK | os.X_OK | more)
     except StorageError:  # for instance a link that leads to itself
         return False
 
@@ -280,6 +299,8 @@ def _one_line(error: StorageError) -> str:
     return " ".join(str(error).split())
 
 
+_BESIDE_BUFFERS: Final = 96 << 20
+"""A process takes no more than that beside MAX_BUFFER_BYTES (docs/tuning.md)."""
 _A_WORKERS_OWN: Final = (
     "MAX_CONNECTIONS",
     "UPLOAD_QUEUE",

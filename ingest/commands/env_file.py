@@ -46,8 +46,10 @@ def read(path: Path) -> EnvFile:
         if quoted := _QUOTED.fullmatch(value):
             told.append(f"{where}: write {name} without quotes; Docker makes them part of the value, systemd does not")
             value = quoted[2]
-        elif value.endswith("\\"):
-            told.append(f"{where}: {name} ends in a backslash, which for systemd goes on in the next line")
+        elif "\\" in value:
+            told.append(f"{where}: {name} has a backslash, which systemd takes away, with the end of a line behind it")
+        elif "$" in value:
+            told.append(f"{where}: {name} has '$', where Compose puts in what a variable holds, but not systemd")
         elif " #" in value:
             told.append(f"{where}: {name} has ' #', where a comment begins for Compose, but not for systemd")
         environ[name] = value

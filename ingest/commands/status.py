@@ -40,7 +40,10 @@ def run(environ: Mapping[str, str], *, as_json: bool) -> int:
         sentence, is_well = told["sentence"], told["is_well"]
     except (JSONDecodeError, KeyError, TypeError):
         return _untold(question, "its answer is no status, or was cut off")
-    sys.stdout.write(body.decode() if as_json else f"{sentence}\n")
+    if as_json:
+        sys.stdout.buffer.write(body)
+    else:
+        sys.stdout.write(f"{sentence}\n")
     return 0 if is_well is True else 1
 
 

@@ -1,7 +1,7 @@
 """The settings: one environment, read once, checked as a whole, frozen."""
 
 from ingest.config.checks import DEBUG_CHECKS
-from ingest.config.forms import ALL, Rate, is_private
+from ingest.config.forms import ALL, Rate, format_size, is_private
 from ingest.config.settings import (
     ConfigError,
     ConfigErrors,
@@ -25,6 +25,7 @@ __all__ = [
     "Rate",
     "Settings",
     "differing",
+    "format_size",
     "is_private",
     "load",
     "overlap",

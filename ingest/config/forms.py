@@ -63,6 +63,7 @@ _SIZE: Final = re.compile(r"([0-9]{1,18})(B|KiB|MiB|GiB|TiB)?")
 _LONGEST: Final = "87600h"
 _LONGEST_SOCKET: Final = 107  # what a `sockaddr_un` holds, its end left out
 _LONGEST_PREFIX: Final = 512  # S3 keys end at 1,024 bytes; partition and name need less than 200
+_LONGEST_GUESSED: Final = 200  # no slip of the pen is longer; a number of more digits than that has no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Form:
 
     def meant(self, text: str) -> str | None:
         """Return what was probably meant by a text that is not taken, if that would be taken."""
+        if len(text) > _LONGEST_GUESSED:
+            return None
         plain = slips.unquoted(text)
         for guess in (plain, *self.guesses(plain)):
             try:
@@ -237,7 +240,7 @@ def address_or_socket() -> Form:
         if not text.startswith("unix:"):
             where: tuple[str, int] = tcp.parse(text)
             return where
-        path = _matching(r"/[^\0]*[^/\0\"']", text.removeprefix("unix:"))
+        path = _matching(rf"/{_IN_PATH}*(?<!/){_NO_QUOTE}", text.removeprefix("unix:"))
         _within(len(path.encode()), 1, _LONGEST_SOCKET)
         return Path(path)
 
@@ -252,9 +255,10 @@ def directory() -> Form:
     """Take a path; whether it can be used is for the one who opens it to say.
 
     Quotes around it, `~` and `$` are what a shell takes away. Where no shell reads the value they would name a folder.
+    A control character is a slip, and what shows it shows another path.
     """
-    accepted = "a path as it is, without quotes around it, `~` or `$` in front"
-    return Form(accepted, lambda text: Path(_matching(rf"(?![~$]){_UNQUOTED}[^\0]+{_NO_QUOTE}", text)))
+    accepted = "a path as it is, without control characters, quotes around it, `~` or `$` in front"
+    return Form(accepted, lambda text: Path(_matching(rf"(?![~$]){_UNQUOTED}{_IN_PATH}+{_NO_QUOTE}", text)))
 
 
 def prefix() -> Form:
@@ -439,6 +443,7 @@ _MAPPED_BITS: Final = 96
 _DEFAULT_PORT: Final = r"(?:https://.*:443|http://.*:80)"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"
 """RFC 9110's, but for `*`, which no name has and people write for any end."""
+_IN_PATH: Final = r"[^\x00-\x1f\x7f-\x9f]"
 _UNQUOTED: Final = r"(?![\"'])"
 _NO_QUOTE: Final = r"(?<![\"'])"
 _FIELD_NAME: Final = rf"{_UNQUOTED}{_NAME_CHARACTER}{{1,64}}{_NO_QUOTE}"

@@ -160,6 +160,21 @@ class Settings:
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Return the settings in `environ`, or raise `ConfigErrors` with all problems; a blank value counts as unset."""
+    values, problems = _read(environ)
+    problems.extend(_contradictions(values))
+    if problems:
+        raise ConfigErrors(tuple(problems))
+    return _made(values)
+
+
+def _made(values: dict[str, Any]) -> Settings:
+    host, port = values["http_addr"]
+    others = {name: value for name, value in values.items() if name != "http_addr"}
+    return Settings(**others, http_host=host, http_port=port)
+
+
+def _read(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[ConfigError]]:
+    """Return the value of each variable that can be read, and a problem for each that cannot."""
     values: dict[str, Any] = {}
     problems: list[ConfigError] = []
     for variable in VARIABLES:
@@ -178,11 +193,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     for name, end in (("manifest_prefix", "manifest"), ("compact_prefix", "parquet")):
         if values.get("raw_prefix") and values.get(name, ...) is None:
             values[name] = f"{values['raw_prefix']}_{end}"
-    problems.extend(_contradictions(values))
-    if problems:
-        raise ConfigErrors(tuple(problems))
-    values["http_host"], values["http_port"] = values.pop("http_addr")
-    return Settings(**values)
+    return values, problems
 
 
 def warnings(settings: Settings, environ: Mapping[str, str], *, here: bool = True) -> list[str]:
@@ -212,7 +223,7 @@ def differing(settings: Settings) -> dict[str, str]:
 
 @cache
 def _defaults() -> Settings:
-    return load({})
+    return _made(_read({})[0])  # what is wrong with them here, without a working directory, is nobody's problem
 
 
 def overlap(one: Path, other: Path) -> bool:
@@ -288,7 +299,12 @@ def _shared_directories(values: Mapping[str, Any]) -> Iterator[ConfigError]:
         folder = values.get(name.lower())
         if not folder or (name == "STORE_DIR" and values.get("raw_bucket")):
             continue
-        real = Path(os.path.realpath(folder))
+        try:
+            real = Path(os.path.realpath(folder))
+        except OSError:
+            if name != "JOURNAL_DIR" or not values.get("dlq_dir") or folder != values["dlq_dir"] / "journal":
+                yield ConfigError(name, "an absolute path, because the working directory is gone", str(folder))
+            continue
         for other, taken in folders.items():
             if name == "JOURNAL_DIR" and other == "DLQ_DIR" and real == taken / "journal":
                 continue
@@ -371,6 +387,18 @@ def _warnings(settings: Settings) -> Iterator[str]:
             "ADMIN_ADDR: it is unset, so /metrics and /status answer a client on this machine only, and one that comes "
             "through no proxy; set it to a port that the internet does not reach, and scrape that"
         )
+    if settings.batch_bytes < settings.max_batch_body_size:
+        yield (
+            f"MAX_BATCH_BODY_SIZE: {format_size(settings.max_batch_body_size)} is more than BATCH_BYTES, "
+            f"{format_size(settings.batch_bytes)}; a request whose lines come to more than that is refused with 413"
+        )
+    if settings.dlq_max_size_bytes < settings.batch_bytes // _COMPRESSED_AT_BEST:
+        yield (
+            f"DLQ_MAX_SIZE_BYTES: {format_size(settings.dlq_max_size_bytes)} is too little for one compressed batch of "
+            f"BATCH_BYTES, {format_size(settings.batch_bytes)}; no batch is kept on disk while the store is away"
+        )
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        yield "PROXY_PROTOCOL: TRUSTED_PROXIES is none, so that no header is read, and who sends one gets 400"
     if settings.rate_burst is not None and settings.rate_limit is None:
         yield "RATE_BURST: without RATE_LIMIT it has no effect"
     yield from _store_warnings(settings)
@@ -418,4 +446,6 @@ _STOP_GRACE: Final = 30
 _LOAD_BALANCER_IDLE: Final = 60
 _UNFINISHED_PART: Final = 4
 """Which part of MAX_BUFFER_BYTES unfinished requests have."""
+_COMPRESSED_AT_BEST: Final = 20
+"""Events compress to a fifth as a rule, and hardly ever to less than this part."""
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")

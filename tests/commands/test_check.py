@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest import __version__, processors
+from ingest import __version__, granted
 from ingest.__main__ import _parser, main
 from ingest.commands import check
 from ingest.config.settings import load
@@ -80,7 +80,7 @@ def test_check_prints_every_setting_in_force_as_an_env_file(environment, capsys)
 )
 def test_check_says_what_the_limits_of_workers_come_to(environment, capsys, workers, shown):
     environment.setenv("WORKERS", workers)
-    environment.setattr(processors, "count", lambda: 2)
+    environment.setattr(granted, "processors", lambda: 2)
     assert main(["check"]) == 0
     out, err = capsys.readouterr()
     assert f"\nWORKERS={workers}\n" in out
@@ -120,6 +120,8 @@ def test_an_env_file_counts_in_place_of_the_environment(environment, tmp_path, c
     [
         ("LOG_LEVEL='debug'", "write LOG_LEVEL without quotes"),
         ("SERVICE_NAME=a\\", "backslash"),
+        ("SERVICE_NAME=a\\b", "backslash"),
+        ("WRITE_KEYS=web:pa$$word", "WRITE_KEYS has '$'"),
         ("SERVICE_NAME=a #b", "' #'"),
         ("LOG_LEVEL=info\nLOG_LEVEL=debug", "set twice"),
         ("BATCH_SZIE=1", "BATCH_SIZE was probably meant"),
@@ -242,6 +244,48 @@ def test_c4_a_directory_that_cannot_be_one_is_a_problem(environment, tmp_path, c
         "JOURNAL_DIR",
         "STORE_DIR",
     ]
+
+
+@pytest.mark.parametrize("folder", ["gone", "file", "loop"])
+def test_a_socket_in_no_folder_is_a_problem_as_it_is_to_the_server(environment, tmp_path, capsys, folder):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    environment.setenv("ADMIN_ADDR", f"unix:{tmp_path}/{folder}/admin.sock")
+    assert main(["check"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ADMIN_ADDR: accepted a socket in a folder that is there")
+    environment.setenv("ADMIN_ADDR", f"unix:{tmp_path}/admin.sock")
+    assert main(["check"]) == 0
+
+
+@pytest.mark.parametrize(("workers", "buffers", "told"), [("1", "64MiB", 0), ("1", "417MiB", 1), ("4", "64MiB", 1)])
+def test_more_than_the_memory_that_there_is_for_us_is_warned_of(environment, capsys, workers, buffers, told):
+    environment.setattr(granted, "memory", lambda: 512 << 20)
+    environment.setattr(granted, "processors", lambda: 4)
+    environment.setenv("WORKERS", workers)
+    environment.setenv("MAX_BUFFER_BYTES", buffers)
+    assert main(["check"]) == 0
+    assert capsys.readouterr().err.count("warning: MAX_BUFFER_BYTES: ") == told
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "iso8859-1"])
+@pytest.mark.parametrize("name", [b"caf\xe9", "데이터".encode()])
+def test_a_path_that_the_terminal_cannot_show_is_shown_some_way(tmp_path, encoding, name):
+    folder = os.fsencode(tmp_path) + b"/" + name
+    ended = subprocess.run(
+        [sys.executable, "-m", "ingest", "check"],
+        env={
+            b"PATH": os.fsencode(os.environ["PATH"]),
+            b"PYTHONPATH": os.fsencode(REPOSITORY),
+            b"PYTHONIOENCODING": encoding.encode(),
+            b"DLQ_DIR": folder,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(b"\nDLQ_DIR=") == 1
 
 
 def test_check_looks_into_the_certificate(environment, tmp_path, capsys):

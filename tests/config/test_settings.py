@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest.config.forms import Rate, format_duration, format_size, parse_duration, parse_size
 from ingest.config.paths import SDK_PATHS
-from ingest.config.settings import ConfigErrors, Settings, load, shown, warnings
+from ingest.config.settings import ConfigErrors, Settings, differing, load, shown, warnings
 from ingest.config.variables import VARIABLES
 
 # The table, literally: a default that changes must change here too.
@@ -337,13 +337,37 @@ def test_all_problems_are_reported_at_once_one_line_each():
         ("AWS_REGION", ("eu west", "-eu", "eu_west_1")),
         (
             "DLQ_DIR",
-            ("a\0b", '"/data/dlq"', "'/data/dlq'", '"', '/data/dlq"', "~/dlq", "~", "$DATA/dlq", "${DATA}/dlq"),
+            (
+                "a\0b",
+                "a\nb",
+                "/data/\x7fdlq",
+                "/data/dlq\x85x",
+                '"/data/dlq"',
+                "'/data/dlq'",
+                '"',
+                '/data/dlq"',
+                "~/dlq",
+                "~",
+                "$DATA/dlq",
+                "${DATA}/dlq",
+            ),
         ),
         ("STORE_DIR", ('"./objects"', "~root/objects")),
         ("JOURNAL_DIR", ("'journal'",)),
         ("TLS_CERT", ('"/etc/tls/cert.pem"',)),
         ("TLS_KEY", ("'/etc/tls/key.pem'",)),
-        ("ADMIN_ADDR", ('"unix:/run/admin.sock"', 'unix:"/run/admin.sock"', 'unix:/run/admin.sock"', "':9090'")),
+        (
+            "ADMIN_ADDR",
+            (
+                '"unix:/run/admin.sock"',
+                "unix:/run/a\nb",
+                "unix:/",
+                "unix:/run/",
+                'unix:"/run/admin.sock"',
+                'unix:/run/admin.sock"',
+                "':9090'",
+            ),
+        ),
         (
             "RAW_PREFIX",
             ("/", "a//b", "../a", "a/../b", ".", ".hidden/raw", "a b", "lock", "lock/raw", "a/" * 300 + "a"),
@@ -654,8 +678,11 @@ def test_a_key_may_have_two_secrets_while_one_follows_the_other():
     assert load({"WRITE_KEYS": "web:old, web:n:ew"}).write_keys == (("web", "old"), ("web", "n:ew"))
 
 
+ONE_AT_ONCE = {"UPLOAD_QUEUE": "1", "UPLOAD_CONCURRENCY": "1"}
+
+
 def warned(environ, tmp_path):
-    ours = {"DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path), "ADMIN_ADDR": "127.0.0.1:9090"}
+    ours = {"DLQ_MAX_SIZE_BYTES": "16MiB", "DLQ_DIR": str(tmp_path), "ADMIN_ADDR": "127.0.0.1:9090"}
     settings = load({**ours, **environ})
     return [line.split(":")[0] for line in warnings(settings, {})]
 
@@ -673,7 +700,11 @@ def test_the_defaults_warn_of_nothing_but_the_disk(tmp_path):
         ({"IDLE_TIMEOUT": "60s"}, "IDLE_TIMEOUT"),
         ({"RATE_BURST": "5"}, "RATE_BURST"),
         ({"BATCH_BYTES": "64MiB"}, "MAX_BUFFER_BYTES"),
-        ({"MAX_BATCH_BODY_SIZE": "16MiB"}, "MAX_BUFFER_BYTES"),
+        ({"MAX_BATCH_BODY_SIZE": "16MiB", "BATCH_BYTES": "16MiB", **ONE_AT_ONCE}, "MAX_BUFFER_BYTES"),
+        ({"MAX_BATCH_BODY_SIZE": "9MiB"}, "MAX_BATCH_BODY_SIZE"),
+        ({"BATCH_BYTES": "512KiB"}, "MAX_BATCH_BODY_SIZE"),
+        ({"DLQ_MAX_SIZE_BYTES": "18"}, "DLQ_MAX_SIZE_BYTES"),
+        ({"PROXY_PROTOCOL": "true", "TRUSTED_PROXIES": "none"}, "PROXY_PROTOCOL"),
         ({"DLQ_MAX_SIZE_BYTES": "900000TiB"}, "DLQ_MAX_SIZE_BYTES"),
         ({"DISK_RESERVE": "900000TiB"}, "DISK_RESERVE"),
         ({"S3_STORAGE_CLASS": "STANDARD"}, "S3_STORAGE_CLASS"),
@@ -807,6 +838,22 @@ def test_no_guess_is_made_where_none_would_be_taken():
     assert problems_of({"S3_TIMEOUT": "soon"})["S3_TIMEOUT"].endswith("got 'soon'")
     assert problems_of({"MAX_CONNECTIONS": "5000k"})["MAX_CONNECTIONS"].endswith("got '5000k'")
     assert "write" not in problems_of({"S3_ENDPOINT_URL": "u:hunter2@minio:9000"})["S3_ENDPOINT_URL"]
+
+
+@pytest.mark.parametrize("unit", ["", ".5k", ".5 MB", ".5days", "/s", ".5 weeks"])
+@pytest.mark.parametrize("name", ["BATCH_SIZE", "BATCH_BYTES", "FLUSH_INTERVAL", "RATE_LIMIT", "HTTP_ADDR", "S3_TAGS"])
+def test_a_value_of_any_length_is_a_problem_of_one_line_that_guesses_nothing(name, unit):
+    assert "; write " not in problems_of({**BUCKET, name: "9" * 400 + unit})[name]
+
+
+def test_without_a_working_directory_only_relative_paths_are_a_problem(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert set(problems_of({})) == {"STORE_DIR", "DLQ_DIR"}
+    assert set(problems_of({**BUCKET, "DLQ_DIR": "/data/dlq", "JOURNAL_DIR": "journal"})) == {"JOURNAL_DIR"}
+    settings = load({**BUCKET, "DLQ_DIR": "/data/dlq"})
+    assert differing(settings)["DLQ_DIR"] == "/data/dlq"
 
 
 @pytest.mark.parametrize("name", ["RAW_PREFIX", "DLQ_PREFIX"])

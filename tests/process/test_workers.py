@@ -22,6 +22,7 @@ from tests.process.ledger import audit, read_directory
 from tests.process.test_doors import ask
 
 TWO = {"WORKERS": "2"}
+ROOMY = {"DLQ_MAX_SIZE_BYTES": "16MiB", "DISK_RESERVE": "0", "LOG_LEVEL": "error"}
 
 
 def pids_of(collector, workers=2):
@@ -133,6 +134,12 @@ def test_the_supervisor_is_small_and_a_terminal_reaches_it_alone(collectors):
         ({"WORKERS": "2", "BATCH_SIZE": "0"}, r"BATCH_SIZE: accepted a whole number .*, got '0'"),
         ({"WORKERS": "2", "HTTP_ADDR": "127.0.0.1:{taken}"}, r"HTTP_ADDR: cannot listen on .*: Address already in use"),
         ({"WORKERS": "2", "ADMIN_ADDR": "unix:/proc/x"}, r"ADMIN_ADDR: cannot listen on unix:/proc/x: .*"),
+        ({"WORKERS": "2", "HTTP_ADDR": "a..b:8080"}, r"HTTP_ADDR: cannot listen on a\.\.b:8080: .*"),
+        ({"WORKERS": "2", "ADMIN_ADDR": "a" * 64 + ".b:80"}, r"ADMIN_ADDR: cannot listen on a{64}\.b:80: .*"),
+        (
+            {"ADMIN_ADDR": "127.0.0.1:0", "HTTP_ADDR": "a..b:8080", **ROOMY},
+            r"HTTP_ADDR: cannot listen on a\.\.b:8080: .*",
+        ),
     ],
 )
 def test_what_an_operator_can_mend_is_said_once_and_exits_with_2(tmp_path, env, line):

@@ -185,7 +185,7 @@ def test_to_configure_again_replaces_what_was(lines):
 
 
 def test_questionable_settings_are_logged_by_variable(lines, tmp_path):
-    environ = {"DRAIN_TIMEOUT": "60s", "DISK_RESERVE": "0", "DLQ_MAX_SIZE_BYTES": "1", "DLQ_DIR": str(tmp_path)}
+    environ = {"DRAIN_TIMEOUT": "60s", "DISK_RESERVE": "0", "DLQ_MAX_SIZE_BYTES": "16MiB", "DLQ_DIR": str(tmp_path)}
     environ["ADMIN_ADDR"] = "127.0.0.1:9090"
     lines(environ)
     log.tell_warnings(warnings(load(environ), {}))
