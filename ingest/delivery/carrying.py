@@ -184,7 +184,7 @@ class Carrier:
         self._metrics.reuploaded += best.events
         if choice.why is not Why.ALONE:
             log.info("copy_chosen", key=best.letter.key, why=choice.why.value, events=best.events)
-        lines = _lines(best, lost)
+        lines = _lines(best, choice.damage)
         for copy in choice.copies:
             self._metrics.files_reuploaded += 1
             found = copy.contents.found
@@ -198,6 +198,8 @@ class Carrier:
                     lost=max(copy.letter.events - best.events, 0),
                     prefix=self._dlq_prefix,
                 )
+            elif found.body is not None and not copy.letter.is_segment:
+                log.warning("file_recounted", key=copy.letter.key, declared=copy.letter.events, events=found.events)
             copy.letter.settle(lines)
 
     def _is_expired(self, letter: Letter) -> bool:
@@ -221,10 +223,10 @@ class Carrier:
         log.warning("recovery_file_unreadable", key=letter.key, errno=error.errno, hint="it is tried again later")
 
 
-def _lines(best: Copy, lost: int) -> bytes:
+def _lines(best: Copy, lost: int | None) -> bytes:
     """Return what the ledger is told of a key: its object, and what was lost of it."""
     key, body = best.letter.key, best.contents.body
-    gone = ledger.dropped(key, DropReason.CORRUPT.value, lost) if lost or body is None else b""
+    gone = b"" if lost == 0 and body is not None else ledger.dropped(key, DropReason.CORRUPT.value, lost)
     return gone if body is None else ledger.stored(key, best.events, body) + gone
 
 

@@ -48,8 +48,22 @@ class Choice(NamedTuple):
 
     @property
     def lost(self) -> int:
-        """Events that one of the files was counted with, and that no copy has."""
+        """Events that one of the files was counted with, and that no copy has: the books have them."""
         return max(max(copy.letter.events for copy in self.copies) - self.best.events, 0)
+
+    @property
+    def damage(self) -> int | None:
+        """Events that are in no copy, by what damaged files and segments tell; None if nobody knows how many.
+
+        A dead letter that is sound has all of its events, whatever its head says: nothing guards a head.
+        """
+        told = [copy.letter.events for copy in self.copies if copy.letter.is_segment or not copy.contents.found.sound]
+        lost = max(max(told, default=0) - self.best.events, 0)
+        is_unknown = any(
+            not copy.letter.is_segment and not copy.contents.found.sound and copy.letter.events == 0
+            for copy in self.copies
+        )
+        return None if is_unknown and not (lost or self.best.events) else lost
 
 
 def choose(copies: list[Copy]) -> Choice:

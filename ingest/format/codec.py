@@ -120,7 +120,10 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Inspection:
-    """The content of a file. `events` counts its sound lines; `first_ts` and `last_ts` are theirs, 0 without any."""
+    """The content of a file. `events` counts its sound lines; `first_ts` and `last_ts` are theirs, 0 without any.
+
+    `body` holds these lines encoded anew; None if there are none, or the file is as `encode` would make it.
+    """
 
     sound: bool
     events: int
@@ -132,11 +135,14 @@ class Inspection:
 
 
 def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
-    """Verify a gzip stream whole. If it is not sound and `salvage` is set, `body` holds its sound lines, encoded anew.
+    """Verify a gzip stream whole. With `salvage`, `body` holds its sound lines, encoded anew, if it is not sound.
 
-    A line cut off by damage is a bad line; `torn_tail` is set when that is how the file ends. Behind damage, reading
-    goes on at the next member that `encode` wrote.
+    So it does if the file is sound, and its head does not tell how many lines there are: nothing guards a head. A line
+    cut off by damage is a bad line; `torn_tail` is set when that is how the file ends. Behind damage, reading goes on
+    at the next member that `encode` wrote.
     """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
     lines = _Lines(keep=False)
     try:
         for inflated in _verified(file):
@@ -146,7 +152,8 @@ def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
     else:
         whole = True
         lines.end()
-    if whole and lines.bad == 0:
+    events, sound = lines.events, whole and lines.bad == 0
+    if sound and (event_count(head) == events or not salvage):
         return lines.result(sound=True, torn_tail=False)
 
     # Damaged files are rare, so only they pay for the second, slower reading that gets out all there is.
@@ -159,7 +166,7 @@ def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
             torn_tail = False
             lines.feed(salvaged)
     lines.end()
-    return lines.result(sound=False, torn_tail=torn_tail)
+    return lines.result(sound=sound and lines.events == events, torn_tail=torn_tail)
 
 
 def tally(file: Stream) -> Tally | None:
@@ -394,8 +401,43 @@ def _salvaged(file: Stream) -> Iterator[bytes | None]:
         if damaged is None:
             return
         yield None
+        if _is_whole_behind_its_head(file, damaged):
+            yield from _deflated(file, damaged + HEAD_BYTES)
         # A member that was cut off may have swallowed the next one's head as its own data, so look from its own start.
         start = _find_member(file, damaged + 1)
+
+
+def _is_whole_behind_its_head(file: Stream, start: int) -> bool:
+    """Tell whether what follows the head of a member, were it as long as ours, agrees with its CRC-32 and length."""
+    crc32 = size = 0
+    inflating = _deflated(file, start + HEAD_BYTES)
+    while True:
+        try:
+            inflated = next(inflating)
+        except StopIteration as end:
+            trailer: bytes = end.value
+            return trailer == _TRAILER.pack(crc32, size & _UINT32)
+        crc32 = isal_zlib.crc32(inflated, crc32)
+        size += len(inflated)
+
+
+def _deflated(file: Stream, start: int) -> Generator[bytes, None, bytes]:
+    """Inflate raw deflate from `start` on, as far as it can be; return the trailer behind it, if there is one."""
+    file.seek(start)
+    inflate = zlib.decompressobj(wbits=_RAW)
+    chunk = b""
+    while not inflate.eof:
+        chunk = inflate.unconsumed_tail or file.read(_CHUNK)
+        try:
+            inflated = inflate.decompress(chunk, _INFLATED)
+        except zlib.error:
+            return b""
+        if inflated:
+            yield inflated
+        elif not chunk:
+            return b""
+    rest = inflate.unused_data
+    return (rest + file.read(_TRAILER.size))[: _TRAILER.size]
 
 
 def _salvaged_members(file: Stream, start: int) -> Generator[bytes, None, int | None]:
