@@ -647,9 +647,9 @@ class Connection(asyncio.Protocol):
         held = len(self._input) + self._sealed
         kept = 0
         if reader.unpacking is not None:
-            kept = self._framing.used + reader.request.size + reader.request.unpacked
+            kept = self._framing.held + reader.request.size + reader.request.unpacked
         elif reader.state is not _IDLE:
-            held += self._framing.used + reader.request.size
+            held += self._framing.held + reader.request.size
         budget.requests += held - self.held
         budget.whole += kept - self._kept
         self.held, self._kept = held, kept

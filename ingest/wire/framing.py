@@ -80,6 +80,11 @@ class Framing:
         """After `Fed.HELD`: the bytes that are to be fed again."""
         reader.parser = new_parser(reader)
 
+    @property
+    def held(self) -> int:
+        """Bytes of them that are held: the head is, and of what surrounds a body nothing."""
+        return min(self.used, self._bound)
+
     def feed(self, data: bytes) -> Fed:
         """Read bytes; complete requests end up in the turn."""
         reader = self._reader

@@ -205,6 +205,15 @@ def test_each_line_of_a_body_may_come_in_a_chunk_of_its_own(target, count, feed)
     assert "".join(wire.events).count("n") == count
 
 
+def test_the_sizes_of_chunks_take_no_room_from_the_body_between_them():
+    wire = Wire({"MAX_BUFFER_BYTES": "1MiB", "MAX_BATCH_BODY_SIZE": "250KiB", "SDK_ROUTES": "segment"})
+    client = wire.connect()
+    data = request("POST", "/v1/batch", CHUNKED) + chunked(*[b"12345678"] * 25_000)
+    for at in range(0, len(data), 50_000):
+        client.send(data[at : at + 50_000])
+    assert client.statuses == [200], "a quarter of the room is for requests that are unfinished"
+
+
 def test_a_head_without_an_end_is_refused_at_the_limit():
     wire = Wire(SMALL)
     head = b"GET / HTTP/1.1\r\nX: "
