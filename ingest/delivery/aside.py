@@ -6,7 +6,8 @@ tried is due, so that each is tried once at a start.
 
 Promises that one bad file, or one bad prefix, holds up nothing but itself; that all files of a prefix are due as soon
 as one of it is stored, unless one was stored since their first try already, because then that is no news; that all are
-due once when the process drains; that memory is bounded: of more than `MOST` files the one that waits longest is due.
+due once when the process drains; that a file which something else took away is forgotten, once a pass has not met it;
+that memory is bounded: of more than `MOST` files the one that waits longest is due.
 
 Never reads a disk, never decides what a try came to.
 """
@@ -35,7 +36,7 @@ LONGEST_REFUSED: Final = 3600.0
 class _Wait:
     """One file that waits for its time."""
 
-    __slots__ = ("due", "prefix", "refused", "seen", "tries")
+    __slots__ = ("due", "passes", "prefix", "refused", "seen", "tries")
 
     def __init__(self, prefix: str, seen: int) -> None:
         self.prefix = prefix
@@ -44,17 +45,20 @@ class _Wait:
         self.tries = 0
         self.refused = False
         self.due = 0.0
+        self.passes = 0
+        """The pass in which it was put off, or met, last."""
 
 
 class Aside:
     """See the module's text."""
 
-    __slots__ = ("_clock", "_stored", "_waits", "refused")
+    __slots__ = ("_clock", "_passes", "_stored", "_waits", "refused")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._waits: dict[str, _Wait] = {}
         self._stored: Counter[str] = Counter()
+        self._passes = 0
         self.refused = 0
         """Files that are set aside as refused."""
 
@@ -85,6 +89,7 @@ class Aside:
         first, longest = (FIRST_REFUSED, LONGEST_REFUSED) if refused else (FIRST_AWAY, LONGEST_AWAY)
         wait.due = self._clock() + min(first * 2**wait.tries, longest)
         wait.tries = min(wait.tries + 1, 20)
+        wait.passes = self._passes
         self._waits[key] = wait
         if len(self._waits) > MOST:
             self.forget(next(iter(self._waits)))
@@ -99,6 +104,18 @@ class Aside:
             for wait in self._waits.values():
                 if wait.prefix == prefix and wait.seen == seen:
                     wait.due = 0.0
+
+    def met(self, key: str) -> None:
+        """Take note that the file of this key is still there."""
+        wait = self._waits.get(key)
+        if wait is not None:
+            wait.passes = self._passes
+
+    def passed(self) -> None:
+        """Let go of the files that were not met in the pass which ends now: something else took them away."""
+        for key in [key for key, wait in self._waits.items() if wait.passes < self._passes]:
+            self.forget(key)
+        self._passes += 1
 
     def refused_hours(self) -> set[str]:
         """Return the hours of files that are set aside as refused."""

@@ -97,6 +97,7 @@ class Carrier:
         if letter is None:
             return Step.NOTHING
         async with letter:
+            self.aside.met(letter.key)
             letter.refused = self.aside.is_refused(letter.key)
             if not self.aside.is_due(letter.key):
                 return Step.WAITS
@@ -114,6 +115,7 @@ class Carrier:
                 self._turns.append(source)
                 return letter
         self._turns = [self._backlog, self._dlq]
+        self.aside.passed()
         return None
 
     async def _carry(self, letter: Letter) -> Step:

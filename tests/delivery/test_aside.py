@@ -122,3 +122,16 @@ def test_memory_is_bounded_and_the_one_that_waits_longest_is_due(aside, monkeypa
         aside.put_off(key(n), REFUSED)
     assert aside.refused == 100
     assert [n for n in range(150) if aside.is_due(key(n))] == list(range(50))
+
+
+def test_a_file_that_a_pass_has_not_met_is_forgotten_and_no_other(aside):
+    for n in range(4):
+        aside.put_off(key(n), REFUSED)
+    aside.met(key(1))
+    aside.passed()
+    assert aside.refused == 4, "each was put off in this pass"
+    aside.met(key(1))
+    aside.put_off(key(2), REFUSED)
+    aside.passed()
+    assert [n for n in range(4) if aside.is_refused(key(n))] == [1, 2]
+    assert aside.refused == 2

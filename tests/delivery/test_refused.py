@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest.delivery import aside as aside_room
+from ingest.delivery import recovery as recovery_room
 from ingest.delivery.breaker import State
 from ingest.delivery.recovery import Recovery
 from ingest.store import Refusal
@@ -85,6 +86,38 @@ def test_without_contrast_a_refusal_is_an_outage(tmp_path):
             assert rig.metrics.put_errors[PutError.REFUSED] == 0
             rig.store_.denied = set()
             await rig.done(30)
+
+    asyncio.run(main())
+
+
+def removed_by_hand(rig, name):
+    (rig.root / name).unlink()
+
+
+def evicted(rig, _name):
+    assert rig.dlq._letters._evict_oldest()
+
+
+@pytest.mark.parametrize("goes", [removed_by_hand, evicted])
+def test_a_refused_file_that_goes_otherwise_than_to_the_store_is_refused_no_more(tmp_path, monkeypatch, goes):
+    monkeypatch.setattr(recovery_room, "IDLE_PAUSE", 0.01)
+    monkeypatch.setattr(recovery_room, "LONGEST_IDLE_PAUSE", 0.05)
+    rig = rig_of(tmp_path)
+    rig.store_.denied = {"old"}
+    bad = key(1, prefix="old")
+    leave(rig.root, bad, body(1))
+
+    async def main():
+        async with rig.running() as uploader:
+            await rig.until(lambda: rig.store_.tries)
+            rig.submit(Batch(1))
+            await rig.until(lambda: uploader.aside.refused == 1)
+            await asyncio.sleep(0.2)
+            assert uploader.aside.refused == 1, "it is there, and waits"
+            goes(rig, bad)
+            await rig.until(lambda: uploader.aside.refused == 0)
+            assert uploader.aside.refused_hours() == set()
+            assert uploader.aside.next_due() is None, "nothing is looked for any more"
 
     asyncio.run(main())
 
