@@ -193,7 +193,7 @@ def pattern(accepted: str, regex: str, guesses: Callable[[str], Iterable[str]] =
 
 def bucket() -> Form:
     """Take the name of a bucket, or what stands for one."""
-    regex = r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[A-Za-z0-9:/._-]{1,255}"
+    regex = r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[A-Za-z0-9:/._-]{1,255}"
     return pattern("a bucket name or an access point ARN", regex, slips.buckets)
 
 
@@ -299,9 +299,17 @@ def endpoint() -> Form:
         url = urlsplit(_matching(r"https?://[^\s@?#\"']+", text))
         if not url.hostname or url.port == 0:  # reading the port refuses one that is no number, too
             raise ValueError(text)
+        if ":" in url.hostname:
+            IPv6Address(url.hostname.partition("%")[0])
+        else:
+            _matching(_HOST, url.hostname)  # the SDK takes no other
         return text.rstrip("/")
 
-    return Form("an http:// or https:// URL without credentials, query or fragment", parse, guesses=slips.endpoints)
+    accepted = (
+        "an http:// or https:// URL without credentials, query or fragment, of an address or a host name of letters, "
+        "digits and `-`"
+    )
+    return Form(accepted, parse, guesses=slips.endpoints)
 
 
 def tags() -> Form:
@@ -439,6 +447,7 @@ def is_private(header: str) -> bool:
 
 ALL: Final = "all"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]*://(?:(?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?|null"
+_HOST: Final = r"(?=.{1,255}\Z)(?:(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!\Z)|\.?\Z))+"
 _MAPPED_BITS: Final = 96
 _DEFAULT_PORT: Final = r"(?:https://.*:443|http://.*:80)"
 _NAME_CHARACTER: Final = r"[A-Za-z0-9!#$%&'+.^_`|~-]"

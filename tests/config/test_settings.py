@@ -7,6 +7,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -333,7 +334,7 @@ def test_all_problems_are_reported_at_once_one_line_each():
                 *("CF-Connecting-IP", "CF-Connecting-IPv6", "True-Client-IP", "CloudFront-Viewer-Address"),
             ),
         ),
-        ("RAW_BUCKET", ('"events"', "'events'", "my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
+        ("RAW_BUCKET", (".", "..", '"events"', "'events'", "my bucket", "a/b", "b" * 256, "arn:aws:sqs:eu-west-1:1:q")),
         ("AWS_REGION", ("eu west", "-eu", "eu_west_1")),
         (
             "DLQ_DIR",
@@ -385,6 +386,8 @@ def test_all_problems_are_reported_at_once_one_line_each():
                 "http://u:p@h",
                 "http://h?a",
                 "http://[h",
+                *("http://my_minio:9000", "http://a..b", "http://.", "http://-a.b", "http://a-", "http://a" + "b" * 63),
+                *("https://\ud55c\uad6d.example", "http://" + "a." * 128),
                 'http://h"',
             ),
         ),
@@ -879,3 +882,20 @@ def test_f7_the_region_may_stand_where_the_sdk_reads_it_too():
 
 def test_f7_an_empty_address_is_an_unset_one():
     assert load({"HTTP_ADDR": ""}).http_addr == load({"HTTP_ADDR": " "}).http_addr == ("", 8080)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://minio:9000",
+        "https://s3.example.com",
+        "http://s3.example.com.:80/prefix",
+        "http://10.0.0.1:9000",
+        "http://[::1]:9000",
+        "http://[fe80::1%25eth0]:9000",
+        "http://A-b.xn--3e0b707e",
+    ],
+)
+def test_an_endpoint_that_the_sdk_takes_is_taken(url):
+    assert is_valid_endpoint_url(url) or is_valid_ipv6_endpoint_url(url)
+    assert load({**BUCKET, "S3_ENDPOINT_URL": url}).s3_endpoint_url == url
