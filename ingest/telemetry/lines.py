@@ -1,9 +1,10 @@
 """The way of a finished log line to standard error: a bounded queue, and a thread that writes.
 
-Owns the writes, the queue of `WAITING` lines or `WAITING_BYTES`, and the count of lines that found it full.
+Owns the writes, the queue of `WAITING` lines or `WAITING_BYTES`, and the count of lines that found it full, or that the
+descriptor did not take.
 Promises that whoever logs never waits for the reader of the log once `start` was called: a line goes into the queue or
 is dropped and counted, and the log says how many were when the reader is back. Lines leave in the order in which they
-came, each in one piece.
+came, each in one piece; where a full disk has cut one off, the next one begins on a line of its own.
 Never ends the process: a descriptor that does not take a line loses it.
 
 Before `start`, and in commands, which have nobody to keep waiting, a line is written at once.
@@ -35,6 +36,8 @@ class Lines:
     def __init__(self, descriptor: int = STDERR, on_gap: Callable[[int], None] = lambda _: None) -> None:
         self.dropped = 0
         """Lines dropped since the start."""
+        self._is_torn = False
+        """From a line that was written in part until another is written whole."""
         self._descriptor = descriptor
         self._on_gap = on_gap
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
@@ -85,19 +88,26 @@ class Lines:
                 continue
             with self._counting:
                 self._bytes -= len(line)
-            self._write(line)
-            if self.dropped > told and self._queue.qsize() < WAITING // 2:
+            # Only behind a line that was taken: else the line about the gap would be the next one to be lost.
+            if self._write(line) and self.dropped > told and self._queue.qsize() < WAITING // 2:
                 missing, told = self.dropped - told, self.dropped
                 self._on_gap(missing)
 
-    def _write(self, line: bytes) -> None:
-        """Write to the end, also when a descriptor that others share does not block."""
-        while line:
+    def _write(self, line: bytes) -> bool:
+        """Write to the end, also when a descriptor that others share does not block; False if that cannot be."""
+        left = b"\n" + line if self._is_torn else line
+        while left:
             try:
-                line = line[os.write(self._descriptor, line) :]
+                left = left[os.write(self._descriptor, left) :]
+                self._is_torn = bool(left)
             except BlockingIOError:
                 if self._thread is None:
-                    return
+                    break
                 select.select([], [self._descriptor], [])
             except OSError:
-                return
+                break
+        else:
+            return True
+        with self._counting:
+            self.dropped += 1
+        return False

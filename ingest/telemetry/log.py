@@ -79,7 +79,11 @@ def dropped() -> int:
 
 def _tell_gap(missing: int) -> None:
     log = structlog.get_logger()
-    log.warning("log_lines_dropped", lines=missing, hint="standard error is not read in time")
+    log.warning(
+        "log_lines_dropped",
+        lines=missing,
+        hint="standard error was not read in time, or took nothing: is its disk full?",
+    )
 
 
 def tell_warnings(warnings: Iterable[str]) -> None:

@@ -402,7 +402,11 @@ def _rows() -> Iterator[Metric]:
         lambda m: m.ledger_lines_waiting,
     )
 
-    yield counter("log_lines_dropped", "Log lines that nobody read in time", lambda m: m.gauges.log_lines_dropped())
+    yield counter(
+        "log_lines_dropped",
+        "Log lines that nobody read in time, or that standard error did not take",
+        lambda m: m.gauges.log_lines_dropped(),
+    )
     yield counter("process_cpu_seconds", "CPU time, user and system, of all threads", lambda _: time.process_time())
     yield gauge("process_resident_memory_bytes", total, "Resident memory", _resident_bytes)
     yield gauge(

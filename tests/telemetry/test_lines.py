@@ -1,6 +1,8 @@
 """Nobody waits for the reader of the log, and what it did not read in time is counted."""
 
 import os
+import resource
+import signal
 import threading
 import time
 
@@ -132,3 +134,29 @@ def test_a_descriptor_that_is_gone_loses_lines_and_nothing_else():
     lines.start()
     lines.msg(b"lost\n")
     assert lines.finish(30)
+    assert lines.dropped == 1
+
+
+def test_what_a_full_disk_does_not_take_is_counted_and_told_once_there_is_room(tmp_path):
+    told = []
+    log = tmp_path / "log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    lines = Lines(descriptor, on_gap=told.append)
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ours = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    lines.start()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, most))
+        for line in (b"1234\n", b"cut off\n", b"lost\n", b"lost\n"):
+            lines.msg(line)
+        assert lines.finish(30)
+        assert (lines.dropped, told) == (3, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+        signal.signal(signal.SIGXFSZ, ours)
+    lines.msg(b"taken\n")
+    lines.msg(b"taken\n")
+    assert lines.finish(30)
+    os.close(descriptor)
+    assert told == [3]
+    assert log.read_bytes() == b"1234\ncut\ntaken\ntaken\n"
