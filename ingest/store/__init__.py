@@ -6,7 +6,8 @@ Promises, the same for both, and tested by one suite:
 
     put       when it returns, the whole body is stored durably under the key, whatever was there before
     create    True as `put`; False: the key holds a whole object already, and it was not touched. Never a mixture,
-              also when two writers race. An object of the same batch with fewer events is replaced, if it can be read
+              also when two writers race. An object of the same batch with fewer events is replaced, if it can be read;
+              what is no batch is a `Refusal`
     replace   True: the whole body is stored, and until then the key had the version that was named. False: it had
               another one, and was not touched. One wins where many replace one version
     listing   every object whose put returned before the call, and that nobody removed

@@ -7,7 +7,7 @@ objects never meets half of one. Several processes may share one directory. A na
 Promises what `ObjectStore` promises, power cuts included: a body is synced before it gets its name (`disk.Tree`),
 and `create` is `link(2)`, which the kernel refuses for a name that exists. An object that exists is replaced by one of
 more events only: both heads tell, and files of one key are prefixes of one batch. A file without our head, an empty one
-for instance, is no batch: it is an error to whoever creates one there.
+for instance, is no batch: whoever creates one there is refused.
 
 An object is a regular file, or a link that leads to one. Whatever else has the name of a key (a folder, a pipe, a
 device) is an error to whoever reads or creates it, and no listing has it. Names that are not UTF-8 are no keys. To list
@@ -34,6 +34,7 @@ import structlog
 from ingest.disk import Reader, StorageError, Tree, files_below, locked
 from ingest.store.calls import Calls
 from ingest.store.object_store import MOST_BYTES, Found, Listed
+from ingest.store.outcome import Refusal
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -147,7 +148,7 @@ class DirectoryStore:
             return False
         found = self._head.events(self._first(path, self._head.size))
         if found is None:
-            raise StorageError("create", path, _NOT_OURS, transient=True)
+            raise Refusal("create", path, _NOT_OURS, transient=False)
         if found >= wanted:
             return False
         self._tree.publish(path, body)

@@ -17,7 +17,7 @@ A status alone proves nothing, because a proxy or a login page can stand where t
 
 After that 412 the first bytes of the object are read, as below. If its head has fewer events than ours, the put is
 plain, because it was put by somebody who held less of the batch. An object without our head, and an empty one, which a
-store that failed may leave, is no batch: the try has failed, and nothing is replaced. An object that may not be read is
+store that failed may leave, is no batch: that is a refusal, and nothing is replaced. An object that may not be read is
 *already there*, which `stored_object_not_read` says once. So is whatever has the key of an original.
 
 `S3_CONDITIONAL_PUTS=false` is for stores that do not know `If-None-Match`. `create` then reads the first bytes of the
@@ -61,6 +61,7 @@ from ingest.store import sdk
 from ingest.store.credentials import LONGEST_WAIT, Credentials
 from ingest.store.evidence import Content, Page, Pages, check_deleted, check_stored, content_of, cut_short, page_of
 from ingest.store.object_store import Found
+from ingest.store.outcome import Refusal
 from ingest.store.s3_errors import KEYS_IN_DOUBT, Sent, is_answer, storage_error, verdict_of
 
 if TYPE_CHECKING:
@@ -367,7 +368,9 @@ class S3Store:
             verdict = verdict_of(error.response)
             if verdict == _NO_SUCH_KEY:
                 return False
-            if verdict == _NO_SUCH_RANGE and not body:  # an object of no bytes has no first one
+            if verdict == _NO_SUCH_RANGE:  # an object of no bytes has no first one
+                if body:
+                    raise _strange(key, b"") from error
                 return True
             raise
         begins = body[: self._head.size]
@@ -502,9 +505,9 @@ class S3Store:
         return await loop.run_in_executor(self._executor, sdk.open_session, self._models)
 
 
-def _strange(key: str, head: bytes) -> StorageError:
-    """Return the error of a key under which there is what we cannot have put: it waits until somebody looks at it."""
-    return StorageError("look", key, _NOT_OURS, transient=True, cause={"error": f"the object begins with {head!r}"})
+def _strange(key: str, head: bytes) -> Refusal:
+    """Return the error of a key under which there is what we cannot have put. It says nothing of other keys."""
+    return Refusal("look", key, _NOT_OURS, transient=False, cause={"error": f"the object begins with {head!r}"})
 
 
 def _fetch(starting: asyncio.Task[S3Client]) -> None:

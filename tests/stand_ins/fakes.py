@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ingest.disk.errors import StorageError
 from ingest.format import codec
-from ingest.store import Found, Listed
+from ingest.store import Found, Listed, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def _refuse_strange(key: str, there: bytes, body: bytes) -> None:
     """Raise where a batch would be created over what is none."""
     found, wanted = codec.event_count(there[: codec.HEAD_BYTES]), codec.event_count(body[: codec.HEAD_BYTES])
     if wanted is not None and found is None:
-        raise StorageError("create", key, "what is there is no object of ours", transient=True)
+        raise Refusal("create", key, "what is there is no object of ours", transient=False)
 
 
 # ----------------------------------------------------------------------------------------------------- clock

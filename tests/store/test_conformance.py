@@ -16,6 +16,7 @@ from ingest.disk.filesystem import Filesystem
 from ingest.format import codec
 from ingest.store import create_store
 from ingest.store.object_store import Head, ObjectMetadata, ObjectStore
+from ingest.store.outcome import Refusal
 from tests.stand_ins.fakes import MemoryStore
 from tests.stand_ins.s3_server import REGION
 
@@ -142,7 +143,7 @@ def test_a_create_of_more_of_the_same_batch_replaces_less(opened):
 def test_a_create_neither_replaces_nor_trusts_what_is_no_batch(opened, there):
     async def scenario(store):
         await store.put(KEY, there, METADATA)
-        with pytest.raises(StorageError):
+        with pytest.raises(Refusal):
             await store.create(KEY, file_of(3), METADATA)
         assert await store.get(KEY) == there
         await store.delete(KEY)
