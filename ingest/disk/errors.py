@@ -38,7 +38,10 @@ _ADVICE: dict[int, tuple[str, bool]] = {
     errno.EEXIST: ("the name is taken by something else: move it away", False),
     errno.ENOTEMPTY: ("the folder holds something else: move it away", False),
     errno.ENAMETOOLONG: ("shorten the prefix, the directory or the host name", False),
-    errno.EFBIG: ("the file would exceed the limit of the file system or of RLIMIT_FSIZE", False),
+    errno.EFBIG: (
+        "larger than RLIMIT_FSIZE, the file system or any file of ours allows: move what is not ours away",
+        False,
+    ),
     errno.ENOLCK: ("the file system gives no locks: mount it with locking or use a local disk", False),
     errno.EMFILE: ("the process is out of file descriptors: raise its limit or lower MAX_CONNECTIONS", True),
     errno.ENFILE: ("the host is out of file descriptors", True),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ingest.disk.filesystem import Filesystem
 
 CHUNK_BYTES = 1 << 20
+MOST_BYTES = 2 << 30
+"""No file that is read at once is as large: twice the most that `BATCH_BYTES` takes."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _LOST = (*_ABSENT, errno.ESTALE)
 
@@ -184,8 +186,10 @@ def files_below(fs: Filesystem, root: Path, unread: list[StorageError]) -> Gener
 
 
 def read_file(fs: Filesystem, path: Path) -> bytes:
-    """Return all bytes of a file; `OSError` passes."""
+    """Return all bytes of a file; `OSError` passes, and is raised for a file that is larger than any of ours."""
     with Reader(fs, path) as file:
+        if file.size > MOST_BYTES:
+            raise OSError(errno.EFBIG, "no file of ours is as large", str(path))
         return file.read_all()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.delivery import Aside, Course, Phase, recovery
 from ingest.delivery.breaker import Breaker
 from ingest.delivery.carrying import Step
+from ingest.disk import reading
 from ingest.format import codec
 from ingest.telemetry import DropReason, Place
 from tests.delivery.rig import Batch, rig_of
@@ -313,3 +316,21 @@ def test_after_a_long_pass_what_came_meanwhile_waits_only_for_what_was_spent_in_
     asyncio.run(recovering.run())
     assert naps[-1] == max(in_vain, recovery.IDLE_PAUSE)
     assert recovering.ended
+
+
+def test_a_file_that_is_larger_than_any_of_ours_is_not_read_and_stops_nothing(tmp_path, monkeypatch):
+    """A hole of terabytes costs no disk, and would cost all memory."""
+    monkeypatch.setattr(reading, "MOST_BYTES", 4000)
+    rig = rig_of(tmp_path)
+    os.truncate(leave(rig.root, key(1), body(5)), 4001)
+    leave(rig.root, key(2), body(3))
+
+    async def main():
+        async with rig.running():
+            await rig.until(lambda: key(2) in rig.store_.objects)
+            await rig.until(lambda: files(rig.root) == [key(1)])
+            assert {name for _, name in rig.store_.tries} == {key(2)}
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert [told["key"] for told in logs if told["event"] == "recovery_file_unreadable"] == [key(1)]
