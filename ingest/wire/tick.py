@@ -285,11 +285,14 @@ class Tick:
             else:
                 turn.settle(committed=True)
         if self.closing:
-            closing = self.closing
-            self.closing = []
-            for connection in closing:
-                if not connection.pending:
-                    connection.finish()
+            self._finish_ended()
+
+    def _finish_ended(self) -> None:
+        """Finish the connections that have ended, and are owed nothing."""
+        closing, self.closing = self.closing, []
+        for connection in closing:
+            if not connection.pending:
+                connection.finish()
 
     def _refuse_largest(self) -> None:
         """Have unfinished requests hold no more than they may; some room is made, because looking costs too."""
@@ -353,6 +356,7 @@ class Tick:
         overdue = [connection for connection in self.crowd if connection.is_overdue(now)]
         for connection in overdue:
             connection.expire()
+        self._finish_ended()  # no turn need follow
         self._drop_slowest()
         self.refused.sweep(now)
         if self.access is not None and self.access.rate is not None:

@@ -43,6 +43,14 @@ def test_an_idle_connection_is_closed_without_a_word():
     assert client.transport.sent == sent
 
 
+def test_connections_that_were_closed_for_their_silence_are_let_go_without_a_turn():
+    wire = Wire(SETTINGS)
+    for client in [wire.connect() for _ in range(3)]:
+        assert closes_after(wire, client) < IDLE + 1
+    assert wire.tick.closing == []
+    assert list(wire.tick.crowd) == []
+
+
 UNFINISHED = {
     "first byte": b"P",
     "head": b"POST /collect HTTP/1.1\r\nHost: x\r\n",
