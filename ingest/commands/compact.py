@@ -227,7 +227,7 @@ def _engine(arguments: argparse.Namespace, settings: Settings, fs: Filesystem) -
     if settings.raw_bucket:
         return Spark(settings.body_format, arguments.store_url or f"s3a://{settings.raw_bucket}", arguments.master)
     root = settings.store_dir.absolute()
-    base = arguments.store_url or root.as_uri()
+    base = arguments.store_url or _url_of(root)
     return Spark(settings.body_format, base, arguments.master, lambda key: sync_file(fs, root / key, root))
 
 
@@ -237,8 +237,13 @@ def _shelf(arguments: argparse.Namespace, settings: Settings, patient: Patient) 
 
     if arguments.table is None:
         return Pointers(patient, settings.compact_prefix)
-    base = f"s3://{settings.raw_bucket}" if settings.raw_bucket else settings.store_dir.absolute().as_uri()
+    base = f"s3://{settings.raw_bucket}" if settings.raw_bucket else _url_of(settings.store_dir.absolute())
     return Table(arguments.catalog, arguments.name, base)
+
+
+def _url_of(folder: Path) -> str:
+    """Return the folder as Hadoop and PyArrow take it: they decode nothing, so that a blank must stay one."""
+    return f"file://{folder}"
 
 
 def _table_name(text: str) -> str:

@@ -107,6 +107,15 @@ def test_an_hour_without_objects_is_committed_as_empty(compact, table):
     assert compact("--table", "iceberg")[1]["hours"][0]["result"] == "nothing to do"
 
 
+@pytest.mark.parametrize("name", ["with blanks", "é", "100%20"])
+def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch, compact, table, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.setenv("STORE_DIR", str(tmp_path / name))
+    put(tmp_path / name, 1, numbered(0, 10))
+    assert compact("--table", "iceberg")[0] == 0
+    assert numbers(table) == list(range(10))
+
+
 @pytest.mark.usefixtures("round_")
 def test_of_many_at_once_nothing_is_doubled_and_nothing_is_lost(store_dir, compact, table):
     """PyIceberg alone would try again, and put the files of one run beside those of another."""

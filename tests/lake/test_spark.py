@@ -43,6 +43,15 @@ def test_the_rows_are_those_of_duckdb(store_dir, compact, monkeypatch, body_form
     assert by_spark.total() == len(VALUES) + 2 + len(TEXTS)
 
 
+def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch, compact):
+    store = tmp_path / "with blanks, é and 100%20"
+    store.mkdir()
+    monkeypatch.setenv("STORE_DIR", str(store))
+    put(store, 1, numbered(0, 10))
+    assert compact(*SPARK)[0] == 0
+    assert numbers(store) == list(range(10))
+
+
 def test_generations_follow_each_other_whatever_made_them(store_dir, compact):
     put(store_dir, 1, numbered(0, 10))
     assert compact()[1]["hours"][0]["generation"] == 1
