@@ -59,14 +59,14 @@ KEPT_HOURS: Final = 3
 """So long the ledger of an hour that is told stays, in case the clock steps back."""
 LONGEST_KEPT: Final = 31 * 24 * 3600.0
 """Older ledgers go untold: somebody who may put no manifest must not fill a disk with what nobody reads."""
+TRIED_SECONDS: Final = 2 * 3600.0
+"""So long this process has tried to tell of what another one has left, before that goes untold."""
 
 NOT_OVER: Final = "it is not over"
 NOT_READ: Final = "files that cannot be read, or are not counted yet"
 NOT_TOLD: Final = "its manifest is not put yet"
 NOT_FOUND: Final = "events that are in no place"
 LOST_LINES: Final = "its ledger could not be written"
-_HOPELESS: Final = frozenset({NOT_TOLD, LOST_LINES})
-"""An hour that stays open for one of these reasons is given up after LONGEST_KEPT."""
 IN_MEMORY: Final = "it kept events in memory, and did not drain"
 IN_PLACE: Final = {"journal": "journal segments wait", "dlq": "dead letters wait"}
 
@@ -93,6 +93,8 @@ class _Hour:
 class _Estate:
     """The ledger that a process which is gone left in one slot."""
 
+    since: float
+    """When it was found."""
     told: dict[str, int] = field(default_factory=dict)
     """Bytes of the ledger of each hour whose manifest is put."""
     generations: dict[str, int] = field(default_factory=dict)
@@ -227,7 +229,7 @@ class Closing:
         still_open: dict[str, str] = {}
         for hour in sorted(self._hours.keys() | in_memory.keys()):
             why = in_memory.get(hour) or self._waits(hour, seen) or await self._close(hour, files.get(hour, []))
-            if why in _HOPELESS and self._now() - self._start_of(hour) > LONGEST_KEPT:
+            if self._is_hopeless(hour, why):
                 log.warning("ledger_dropped", hour=hour, hint=f"for a month: {why}")
                 await self._forget(hour, files.get(hour, []))
             elif why:
@@ -313,7 +315,7 @@ class Closing:
             if not slot.held.sure:
                 still_open |= {file.hour: NOT_READ for file in files if file.hour}
                 continue
-            estate = self._estates.setdefault((slot.root, instance), _Estate())
+            estate = self._estates.setdefault((slot.root, instance), _Estate(self._clock()))
             still_open |= await self._settle(side, slot, instance, files, estate)
         return still_open
 
@@ -369,7 +371,7 @@ class Closing:
         if not untold and not (waits and started):
             await side.remove(files)
         else:
-            await self._drop_old(side, hours)
+            await self._drop_old(side, hours, untold, estate)
         return untold
 
     def _keeps_open(self, side: Side, file: File) -> str:
@@ -402,11 +404,17 @@ class Closing:
             numbers[file.hour] = await self._compute(_numbers, file.path, lines)
         return numbers
 
-    async def _drop_old(self, side: Side, files: Iterable[File]) -> None:
-        old = [file for file in files if self._now() - self._start_of(file.hour) > LONGEST_KEPT]
-        if old:
+    async def _drop_old(self, side: Side, files: Iterable[File], untold: Mapping[str, str], estate: _Estate) -> None:
+        """Let go of what will never be told. Other trouble ends, be a volume as old as it may."""
+        old = [file for file in files if self._is_hopeless(file.hour, untold.get(file.hour, ""))]
+        if old and self._clock() - estate.since > TRIED_SECONDS:
             log.warning("ledger_dropped", files=len(old), hint="their manifests could not be put for a month")
             await side.remove(old)
+
+    def _is_hopeless(self, hour: str, why: str) -> bool:
+        """Tell whether an hour that is open for this reason is given up: it is old, and nobody may tell or can."""
+        is_lost = why == LOST_LINES or (why == NOT_TOLD and self._post.is_denied)
+        return is_lost and self._now() - self._start_of(hour) > LONGEST_KEPT
 
     # ------------------------------------------------------------------------------------------------- the registry
 

@@ -35,7 +35,18 @@ log = structlog.get_logger()
 class Post:
     """See the module's text. `limit` bounds one try."""
 
-    __slots__ = ("_clock", "_due", "_failing", "_instance", "_limit", "_metrics", "_pause", "_store", "_tried_at")
+    __slots__ = (
+        "_clock",
+        "_due",
+        "_failing",
+        "_instance",
+        "_limit",
+        "_metrics",
+        "_pause",
+        "_store",
+        "_tried_at",
+        "is_denied",
+    )
 
     def __init__(
         self, store: ObjectStore, metrics: Metrics, instance: str, *, limit: float, clock: Callable[[], float]
@@ -51,6 +62,8 @@ class Post:
         self._tried_at = -LONGEST_PAUSE
         self._failing = False
         """From a put that failed until one succeeds."""
+        self.is_denied = False
+        """The store has said that it does not let us, until it takes one or fails in another way."""
 
     def __repr__(self) -> str:
         return f"<Post {'failing' if self._failing else 'well'}>"
@@ -84,6 +97,7 @@ class Post:
             return False
         self._metrics.manifests_stored += 1
         self._pause = FIRST_PAUSE
+        self.is_denied = False
         if self._failing:
             self._failing = False
             log.info("manifests_put_again", key=key)
@@ -91,8 +105,8 @@ class Post:
 
     def _failed(self, key: str, error: Exception) -> None:
         self._metrics.manifest_errors += 1
-        denied = isinstance(error, Refusal)
-        self._due = self._clock() + (DENIED_PAUSE if denied else self._pause)
+        self.is_denied = isinstance(error, Refusal)
+        self._due = self._clock() + (DENIED_PAUSE if self.is_denied else self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         if not self._failing:
             self._failing = True

@@ -358,6 +358,30 @@ def test_replay_tells_the_hours_that_a_dead_process_left(lake, capsys, monkeypat
     assert (code, one["objects"], one["events"], one["findings"]) == (0, 5, 14, [])
 
 
+def test_a_replay_whose_manifests_were_not_taken_is_told_by_the_next_one(lake, capsys, monkeypatch):
+    world = lake.world
+    process = world.start()
+    lake.send(process, batches=3)
+    process.commit(2)
+    world.kill(process)
+    lake.lay()
+    monkeypatch.setenv("DLQ_DIR", str(world.root / "dlq"))
+    put = DirectoryStore.put
+
+    async def refused(store, key, *arguments):
+        if key.startswith("raw_manifest/"):
+            raise StorageError("put", key, "the role may not", transient=False)
+        await put(store, key, *arguments)
+
+    with monkeypatch.context() as here:
+        here.setattr(DirectoryStore, "put", refused)
+        main(["dlq", "replay"])
+    assert reconcile(capsys, "--hour", hour(0))[0] == 1
+    assert main(["dlq", "replay"]) == 0
+    code, (one,) = reconcile(capsys, "--hour", hour(0), "--deep")
+    assert (code, one["objects"], one["events"], one["findings"]) == (0, 4, 11, [])
+
+
 def test_a_batch_that_was_discarded_with_nobody_knowing_how_many_is_told_all_the_same(lake, capsys, monkeypatch):
     world = lake.world
     process = world.start()

@@ -469,6 +469,39 @@ def test_an_hour_of_a_dead_process_whose_lines_were_forgotten_stays_open(world, 
     assert all([still["hour"] for still in said["open"]] == [FIRST] for said in ended)
 
 
+@pytest.mark.parametrize(
+    "trouble", ["files wait", "a file is refused", "manifests are not taken", "a ledger is not read"]
+)
+def test_the_ledger_of_a_volume_that_lay_for_long_is_told_once_the_trouble_is_over(world, trouble):
+    one = world()
+    first = one.start()
+    send(first)
+    one.store.fail_next(1)
+    send(first)
+    assert one.wait_for(lambda: len(keys(one)) == 2, seconds=100)
+    one.store.fail_next(1)
+    send(first)
+    one.kill(first)
+    one.time.step(2 * closing.LONGEST_KEPT)
+    (letter,) = one.root.rglob("*.jsonl.gz")
+    if trouble == "files wait":
+        one.store.down = one.documents_land = True
+    elif trouble == "a file is refused":
+        one.refused_keys.add(letter.relative_to(first.dlq_slot.path).as_posix())
+    elif trouble == "manifests are not taken":
+        one.documents_fail = StorageError("put", PREFIX, "as told", transient=True)
+    else:
+        one.fs.on("read", when=lambda path: path.parent.name == ".ledger" and "dt=" in path.name).fail(errno.EIO)
+    one.start()
+    one.advance(300)
+    assert len(told(one)) < 2
+    one.documents_fail = None
+    one.heal()
+    one.advance(2 * HOUR)
+    assert told(one) == keys(one)
+    assert len(keys(one)) == 3
+
+
 @pytest.mark.parametrize("why", ["it may put no manifest", "it is told"])
 def test_an_hour_goes_after_a_month_though_its_manifest_was_never_put(world, monkeypatch, why):
     monkeypatch.setattr(closing, "LONGEST_KEPT", 6 * HOUR)
