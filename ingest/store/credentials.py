@@ -4,6 +4,8 @@ Owns the source of credentials that the SDK settled on, and the keys that sign u
 
 Promises:
 
+    beside     what a source reads on the loop was read off it a moment before (`sdk.read_tokens`): a disk that hangs
+               holds up the look alone
     apart      finding or refreshing keys is no part of a put's time. A helper that takes 4 s works with S3_TIMEOUT=3s
     bounded    whoever waits is told after `LONGEST_WAIT` that the source did not answer; the look ends too, and a
                helper that was started for it, so that the next one begins afresh
@@ -59,12 +61,29 @@ class Source(Protocol):
 
 
 class Credentials:
-    """See the module's text. `open_session` makes a session that has read nothing yet."""
+    """See the module's text. `open_session` makes a session that has asked no source yet."""
 
-    __slots__ = ("_doubted", "_helpers", "_looked", "_looking", "_open_session", "_signing", "_source")
+    __slots__ = (
+        "_doubted",
+        "_helpers",
+        "_looked",
+        "_looking",
+        "_open_session",
+        "_read_tokens",
+        "_session",
+        "_signing",
+        "_source",
+    )
 
-    def __init__(self, open_session: Callable[[], Awaitable[AioSession]]) -> None:
+    def __init__(
+        self,
+        open_session: Callable[[], Awaitable[AioSession]],
+        read_tokens: Callable[[AioSession], Awaitable[None]],
+    ) -> None:
         self._open_session = open_session
+        self._read_tokens = read_tokens
+        self._session: AioSession | None = None
+        """The session of `_source`."""
         self._helpers = Helpers()
         self._source: Source | None = None
         self._signing: object = None
@@ -114,7 +133,10 @@ class Credentials:
         source = None if self._doubted else self._source
         try:
             async with asyncio.timeout(LONGEST_WAIT):
-                source = source or await self._find()
+                if source is None:
+                    source = await self._find()
+                elif self._session is not None:
+                    await self._read_tokens(self._session)
                 keys = await source.get_frozen_credentials()
             _refuse_unusable(keys)
         except TimeoutError as error:
@@ -143,7 +165,8 @@ class Credentials:
         self._doubted = False
 
     async def _find(self) -> Source:
-        session = await self._open_session()
+        self._session = session = await self._open_session()
+        await self._read_tokens(session)
         self._helpers.adopt(session)
         source: Source | None = await session.get_credentials()
         if source is None:

@@ -135,7 +135,7 @@ class S3Store:
         self._head = head
         self._loaded: tuple[AioSession, AioConfig] | None = None
         self._models = sdk.Models()
-        self._credentials = Credentials(self._open_session)
+        self._credentials = Credentials(self._open_session, self._read_tokens)
         self._client: S3Client | None = None
         self._starting: asyncio.Task[S3Client] | None = None
         self._creates = _Creates.UNPROVEN if settings.s3_conditional_puts else _Creates.LOOK_FIRST
@@ -503,6 +503,10 @@ class S3Store:
     async def _open_session(self) -> AioSession:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, sdk.open_session, self._models)
+
+    async def _read_tokens(self, session: AioSession) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, sdk.read_tokens, session)
 
 
 def _strange(key: str, head: bytes) -> Refusal:

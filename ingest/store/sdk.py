@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from ingest.store import evidence
 from ingest.store.s3_errors import EndlessAnswer
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from ingest.config import Settings
 
+_TOKEN_FILES: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 # A prolog and a document type begin with no letter.
 _FIRST_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
 _IS_TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*(\w*)\s*</")
@@ -157,6 +161,19 @@ def open_session(models: Models) -> AioSession:
         session.register_component("data_loader", models.loader)
     _ = session.full_config  # read here, because the sources read it on the loop
     return session
+
+
+def read_tokens(session: AioSession) -> None:
+    """Read the files of tokens to their limit. Blocks as long as their disks do; errors are the source's to tell."""
+    profiles = session.full_config.get("profiles", {})
+    profile = profiles.get(session.get_config_variable("profile") or "default", {})
+    paths = [os.environ.get(name) for name in _TOKEN_FILES]
+    for path in (*paths, profile.get("web_identity_token_file")):
+        if not path:
+            continue
+        with suppress(OSError), Path(path).open("rb") as file:
+            if len(file.read(LONGEST_ANSWER + 1)) > LONGEST_ANSWER:
+                raise EndlessAnswer(f"{path} has more than {LONGEST_ANSWER} bytes")
 
 
 def _import_and_warm(settings: Settings, models: Models) -> tuple[AioSession, AioConfig]:

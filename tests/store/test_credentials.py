@@ -67,7 +67,10 @@ def credentials_of(*sessions):
     async def open_session():
         return left.pop(0)
 
-    return Credentials(open_session)
+    async def read_tokens(_session):
+        pass
+
+    return Credentials(open_session, read_tokens)
 
 
 def signs_with(credentials):

@@ -248,6 +248,36 @@ def test_a_file_of_credentials_on_a_disk_that_hangs_does_not_hold_the_loop(monke
     run(scenario)
 
 
+TOKENS = {
+    "AWS_WEB_IDENTITY_TOKEN_FILE": {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/collector"},
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/"},
+}
+
+
+@pytest.mark.parametrize("which", TOKENS)
+@pytest.mark.parametrize("what", ["hangs", "never ends"])
+def test_a_file_of_a_token_that_hangs_or_never_ends_is_an_outage(monkeypatch, tmp_path, which, what):
+    """Sources read it on the loop: one that hangs there would hold up every event."""
+    only_credentials_of(monkeypatch)
+    pipe = tmp_path / "token"
+    os.mkfifo(pipe)
+    for name, value in {**TOKENS[which], which: str(pipe) if what == "hangs" else "/dev/zero"}.items():
+        monkeypatch.setenv(name, value)
+
+    async def scenario(store, server):
+        with monkeypatch.context() as patched:
+            patched.setattr(credentials_room, "LONGEST_WAIT", 1.0)
+            try:
+                with pytest.raises(StorageError) as caught:
+                    await store.put(KEY, BODY, METADATA)
+            finally:
+                os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # whoever waits for a writer goes on
+        assert "source of credentials" in caught.value.hint
+        assert server.requests == []
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "code", ["SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "TokenRefreshRequired"]
 )
