@@ -114,6 +114,8 @@ def _copied(fs: Filesystem, folder: Path, path: Path, body: bytes) -> bool:
         return True
     try:
         there = read_file(fs, path)
+    except IsADirectoryError:
+        return False
     except OSError as error:
         raise StorageError.of("read", path, error) from error
     if there == body:

@@ -211,6 +211,15 @@ def test_export_replaces_nothing_and_says_which_names_have_other_bytes(place, ca
     assert (told["different"], told["files"]) == ([str(whole)], 2)
 
 
+def test_export_passes_over_a_folder_in_the_place_of_a_name(place, capsys):
+    for n in (1, 2):
+        leave(slot(place), key(n), body(3))
+    (place / "out" / key(1)).mkdir(parents=True)
+    assert main(["dlq", "export", str(place / "out")]) == 1
+    assert "1 files, 3 events exported; 0 corrupt, 1 names taken by other bytes" in capsys.readouterr().err
+    assert (place / "out" / key(2)).read_bytes() == body(3)
+
+
 @pytest.mark.parametrize(
     ("target", "name"),
     [
