@@ -11,6 +11,7 @@ replay" is said only if nothing is on disk in either place. Never knows what an 
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import secrets
 import time
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from ingest.store import ObjectStore, Outcome
 
 
+TELL_AGAIN: Final = (1.0, 4.0)
+"""Seconds before the second try to tell hours, and the third: nobody may come by again before a volume goes."""
 MOST_TOLD: Final = 20
 """Files that were not taken, of which people are told one by one; the document has them all."""
 
@@ -122,9 +125,10 @@ async def replay(
         slots += Slot.adopt_free(fs, settings.dlq_dir, at_most=at_most - done).slots
         journals += Slot.adopt_free(fs, settings.journal_dir, at_most=at_most - done).slots
     metrics, aside = Metrics(), _Told()
+    untold: set[str] = set()
     if slots or journals:
         slots = slots or [Slot.take_first_free(fs, settings.dlq_dir)]  # a spool has one of its own
-        await _recover(fs, settings, slots, journals, metrics, aside, hour, what, salvages=salvages)
+        untold = await _recover(fs, settings, slots, journals, metrics, aside, hour, what, salvages=salvages)
     left = Shelf(fs, settings, hour, free_only=True)
     groups = list(left.measured())
     files, events = sum(map(len, groups)), sum(letter.events for group in groups for letter in group)
@@ -136,6 +140,8 @@ async def replay(
         report.say(f"{root} is held by a running process, which recovers its files itself: left alone")
     for path in left.unfinished:
         report.say(f"{path} stays, half-written: its batch was found nowhere. --salvage puts what is sound in it")
+    for instance in sorted(untold):
+        report.say(f"{instance or 'hours'}: not told of, and its ledger stays: run it again before the volume goes")
     if files and done == at_most:
         report.say(
             f"{done} slots are done, as many as the limit of descriptors allows; there may be more: run it again"
@@ -150,7 +156,7 @@ async def replay(
         f"{dropped[DropReason.CORRUPT]} events lost in them, {dropped[DropReason.EXPIRED]} expired; "
         f"{files} files with {events} events stay"
     )
-    stays = bool(left.held or errors or files or left.unfinished)
+    stays = bool(left.held or errors or files or left.unfinished or untold)
     return report.end(
         1 if stays else 0,
         text if found or stays else f"nothing to {what}",
@@ -168,6 +174,7 @@ async def replay(
         not_put=[{"key": key, "error": error} for key, error in away.items()],
         held=[str(root) for root in left.held],
         unfinished=[str(path) for path in left.unfinished],
+        untold=sorted(untold),
         unreadable=[{"path": error.subject, "error": line} for line, error in errors.items()],
     )
 
@@ -183,8 +190,8 @@ async def _recover(
     what: str,
     *,
     salvages: bool,
-) -> None:
-    """Recover until nothing is left that the store takes, and let the slots go."""
+) -> set[str]:
+    """Recover until nothing is left that the store takes, and let the slots go; return of whom is not told."""
     lane = Lane("dlq")
     places = Places(fs, (settings.journal_dir, lane), (settings.dlq_dir, lane))
     token = secrets.token_hex(8)
@@ -235,8 +242,9 @@ async def _recover(
                 torn = TornLetters(settings, dlq, store, attempts.breaker, metrics, time.time)
                 for _ in range(0, len(await dlq.torn()), AT_ONCE):
                     await torn.look()
-            if settings.manifests:
-                await _close_hours(settings, store, metrics, lane, executor, told, dlq, backlog, token)
+            if not settings.manifests:
+                return set()
+            return await _close_hours(settings, store, metrics, lane, executor, told, dlq, backlog, token)
         finally:
             dlq.close()
             backlog.close()
@@ -256,8 +264,11 @@ async def _close_hours(
     dlq: Spool,
     backlog: Backlog,
     token: str,
-) -> None:
-    """Tell of the hours of which nothing waits any more in these slots, as a server that recovered them would."""
+) -> set[str]:
+    """Tell of the hours of which nothing waits any more in these slots, as a server that recovered them would.
+
+    Return the processes of which something is still to be told.
+    """
 
     async def held_in_journal() -> dict[Path, Held]:
         return backlog.held()
@@ -268,7 +279,14 @@ async def _close_hours(
         Side("journal", lane, told, held_in_journal, backlog.release_emptied),
         Side("dlq", lane, told, dlq.held, backlog.release_emptied),
     )
-    await Closing(settings, keys, post, metrics, sides, executor=executor, in_memory=dict, refused=set).settle()
+    closing = Closing(settings, keys, post, metrics, sides, executor=executor, in_memory=dict, refused=set)
+    untold = await closing.settle()
+    for pause in TELL_AGAIN:
+        if not untold or post.is_denied or not metrics.store.up:
+            break
+        await asyncio.sleep(pause)
+        untold = await closing.settle()
+    return untold
 
 
 def _tell(report: Report, what: str, causes: dict[str, str]) -> None:

@@ -178,15 +178,25 @@ class Closing:
             self._post.hurry()
             await self._look()
 
-    async def settle(self) -> None:
-        """Close what others have left in the slots that are held, and nothing else: for who takes no events."""
+    async def settle(self) -> set[str]:
+        """Close what others have left in the slots that are held, and nothing else: for who takes no events.
+
+        Return the processes of which an hour is not told though no file of it waits there, and "" if a disk did not
+        answer.
+        """
+        untold: set[str] = set()
         async with self._turn:
+            self._post.hurry()
             try:
                 for side in self._sides:
                     for slot in await side.look():
                         await self._close_theirs(side, slot)
+                    for slot in await side.look():
+                        untold |= {file.instance for file in slot.files if not self._is_told(slot, file)}
             except StorageError as error:
                 log.warning("hours_not_looked_at", error=str(error), hint=error.hint)
+                untold.add("")
+        return untold
 
     async def look(self) -> None:
         """Make one round; a disk that does not answer ends it."""
@@ -318,6 +328,13 @@ class Closing:
             estate = self._estates.setdefault((slot.root, instance), _Estate(self._clock()))
             still_open |= await self._settle(side, slot, instance, files, estate)
         return still_open
+
+    def _is_told(self, slot: Slot, file: File) -> bool:
+        """Tell whether all is told that a file of a ledger says, as far as no file waits of which it will say more."""
+        estate = self._estates.get((slot.root, file.instance))
+        if not file.hour:
+            return bool(slot.held.hours)
+        return file.hour in slot.held.hours or (estate is not None and estate.told.get(file.hour) == file.size)
 
     async def _settle(
         self, side: Side, slot: Slot, instance: str, files: list[File], estate: _Estate

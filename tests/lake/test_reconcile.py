@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from ingest.__main__ import main
-from ingest.commands import opened
+from ingest.commands import opened, replay
 from ingest.disk import StorageError
 from ingest.format import codec, parse_key
 from ingest.lake.patience import Patient
@@ -358,6 +358,29 @@ def test_replay_tells_the_hours_that_a_dead_process_left(lake, capsys, monkeypat
     assert (code, one["objects"], one["events"], one["findings"]) == (0, 5, 14, [])
 
 
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_replay_tries_to_tell_hours_more_than_once(lake, capsys, monkeypatch, tries):
+    world = lake.world
+    process = world.start()
+    lake.send(process)
+    process.commit(2)
+    world.kill(process)
+    lake.lay()
+    monkeypatch.setenv("DLQ_DIR", str(world.root / "dlq"))
+    monkeypatch.setattr(replay, "TELL_AGAIN", (0.0, 0.0))
+    put, left = DirectoryStore.put, [tries]
+
+    async def busy(store, key, *arguments):
+        if key.startswith("raw_manifest/") and left[0]:
+            left[0] -= 1
+            raise StorageError("put", key, "slow down", transient=True)
+        await put(store, key, *arguments)
+
+    monkeypatch.setattr(DirectoryStore, "put", busy)
+    assert main(["dlq", "replay"]) == 0
+    assert reconcile(capsys, "--hour", hour(0))[0] == 0
+
+
 def test_a_replay_whose_manifests_were_not_taken_is_told_by_the_next_one(lake, capsys, monkeypatch):
     world = lake.world
     process = world.start()
@@ -375,7 +398,11 @@ def test_a_replay_whose_manifests_were_not_taken_is_told_by_the_next_one(lake, c
 
     with monkeypatch.context() as here:
         here.setattr(DirectoryStore, "put", refused)
-        main(["dlq", "replay"])
+        capsys.readouterr()
+        assert main(["dlq", "replay", "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["untold"] == [process.collector.keys.instance]
+    assert f"{process.collector.keys.instance}: not told of" in told.err
     assert reconcile(capsys, "--hour", hour(0))[0] == 1
     assert main(["dlq", "replay"]) == 0
     code, (one,) = reconcile(capsys, "--hour", hour(0), "--deep")
