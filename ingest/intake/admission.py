@@ -219,7 +219,11 @@ class Intake:
         if self._closed or self._journal.latched:
             return None
         partition = self._keys.partition_of(seconds)
-        batch = Batch(self._keys.new_key(seconds, partition), partition, seconds, self._pool)
+        try:
+            batch = Batch(self._keys.new_key(seconds, partition), partition, seconds, self._pool)
+        except OSError:  # no memory
+            self._keys.take_back()
+            return None
         if not self._journal.begin(batch):
             self._keys.take_back()
             batch.release_buffer()
@@ -232,8 +236,8 @@ class Intake:
 
     def _take(self, batch: Batch, turn: Turn) -> None:
         data = b"".join(turn.lines)
-        budget = self._budget
-        if budget.batches + len(data) > budget.limit or not self._journal.write(batch, data):
+        size, budget = len(data), self._budget
+        if budget.batches + size > budget.limit or not self._fits(batch, size) or not self._journal.write(batch, data):
             self._refuse(turn)
             return
         batch.append(data, turn.events)
@@ -243,6 +247,13 @@ class Intake:
             self._seal_if_room(SealReason.SIZE)
         elif batch.size + batch.tail_size >= self._batch_bytes:
             self._seal_if_room(SealReason.BYTES)
+
+    def _fits(self, batch: Batch, size: int) -> bool:
+        """Make room in the open batch. One that cannot grow is sealed: it gives its memory back, the next is small."""
+        if batch.has_room(size):
+            return True
+        self._seal_if_room(SealReason.BYTES)
+        return False
 
     def _seal_if_room(self, reason: SealReason) -> None:
         if self._has_room():

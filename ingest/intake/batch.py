@@ -68,7 +68,7 @@ class BufferPool:
         """Counts the lines in its buffers."""
 
     def lend(self) -> mmap:
-        """Return a buffer with arbitrary content."""
+        """Return a buffer with arbitrary content; an `OSError` if there is none, and no memory for another."""
         return self._free.pop() if self._free else mmap(-1, BUFFER_BYTES)
 
     def give_back(self, buffer: mmap) -> None:
@@ -123,14 +123,16 @@ class Batch:
             f"size={self.size}+{self.tail_size} {self.segment or 'no segment'}>"
         )
 
+    def has_room(self, size: int) -> bool:
+        """Make room for so many bytes more; False if the system gives no memory for them."""
+        end = self.size + self.tail_size + size
+        return end <= len(self._window) or self._grow(end)
+
     def append(self, data: bytes, events: int) -> None:
-        """Add lines behind the tail; `acknowledge` makes them count."""
+        """Add lines behind the tail, for which there `has_room`; `acknowledge` makes them count."""
         size = len(data)
         at = self.size + self.tail_size
-        end = at + size
-        if end > len(self._window):
-            self._grow(end)
-        self._window[at:end] = data
+        self._window[at : at + size] = data
         self.tail_size += size
         self.tail_events += events
         self._pool.budget.batches += size
@@ -171,15 +173,19 @@ class Batch:
             self._pool.give_back(self._buffer)
             self._buffer = None
 
-    def _grow(self, end: int) -> None:
+    def _grow(self, end: int) -> bool:
         buffer = self._buffer
         assert buffer is not None  # noqa: S101 - a sealed batch is not appended to
         # A reader in the executor may hold a view of the old buffer, which cannot be resized then: it keeps it.
-        grown = mmap(-1, max(2 * len(buffer), end))
+        try:
+            grown = mmap(-1, max(2 * len(buffer), end))
+        except OSError:
+            return False
         used = self.size + self.tail_size
         grown[:used] = self._window[:used]
         self._buffer = grown
         self._window = memoryview(grown)
+        return True
 
 
 def nothing_to_do() -> None:

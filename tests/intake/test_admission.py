@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+from mmap import mmap
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -478,6 +480,56 @@ def test_a_batch_of_refused_events_alone_is_never_submitted():
     assert rig.size == 0
 
 
+@pytest.fixture
+def no_memory(monkeypatch):
+    """The system gives none until `undo`."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("ingest.intake.batch.mmap", refuse)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("journal", ["", "journal", "fsync"])
+def test_without_memory_for_a_batch_events_are_refused_until_there_is_some(no_memory, journal):
+    rig = Rig(journal=journal)
+    rig.commit(3)
+    if journal == "fsync":
+        rig.journal.sync()
+    assert rig.refused == [0, 1, 2]
+    no_memory.undo()
+    rig.commit(2)
+    rig.intake.seal(SealReason.DRAIN)
+    if journal == "fsync":
+        rig.journal.sync()
+    (batch,) = rig.sealed
+    assert numbers(batch) == [3, 4]
+    assert batch.key.endswith("_0000000001.jsonl.gz"), "no number is drawn for what never was"
+
+
+@pytest.mark.parametrize("journal", ["", "journal", "fsync"])
+def test_a_batch_that_memory_does_not_let_grow_is_sealed_whole_and_the_next_one_takes_events(monkeypatch, journal):
+    rig = Rig(journal=journal, BATCH_BYTES="16MiB")
+    monkeypatch.setattr("ingest.intake.batch.BUFFER_BYTES", 10_000)
+    taken = [rig.commit(1, size=900)[0] for _ in range(11)]
+
+    def refuse(_, size):
+        if size > 10_000:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return mmap(-1, size)
+
+    monkeypatch.setattr("ingest.intake.batch.mmap", refuse)
+    rig.commit(1, size=900)
+    taken += rig.commit(1, size=900)
+    rig.intake.seal(SealReason.DRAIN)
+    if journal == "fsync":
+        rig.journal.sync()
+    assert rig.refused == [11]
+    assert [number for batch in rig.sealed for number in numbers(batch)] == taken
+    assert rig.reasons == ["bytes", "drain"]
+
+
 # The journal.
 
 
@@ -569,6 +621,7 @@ def batch_of(pool: BufferPool) -> Batch:
 
 
 def fill(batch: Batch, data: bytes) -> None:
+    assert batch.has_room(len(data))
     batch.append(data, 1)
     batch.acknowledge(len(data), 1, HOUR)
 
@@ -626,6 +679,7 @@ def test_a_batch_grows_under_a_reader_who_keeps_what_he_saw():
     fill(batch, b"b" * BUFFER_BYTES * 3)
     assert seen == b"a" * 1000
     assert batch.view() == b"a" * 1000 + b"b" * BUFFER_BYTES * 3
+    assert batch.has_room(BUFFER_BYTES * 5)
     batch.append(b"c" * BUFFER_BYTES * 5, 1)
     assert len(batch.view()) == 1000 + BUFFER_BYTES * 3
     batch.acknowledge(BUFFER_BYTES * 5, 1, HOUR)
