@@ -113,7 +113,11 @@ _CONFLICT = 409
 
 
 class EndlessAnswer(Exception):  # noqa: N818 - the answer is at fault
-    """An answer that is longer than any of a store's; the rest of it was not read."""
+    """An answer that is longer than any of a store's; the rest of it was not read. `status` is its own, 0 for none."""
+
+    def __init__(self, told: str, status: int = 0) -> None:
+        super().__init__(told)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ def storage_error(operation: str, key: str, error: Exception, sent: Sent | None 
     sent = sent or Sent()
     if sent.address:
         cause["address"] = sent.address
+    if isinstance(error, EndlessAnswer) and error.status:
+        cause["status"] = error.status
     if isinstance(error, ClientError):
         return _answer(operation, key, error.response, cause, sent)
     for kind, hint, transient in _kinds():

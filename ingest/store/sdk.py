@@ -106,7 +106,7 @@ class Helpers:
 
 
 class _Helper:
-    """A helper as the SDK waits for it: what it prints is read to a limit, and one that prints more is ended."""
+    """A helper as the SDK waits for it: its document is read to a limit, and one that prints more is ended."""
 
     __slots__ = ("_process",)
 
@@ -118,9 +118,10 @@ class _Helper:
         return self._process.returncode
 
     async def communicate(self) -> tuple[bytes, bytes]:
-        printed = [
-            asyncio.ensure_future(first_of(s, LONGEST_ANSWER)) for s in (self._process.stdout, self._process.stderr)
-        ]
+        printed = (
+            asyncio.ensure_future(first_of(self._process.stdout, LONGEST_ANSWER)),
+            asyncio.ensure_future(_begin_of(self._process.stderr)),
+        )
         try:
             out, told = await asyncio.gather(*printed)
         except EndlessAnswer:
@@ -132,6 +133,14 @@ class _Helper:
                 reading.cancel()
         await self._process.wait()
         return out, told
+
+
+async def _begin_of(stream: asyncio.StreamReader | None) -> bytes:
+    """Read a stream to its end, and return how it begins: a helper may tell at length what it does."""
+    begin = b""
+    while stream is not None and (part := await stream.read(LONGEST_ANSWER)):
+        begin += part[: LONGEST_ANSWER - len(begin)]
+    return begin
 
 
 def _end(helper: asyncio.subprocess.Process) -> None:

@@ -111,6 +111,9 @@ async def _read(answer: ClientResponse, most: int) -> bytes:
     try:
         body = await first_of(answer.content, most)
         await answer.read()  # nothing is left: it lets go of the connection
+    except EndlessAnswer as error:
+        answer.close()
+        raise EndlessAnswer(f"status {answer.status}, {error}", answer.status) from None
     except BaseException:
         answer.close()
         raise

@@ -220,5 +220,6 @@ def test_an_answer_that_does_not_end_is_not_read_into_memory(status):
                 await call
             assert caught.value.transient
             assert "longer than any" in caught.value.hint
+            assert caught.value.cause["status"] == status
 
     run(scenario, S3_TIMEOUT="60s")

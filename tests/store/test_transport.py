@@ -155,6 +155,7 @@ def test_a_large_error_takes_no_memory(bomb):
         # The server of the test has its answer in memory, and the kernel's part of it.
         assert most < 4 * len(BOMBS[bomb]), most
         assert "longer than any" in caught.value.hint
+        assert caught.value.cause["status"] == 400
 
     run(scenario, S3_TIMEOUT="60s")
 
@@ -200,10 +201,25 @@ def test_a_source_of_credentials_that_never_ends_is_not_read_into_memory(monkeyp
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("where", ["", " 1>&2"], ids=["output", "errors"])
-def test_a_helper_that_never_stops_printing_is_ended(monkeypatch, tmp_path, where):
+def test_a_helper_that_tells_at_length_what_it_does_is_heard(monkeypatch, tmp_path):
     helper = tmp_path / "helper"
-    helper.write_text(f"#!/bin/sh\nexec yes{where}\n")
+    keys = '{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b"}'
+    helper.write_text(f"#!/bin/sh\nyes | head -c 1000000 1>&2\necho '{keys}'\n")
+    helper.chmod(0o755)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    only_credentials_of(monkeypatch, config)
+
+    async def scenario(store, server):
+        await store.put(KEY, BODY, METADATA)
+        assert len(server.requests) == 1
+
+    run(scenario)
+
+
+def test_a_helper_that_never_stops_printing_is_ended(monkeypatch, tmp_path):
+    helper = tmp_path / "helper"
+    helper.write_text("#!/bin/sh\nexec yes\n")
     helper.chmod(0o755)
     config = tmp_path / "config"
     config.write_text(f"[default]\ncredential_process = {helper}\n")
