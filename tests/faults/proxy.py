@@ -138,13 +138,18 @@ class FaultProxy:
 
     async def _shut(self) -> None:
         if self._server is not None:
+            loop = asyncio.get_running_loop()
+            for listener in self._server.sockets:
+                loop.remove_reader(listener)
+            # The loop's own task for who was accepted in this instant leaks the connection once the server is closed.
+            while accepting := asyncio.all_tasks() - self._tasks - {asyncio.current_task()}:
+                await asyncio.wait(accepting)
             self._server.close()
             self._server = None
-        # Also who was accepted in this instant, and whose task has not begun: nobody else would close its connection.
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in others:
+        while self._tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.wait(others)
+            await asyncio.wait(self._tasks)
         for writer in self._writers:
             _reset(writer)
         self._writers.clear()
