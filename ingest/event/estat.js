@@ -191,6 +191,11 @@ new Promise(() => {
     const size = sizeOf(body);
     batch.forEach(([key]) => flying.add(key));
     flyingBytes += size;
+    const landed = () => {
+      batch.forEach(([key]) => flying.delete(key));
+      flyingBytes -= size;
+      return true;
+    };
     let wait = 0;
     let again = false;
     try {
@@ -210,26 +215,24 @@ new Promise(() => {
         answered += 1;
         most = QUEUE_EVENTS;
         failures = doubtfulAt = 0;
-        return true;
+        return landed();
       }
       if (REFUSALS.includes(answer.status)) {
         most = batch.length >> 1 || 1;
-        if (batch.length > 1) return true;
+        if (batch.length > 1) return landed();
         const [[key]] = batch;
         // Others were taken since it was refused: it is this one.
         if (answered > doubtful.get(key)) {
           remove(key);
-          return true;
+          return landed();
         }
         again = doubtful.has(key);
         if (!again) doubtful.set(key, answered);
       }
       wait = Number(answer.headers.get("Retry-After")) * 1000 || 0;
-    } catch {
-    } finally {
-      batch.forEach(([key]) => flying.delete(key));
-      flyingBytes -= size;
-    }
+    } catch {}
+    // A page that is left is told of a failure where the browser goes on to send; and no timer of it runs any more.
+    setTimeout(landed, AGAIN_MS);
     failures += 1;
     wait = Math.max(wait, Math.min(500 * 2 ** failures, LONGEST_WAIT_MS / 2)) * (1 + Math.random() / 2);
     wait = Math.min(wait, LONGEST_WAIT_MS);

@@ -31,7 +31,7 @@ class Page {
       const events = JSON.parse(body);
       page.targets.push(String(target));
       page.sent.push(events.map(({ event }) => event));
-      const said = answer(events, page.sent.length);
+      const said = await answer(events, page.sent.length);
       if (!said) throw new TypeError("Failed to fetch");
       return {
         status: said.status,
@@ -143,6 +143,26 @@ const clockSet = (days) => async () => {
   await page.pass(2);
   return { meanwhile, left: page.waiting, last: page.sent.slice(-2) };
 };
+// The page is left while a request is under way, and told that it has failed; then it is there again.
+const leftWith = (said) => async () => {
+  let answered;
+  const page = new Page({ answer: (events, number) => (number > 1 ? taken(events) : new Promise((done) => (answered = done))) });
+  page.track("a", "b");
+  await page.pass(0.06);
+  const listeners = page.listeners;
+  listeners.pagehide();
+  answered(said);
+  for (let turns = 0; turns < 5; turns++) await turn();
+  page.window.document.visibilityState = "hidden";
+  listeners.pagehide();
+  listeners.visibilitychange();
+  for (let turns = 0; turns < 5; turns++) await turn();
+  const requests = page.sent.length;
+  page.window.document.visibilityState = "visible";
+  listeners.visibilitychange();
+  await page.pass(10);
+  return { requests, sent: page.sent, left: page.waiting };
+};
 const frozen = (freedAfter) => {
   let asked = 0;
   return {
@@ -193,6 +213,8 @@ const CASES = {
     await page.pass(2);
     return { before, left: page.waiting, last: page.sent.slice(-2) };
   },
+  "left: a request has failed": leftWith(null),
+  "left: an answer was cut off": leftWith({ status: 200 }),
   "clock: set back a day": clockSet(-1),
   "clock: set back forty days": clockSet(-40),
   "clock: set forward a day": clockSet(1),

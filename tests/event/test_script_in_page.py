@@ -59,6 +59,11 @@ def test_an_event_that_was_refused_holds_no_other_back(came):
     assert case == {"before": ["bad"], "left": [], "last": [["a"], ["bad"]]}
 
 
+@pytest.mark.parametrize("told", ["a request has failed", "an answer was cut off"])
+def test_a_page_that_is_left_sends_nothing_again_that_is_under_way(came, told):
+    assert came[f"left: {told}"] == {"requests": 1, "sent": [["a", "b"], ["a", "b"]], "left": []}
+
+
 @pytest.mark.parametrize("clock", ["set back a day", "set back forty days", "set forward a day"])
 def test_a_clock_that_is_set_keeps_nothing_waiting_and_has_nothing_asked_without_end(came, clock):
     case = came[f"clock: {clock}"]
