@@ -409,6 +409,7 @@ DRILLS = {
     "EstatQueueFull": Drill(spool_full),
     "EstatSpoolFull": Drill(spool_full),
     "EstatGone": Drill(gone),
+    "EstatProcessGone": Drill(gone),
     "EstatStoreAway": Drill(store_away, "put_failed"),
     "EstatStoreAway with bad credentials": Drill(forbidden, "put_failed"),
     "EstatStoreAway without a word": Drill(mute),
