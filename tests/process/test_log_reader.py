@@ -13,10 +13,11 @@ import pytest
 
 from tests.process.client import Sent, send
 from tests.process.collector import Metrics, bare_environment
+from tests.process.ledger import audit, read_directory
 
 GENEROUS = 60.0
 EVENTS = 500
-"""Each is a batch with several lines: more than the pipe and the queue of lines take."""
+"""Each is a batch, or nearly so, with several lines of the log: more than the pipe and the queue of lines take."""
 
 
 def free_port():
@@ -42,8 +43,8 @@ def until_it_listens(port):
             return
 
 
-def stored(folder):
-    return sum(1 for path in (folder / "data/objects").rglob("*.jsonl.gz") for _ in [path])
+def stored(sent, folder):
+    return audit(sent, list(read_directory(folder / "data/objects"))).assert_kept().stored
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_d1_a_log_that_nobody_reads_stops_neither_events_nor_health_nor_the_drai
     assert ask(port, "/health") == "ok\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(GENEROUS) == 0
-    assert stored(tmp_path) == EVENTS
+    assert stored(sent, tmp_path) == EVENTS
     os.close(reader)
 
 
@@ -95,7 +96,7 @@ def test_d2_a_standard_descriptor_that_was_closed_is_no_place_for_a_log_line(sta
     assert sent.acknowledged == 300
     process.send_signal(signal.SIGTERM)
     assert process.wait(GENEROUS) == 0
-    assert stored(tmp_path) == 300
+    assert stored(sent, tmp_path) == 300
 
 
 def test_the_last_lines_of_a_process_are_in_its_log(start, tmp_path):
