@@ -10,6 +10,8 @@ what it rests on:
     the last word  of a process counts: its end, or else that it takes events. An hour that it calls open is open,
                    whatever the instants in it say, until successors have spoken of both slots. A successor that spoke
                    before the process did once more is none: the process lives
+    who was gone   before an hour began has nothing to close of it: a successor had found its slot free `GONE` seconds
+                   before, by every clock, and neither an object nor a word tells of it in that hour
 
 An hour differs when an object and what was told of it do not agree:
 
@@ -46,6 +48,8 @@ UNKNOWN: Final = "it is not registered, and nobody has told that its hour is ove
 STILL_TAKES: Final = "it takes events of this hour, or nobody has recovered what it left"
 UNREADABLE: Final = "its word cannot be read: "
 """The key of the document follows."""
+GONE: Final = 2 * 3600.0
+"""More than clocks of machines that share a disk differ by, and than a process that lives is silent in the registry."""
 _NOT_OURS: Final = "it does not begin as an object of ours"
 _VOID: Final = "void"
 
@@ -119,9 +123,13 @@ class Verdict:
 
 
 def judge(
-    hour: str, objects: Mapping[str, Seen], manifests: Mapping[Name, Said], registry: Mapping[Name, Said]
+    hour: str,
+    objects: Mapping[str, Seen],
+    manifests: Mapping[Name, Said],
+    registry: Mapping[Name, Said],
+    start: float = 0.0,
 ) -> Verdict:
-    """Hold what is there against what was told."""
+    """Hold what is there against what was told. `start`: when the hour began, unix time, as far as that is known."""
     verdict = Verdict(hour, len(objects), sum(seen.events or 0 for seen in objects.values()))
     by_instance: dict[str, dict[str, Seen]] = {}
     for key, seen in objects.items():
@@ -134,7 +142,7 @@ def judge(
     told = _by_instance(manifests)
     for instance in sorted(words.keys() | told.keys() | by_instance.keys()):
         one = _Instance(instance, hour, words.get(instance, {}), told.get(instance, {}), by_instance.get(instance, {}))
-        one.judge(verdict)
+        one.judge(verdict, start)
     if not words and not told and not objects:
         verdict.still_open.append(Open("", NOBODY))
     verdict.findings.sort(key=lambda found: (found.kind.value, found.key))
@@ -215,9 +223,9 @@ class _Instance:
         self.given_up = [said for name, said in (*words.items(), *told.items()) if name.kind is Word.ABANDONED]
         self.unread = [said.key for said in (*words.values(), *self.given_up) if said.document is None]
 
-    def judge(self, verdict: Verdict) -> None:
+    def judge(self, verdict: Verdict, start: float) -> None:
         """Add to the verdict what is to be said of this process."""
-        why = self._why_open()
+        why = self._why_open(start)
         is_given_up = any(self._is_given_up(said) for said in self.given_up)
         if is_given_up:
             verdict.abandoned.append(self.instance)
@@ -239,7 +247,7 @@ class _Instance:
             return False
         return all(not _is_after(said, by) for said in (self.opened, self.drained) if said is not None)
 
-    def _why_open(self) -> str:
+    def _why_open(self, start: float) -> str:
         if self.untold:
             return f"{UNREADABLE}{min(self.untold)}"
         why, is_closed = self._own_word()
@@ -257,9 +265,16 @@ class _Instance:
             if any(place in document["places"] for document in counted):
                 continue
             reasons = [_why(said["open"], self.hour) for said in words if place in said["places"]]
-            if "" not in reasons:
+            if "" not in reasons and (reasons or why or not self._was_gone_before(start)):
                 return next(iter(reasons), "") or never or why or self._what_is_known()
         return ""
+
+    def _was_gone_before(self, start: float) -> bool:
+        """Tell whether a successor had found it gone long before an hour of which nothing of it is known."""
+        if self.objects or self.told or self.unread:
+            return False
+        gone = [max(said.document["at"], said.stored) for said in self.succeeded if said.document is not None]
+        return bool(gone) and min(gone) + GONE <= start
 
     def _own_word(self) -> tuple[str, bool]:
         """Return why the process calls the hour open, as its last word goes, and whether it calls it closed."""

@@ -99,7 +99,7 @@ class Looking:
         told = told_objects(said.document for said in manifests.values() if said.document is not None) if deep else {}
         seen = await each(found, OBJECTS_AT_ONCE if deep else AT_ONCE, lambda one: self._see(one, told, deep=deep))
         objects = {listed.key: one for listed, one in zip(found, seen, strict=True)}
-        verdict = judge(hour, objects, manifests, registry)
+        verdict = judge(hour, objects, manifests, registry, start)
         if not is_over:
             verdict.still_open.append(Open("", NOT_OVER))
         return verdict

@@ -270,5 +270,36 @@ def test_a_process_is_abandoned_until_the_store_hears_of_it_again_whatever_the_c
         assert codes == [0, 1]
 
 
+IN_MEMORY = ended(places=(), writer=f"{B[5:]}.dlq0", why="in memory", at=START - 7200)
+RECOVERED = ended(**DLQ, at=START - 7200)
+
+
+@pytest.mark.parametrize("gone", [IN_MEMORY, RECOVERED], ids=["its memory is lost", "a slot of it is lost"])
+@pytest.mark.parametrize(
+    ("there", "told", "registry", "start", "code"),
+    [
+        ({}, {}, {}, START, 0),
+        ({}, {}, {}, START - 1, 1),
+        ({}, {}, {}, 0.0, 1),
+        ({}, {}, ended(still_open=[HOUR], at=START - 7300), START, 1),
+        ({}, {}, ended(still_open=[HOUR], **JOURNAL), START, 1),
+        ({}, {}, torn(ended(**JOURNAL)), START, 1),
+        (objects(1), {}, {}, START, 1),
+        ({}, torn(told(1)), {}, START, 1),
+    ],
+)
+def test_who_was_found_gone_long_before_an_hour_keeps_it_open_only_if_something_tells_of_it(
+    gone, there, told, registry, start, code
+):
+    before = opened(through="dt=2025-12-02/hr=11", at=START - 9000)
+    found = judge(HOUR, there, said(told), said(before | gone | registry), start)
+    assert (found.code, len(found.still_open)) == (code, code)
+
+
+def test_who_spoke_after_it_was_called_gone_lives_however_long_ago_that_was():
+    lives = stored(START - 3600, opened(through=HOUR, at=START - 3600)) | stored(START - 7200, RECOVERED)
+    assert judge(HOUR, {}, {}, lives, START).code == 1
+
+
 def test_what_an_open_process_has_not_told_of_yet_is_no_finding():
     assert verdict(objects(1, 2, 5), told(1, accepted=None, **JOURNAL), TAKES).findings == []

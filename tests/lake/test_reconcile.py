@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from contextlib import suppress
@@ -407,6 +408,24 @@ def test_a_replay_whose_manifests_were_not_taken_is_told_by_the_next_one(lake, c
     assert main(["dlq", "replay"]) == 0
     code, (one,) = reconcile(capsys, "--hour", hour(0), "--deep")
     assert (code, one["objects"], one["events"], one["findings"]) == (0, 4, 11, [])
+
+
+def test_a_memory_process_that_was_killed_keeps_its_own_hours_open_and_no_later_ones(lake, capsys):
+    world = lake.world
+    first = world.start(durability="memory")
+    lake.send(first)
+    world.kill(first)
+    second = world.start()
+    for _ in range(4):
+        lake.pass_hour()
+    lake.send(second)
+    second.stop()
+    lake.lay()
+    for word in (lake.objects / "raw_manifest/_instances").iterdir():
+        at = json.loads(word.read_bytes())["at"]
+        os.utime(word, (at, at))
+    codes = [reconcile(capsys, "--hour", hour(number))[0] for number in (0, 3, 4)]
+    assert codes == [1, 0, 0]
 
 
 def test_a_batch_that_was_discarded_with_nobody_knowing_how_many_is_told_all_the_same(lake, capsys, monkeypatch):
