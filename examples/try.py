@@ -19,6 +19,8 @@ import duckdb
 
 EVENTS = 1_000
 PLANS = ("free", "team", "company")
+KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH")
+"""Variables without which Python itself may not start."""
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUERY = """
   SELECT dt, hr, body ->> '$.event' AS event, body ->> '$.plan' AS plan, count(*) AS events
@@ -35,7 +37,7 @@ def main() -> int:
             server = subprocess.Popen(
                 [sys.executable, "-m", "ingest", "serve"],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **settings(folder)},
+                env=environment(folder),
                 stdout=out,
                 stderr=out,
             )
@@ -57,20 +59,15 @@ def main() -> int:
         return show(folder / "objects")
 
 
-def settings(folder: Path) -> dict[str, str]:
-    """Take nothing of the caller's that would put the events elsewhere; three small batches instead of one."""
+def environment(folder: Path) -> dict[str, str]:
+    """Return settings of its own, none of the caller's; three small batches instead of one."""
     return {
+        **{name: os.environ[name] for name in KEPT if name in os.environ},
+        "PYTHONPATH": str(REPOSITORY),
         "HTTP_ADDR": "127.0.0.1:0",
-        "RAW_BUCKET": "",
         "STORE_DIR": str(folder / "objects"),
         "DLQ_DIR": str(folder / "dlq"),
-        "JOURNAL_DIR": str(folder / "dlq/journal"),
-        "RAW_PREFIX": "raw",
         "BATCH_SIZE": "400",
-        "BODY_FORMAT": "text",
-        "LOG_LEVEL": "info",
-        "LOG_PRETTY": "false",
-        "LOG_SAMPLE_N": "1",
     }
 
 

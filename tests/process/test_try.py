@@ -11,7 +11,17 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def test_try_stores_a_thousand_events_shows_them_and_leaves_nothing(tmp_path):
-    env = {**os.environ, "TMPDIR": str(tmp_path), "RAW_BUCKET": "of-the-caller", "AWS_REGION": "eu-central-1"}
+    callers = {
+        "RAW_BUCKET": "of-the-caller",
+        "AWS_REGION": "eu-central-1",
+        "WRITE_KEYS": "web:secret",
+        "ADMIN_ADDR": "unix:/none/admin.sock",
+        "WORKERS": "2",
+        "BODY_FORMAT": "xml",
+        "TLS_CERT": "/none/cert.pem",
+        "TLS_KEY": "/none/key.pem",
+    }
+    env = {**os.environ, "TMPDIR": str(tmp_path), **callers}
     command = [sys.executable, str(REPOSITORY / "examples/try.py")]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
