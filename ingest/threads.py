@@ -50,8 +50,14 @@ def start_all(executor: Executor, threads: int) -> None:
         done.set()
 
 
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Return an executor that has all its threads."""
+    made = ThreadPoolExecutor(threads)
+    start_all(made, threads)
+    return made
+
+
 async def start_resolvers(loop: asyncio.AbstractEventLoop) -> None:
     """Have libuv start the threads in which it looks up names. It ends the process if it cannot, when it has to."""
-    with ThreadPoolExecutor(_RESOLVERS) as probe:
-        start_all(probe, _RESOLVERS)
+    pool(_RESOLVERS).shutdown()
     await loop.getaddrinfo(None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -13,7 +13,6 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from ingest.config import GROUPS, VARIABLES, ConfigError, ConfigErrors, Settings
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import KeyFactory, codec
 from ingest.store import Head, ObjectMetadata, ObjectStore, create_store
+from ingest.threads import pool
 
 
 def run(environ: Mapping[str, str], *, store: bool, strict: bool = False, env_file: Path | None = None) -> int:
@@ -157,7 +157,7 @@ def _expired_certificate(settings: Settings) -> Iterator[str]:
 
 async def _try_store(settings: Settings) -> list[str]:
     """Put, read back and remove a canary under each prefix that the server writes to, and return what went wrong."""
-    with ThreadPoolExecutor(max_workers=2) as executor:
+    with pool(2) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=Filesystem(), executor=executor)
         try:
             await store.start()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from ingest.commands.report import Report
 from ingest.commands.shelf import Shelf, damage
 from ingest.disk import Filesystem, Lane, StorageError, is_folder
 from ingest.format import parse_key
+from ingest.threads import pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -258,7 +258,7 @@ async def _verify(shelf: Shelf, report: Report) -> int:
     sound = 0
     corrupt: list[dict[str, object]] = []
     lane = Lane("dlq")
-    with ThreadPoolExecutor(1) as executor:
+    with pool(1) as executor:
         try:
             for group in shelf.with_progress("verify"):
                 for copy in await shelf.judge(group, lane, executor):

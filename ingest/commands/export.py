@@ -9,7 +9,6 @@ than a look.
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from ingest.delivery.choice import choose
 from ingest.disk import Lane, StorageError, read_file
 from ingest.disk.publish import publish_new
 from ingest.format import codec, dlq_path
+from ingest.threads import pool
 
 if TYPE_CHECKING:
     from ingest.commands.report import Report
@@ -62,7 +62,7 @@ async def _export(fs: Filesystem, shelf: Shelf, report: Report, folder: Path | N
     corrupt: list[dict[str, object]] = []
     different: list[str] = []
     lane = Lane("dlq")
-    with ThreadPoolExecutor(1) as executor:
+    with pool(1) as executor:
         try:
             for group in shelf.with_progress("export"):
                 copies = await shelf.judge(group, lane, executor)

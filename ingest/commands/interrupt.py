@@ -21,6 +21,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
+from ingest.threads import NoThreadError, start
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
@@ -36,12 +38,16 @@ _AGAIN_SECONDS: Final = 1.0
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in an event loop of its own, in the main thread, and return what it returns.
 
-    Raises KeyboardInterrupt when an interrupt ended it.
+    Raises KeyboardInterrupt when an interrupt ended it, NoThreadError if it could not begin.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: an interrupt is not meant for it
         return asyncio.run(work)
     watch = _Watch()
-    watch.begin()
+    try:
+        watch.begin()
+    except NoThreadError:
+        work.close()  # or Python complains that nobody has awaited it
+        raise
     try:
         result = asyncio.run(watch.over(work))
     except asyncio.CancelledError:
@@ -69,7 +75,7 @@ class _Watch:
         self._task: asyncio.Task[Any] | None = None
 
     def begin(self) -> None:
-        self._thread.start()
+        start(self._thread)
         self._wakeup = signal.set_wakeup_fd(self._signalled.fileno())
         signal.signal(signal.SIGINT, _leave_to_the_thread)
 

@@ -7,7 +7,6 @@ one line. Never reads or writes an object.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ from ingest.commands.hours import FAILED
 from ingest.disk import Filesystem, StorageError, is_folder
 from ingest.format import codec
 from ingest.store import Head, create_store
+from ingest.threads import pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -38,7 +38,7 @@ async def opened(settings: Settings, *, long_tries: bool = False) -> AsyncIterat
     if long_tries:
         settings = replace(settings, s3_timeout=max(settings.s3_timeout, LONG_TRY))
     require_store(fs, settings)
-    executor = ThreadPoolExecutor(4)
+    executor = pool(4)
     store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
     try:
         await store.prepare()

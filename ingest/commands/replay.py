@@ -15,7 +15,6 @@ import asyncio
 import resource
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from ingest.commands.report import progress
@@ -29,6 +28,7 @@ from ingest.ledger import Closing, Ledger, Post, Side, is_of_ledger
 from ingest.spool import Backlog, Letter, Places, Spool, Whereabouts
 from ingest.store import Head, Refusal, create_store
 from ingest.telemetry import DropReason, Metrics
+from ingest.threads import pool
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -195,7 +195,7 @@ async def _recover(
     lane = Lane("dlq")
     places = Places(fs, (settings.journal_dir, lane), (settings.dlq_dir, lane))
     token = secrets.token_hex(8)
-    with ThreadPoolExecutor(2) as executor:
+    with pool(2) as executor:
         store = create_store(settings, Head(codec.HEAD_BYTES, codec.event_count), fs=fs, executor=executor)
         told = Ledger(fs, sync=settings.durability == "fsync", kept=settings.manifests)
         note, is_settled = told.note, told.is_settled
@@ -301,7 +301,7 @@ async def rehearse(fs: Filesystem, settings: Settings, report: Report, hour: str
     shelf = Shelf(fs, settings, hour, free_only=True)
     files = events = corrupt = lost = 0
     lane = Lane("dlq")
-    with ThreadPoolExecutor(2) as executor:
+    with pool(2) as executor:
         try:
             for group in shelf.with_progress(what):
                 copies = await shelf.judge([letter for letter in group if shelf.measure(letter)], lane, executor)

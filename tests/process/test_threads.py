@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ingest.threads import NoThreadError
 from tests.process.client import Sent, send
-from tests.process.collector import REPOSITORY, SERVE
+from tests.process.collector import REPOSITORY, SERVE, bare_environment
 from tests.process.ledger import audit, read_directory
 
 ANOTHER = "54321"
@@ -64,3 +65,25 @@ def test_a_start_without_threads_is_one_line(collectors, folder, most, workers):
     told = [line["raw"] for line in collector.logs() if "raw" in line]
     assert told, collector.tail()
     assert all(line.startswith(("RLIMIT_NPROC: the system starts no more threads", "WORKERS: ")) for line in told)
+
+
+@pytest.mark.parametrize(
+    "command", ["check --store", "dlq verify", "dlq replay", "dlq export out", "reconcile --hour dt=2026-11-25/hr=14"]
+)
+def test_a_command_without_threads_is_one_line(folder, command):
+    for name in ("objects", "dlq"):
+        (folder / name).mkdir()
+        (folder / name).chmod(0o777)
+    env = {"STORE_DIR": str(folder / "objects"), "DLQ_DIR": str(folder / "dlq"), "DISK_RESERVE": "0"}
+    ended = subprocess.run(
+        [*AS_ANOTHER, "prlimit", "--nproc=1:1", sys.executable, "-m", "ingest", *command.split()],
+        env=bare_environment(env, measured=False),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
+    assert ended.returncode == 2
+    assert lines == [str(NoThreadError())]
