@@ -432,7 +432,7 @@ def test_a5_a_put_that_takes_half_its_time_is_not_held_up_by_its_canary_for_ever
         server.answers = [STORED, None]
         assert await store.create(KEY, file_of(7), METADATA) is True
 
-    run(scenario, S3_TIMEOUT="300ms")
+    run(scenario, S3_TIMEOUT="600ms")
 
 
 def file_of(events: int) -> bytes:
