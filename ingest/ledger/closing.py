@@ -188,9 +188,10 @@ class Closing:
         async with self._turn:
             self._post.hurry()
             try:
-                for side in self._sides:
-                    for slot in await side.look():
-                        await self._close_theirs(side, slot)
+                seen = [(side, await side.look()) for side in self._sides]
+                for side, slots in seen:
+                    for slot in slots:
+                        await self._close_theirs(side, slot, seen)
                     for slot in await side.look():
                         untold |= {file.instance for file in slot.files if not self._is_told(slot, file)}
             except StorageError as error:
@@ -218,7 +219,7 @@ class Closing:
                     await side.begin(slots[0].root, self._keys.instance, orjson.dumps(said) + b"\n")
             mine = await self._close_mine(in_memory, seen)
             await self._register(mine, seen)
-            theirs = [await self._close_theirs(side, slot) for side, slots in seen for slot in slots]
+            theirs = [await self._close_theirs(side, slot, seen) for side, slots in seen for slot in slots]
         except StorageError as error:
             log.debug("hours_not_looked_at", error=str(error))
             return
@@ -238,7 +239,7 @@ class Closing:
             self._hours.setdefault(hour, _Hour())
         still_open: dict[str, str] = {}
         for hour in sorted(self._hours.keys() | in_memory.keys()):
-            why = in_memory.get(hour) or self._waits(hour, seen) or await self._close(hour, files.get(hour, []))
+            why = in_memory.get(hour) or self._waits(hour, seen) or await self._close(hour, files)
             if self._is_hopeless(hour, why):
                 log.warning("ledger_dropped", hour=hour, hint=f"for a month: {why}")
                 await self._forget(hour, files.get(hour, []))
@@ -259,8 +260,8 @@ class Closing:
                 return NOT_READ
         return ""
 
-    async def _close(self, hour: str, files: list[tuple[Side, File]]) -> str:
-        mine = self._hours[hour]
+    async def _close(self, hour: str, by_hour: Mapping[str, list[tuple[Side, File]]]) -> str:
+        mine, files = self._hours[hour], by_hour.get(hour, [])
         known = (mine.accepted, *((file.path, file.size) for _, file in files))
         if known == mine.told:
             return ""
@@ -292,7 +293,14 @@ class Closing:
             fates=fates,
             taken=Taken(mine.accepted, mine.first_ts, mine.last_ts),
         )
-        others = [tuple(one.numbers) for other, one in self._hours.items() if other != hour]
+        others: list[Sequence[int]] = [tuple(one.numbers) for other, one in self._hours.items() if other != hour]
+        if await self._compute(_has_hole, fates, others):
+            # A number that was drawn for another hour and got no event is in that hour's ledger alone.
+            abroad = [one for other, found_there in by_hour.items() if other != hour for one in found_there]
+            drawn = await self._numbers(abroad)
+            if drawn is None:
+                return NOT_READ
+            others += drawn.values()
         body = await self._compute(_with_elsewhere, make, fates, others)
         if not await self._post.put(manifest.manifest_key(self._prefix, hour, self._keys.instance, writer), body):
             return NOT_TOLD
@@ -312,7 +320,7 @@ class Closing:
 
     # ------------------------------------------------------------------------------------------------- their hours
 
-    async def _close_theirs(self, side: Side, slot: Slot) -> dict[str, str]:
+    async def _close_theirs(self, side: Side, slot: Slot, seen: list[tuple[Side, list[Slot]]]) -> dict[str, str]:
         """Put what processes that are gone have left to be told in a slot; return the hours that are not closed."""
         still_open: dict[str, str] = {}
         by_instance: dict[str, list[File]] = {}
@@ -326,7 +334,9 @@ class Closing:
                 still_open |= {file.hour: NOT_READ for file in files if file.hour}
                 continue
             estate = self._estates.setdefault((slot.root, instance), _Estate(self._clock()))
-            still_open |= await self._settle(side, slot, instance, files, estate)
+            abroad = [(one, file) for one, slots in seen for here in slots for file in here.files]
+            ledgers = [(one, file) for one, file in abroad if file.instance == instance and file.hour]
+            still_open |= await self._settle(side, slot, instance, files, estate, ledgers)
         return still_open
 
     def _is_told(self, slot: Slot, file: File) -> bool:
@@ -337,8 +347,15 @@ class Closing:
         return file.hour in slot.held.hours or (estate is not None and estate.told.get(file.hour) == file.size)
 
     async def _settle(
-        self, side: Side, slot: Slot, instance: str, files: list[File], estate: _Estate
+        self,
+        side: Side,
+        slot: Slot,
+        instance: str,
+        files: list[File],
+        estate: _Estate,
+        ledgers: list[tuple[Side, File]],
     ) -> dict[str, str]:
+        """Tell of one process by one slot. `ledgers`: all that are here of it, the other place's too."""
         waits = dict.fromkeys(slot.held.hours, IN_PLACE[side.place])
         writer = f"{self._keys.token}.{side.place}{slot.name}"
         hours = [file for file in files if file.hour]
@@ -351,7 +368,7 @@ class Closing:
                 untold[file.hour] = why
                 continue
             if numbers is None:
-                numbers = await self._numbers(side, hours)
+                numbers = await self._numbers(ledgers)
             lines = await side.lines(file.path)
             if numbers is None or lines is None:
                 untold[file.hour] = NOT_READ
@@ -411,14 +428,14 @@ class Closing:
             why=IN_MEMORY if in_memory else "",
         )
 
-    async def _numbers(self, side: Side, files: Iterable[File]) -> dict[str, list[int]] | None:
+    async def _numbers(self, files: Iterable[tuple[Side, File]]) -> dict[str, list[int]] | None:
         """Return the numbers of each hour; None if one cannot be read: who closes another would call them missing."""
         numbers: dict[str, list[int]] = {}
-        for file in files:
+        for side, file in files:
             lines = await side.lines(file.path)
             if lines is None:
                 return None
-            numbers[file.hour] = await self._compute(_numbers, file.path, lines)
+            numbers.setdefault(file.hour, []).extend(await self._compute(_numbers, file.path, lines))
         return numbers
 
     async def _drop_old(self, side: Side, files: Iterable[File], untold: Mapping[str, str], estate: _Estate) -> None:
@@ -503,6 +520,14 @@ def _fates(prefix: str, files: list[tuple[Path, bytes]]) -> tuple[dict[str, Fate
 
 def _numbers(path: Path, lines: bytes) -> list[int]:
     return [parse_key(entry.key).sequence for entry in entries_of(path, lines)]
+
+
+def _has_hole(fates: Mapping[str, Fate], others: Iterable[Sequence[int]]) -> bool:
+    """Tell whether numbers are missing between those of an hour, and those of others that lie between them."""
+    here = {parse_key(key).sequence for key in fates}
+    least, most = min(here, default=0), max(here, default=-1)
+    between = {number for numbers in others for number in numbers if least < number < most}
+    return most - least + 1 > len(here | between)
 
 
 def _with_elsewhere(make: Callable[..., bytes], fates: Mapping[str, Fate], others: Iterable[Sequence[int]]) -> bytes:

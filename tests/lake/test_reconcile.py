@@ -410,6 +410,26 @@ def test_a_replay_whose_manifests_were_not_taken_is_told_by_the_next_one(lake, c
     assert (code, one["objects"], one["events"], one["findings"]) == (0, 4, 11, [])
 
 
+def test_replay_misses_no_number_that_the_other_place_tells_of(lake, capsys, monkeypatch):
+    """The clock was set back for a while, and the dead letter of then was recovered."""
+    world = lake.world
+    world.time.step(HOUR)
+    process = world.start()
+    lake.send(process, batches=1)
+    world.time.step(-HOUR)
+    world.store.fail_next(1)
+    lake.send(process, batches=1)
+    assert world.wait_for(lambda: len(world.store.objects) == 2, seconds=100)
+    world.time.step(HOUR)
+    lake.send(process, batches=1)
+    world.kill(process)
+    lake.lay()
+    monkeypatch.setenv("DLQ_DIR", str(world.root / "dlq"))
+    assert main(["dlq", "replay"]) == 0
+    _, verdicts = reconcile(capsys, "--hour", f"{hour(0)}..{hour(1)}")
+    assert [(one["objects"], one["findings"]) for one in verdicts] == [(1, []), (2, [])]
+
+
 def test_a_memory_process_that_was_killed_keeps_its_own_hours_open_and_no_later_ones(lake, capsys):
     world = lake.world
     first = world.start(durability="memory")

@@ -317,6 +317,31 @@ def test_what_comes_after_all_is_told_with_a_higher_generation(world):
     assert told(one) == keys(one)
 
 
+@pytest.mark.parametrize("how", ["recovered", "void"])
+def test_a_number_that_a_step_of_the_clock_drew_for_another_hour_is_no_gap(world, how):
+    one = world()
+    process = one.start()
+    one.time.step(HOUR)
+    send(process)
+    one.time.step(-HOUR)
+    send(process)
+    if how == "void":
+        one.fs.on("write", when=lambda path: path.suffix == ".jsonl").fail(errno.ENOSPC)
+        process.commit(2)
+        one.heal()
+        one.advance(5)
+    else:
+        one.store.fail_next(1)
+        send(process)
+        assert one.wait_for(lambda: len(keys(one)) == 3, seconds=100)
+    one.time.step(HOUR)
+    send(process)
+    one.time.step(HOUR)
+    one.advance(120)
+    assert len(told(one, SECOND)) == 2
+    assert [verdict.findings for verdict in one.verdicts()] == [[], []]
+
+
 def test_an_event_that_vanished_is_not_told_as_stored(world):
     one = world()
     process = one.start()
