@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 from ingest.event import MALFORMED, UNAVAILABLE_CLOSE, Peer
 from ingest.telemetry import Overdue
 from ingest.wire.answers import CONTINUE
-from ingest.wire.flow import NEVER, Flow
+from ingest.wire.flow import LINGER_BYTES, NEVER, SENT_BYTES, Flow
 from ingest.wire.framing import Fed, Framing
 from ingest.wire.limits import SLICE
 from ingest.wire.request import RequestReader
@@ -149,6 +149,7 @@ class Connection(asyncio.Protocol):
         "_overrun",
         "_reader",
         "_sealed",
+        "_sends_until",
         "_slow",
         "_tick",
         "deadline",
@@ -190,6 +191,8 @@ class Connection(asyncio.Protocol):
         """How much of `held` TLS has: bytes of records, or of a handshake, that say nothing yet."""
         self._overrun = _NONE
         """Left by the refusal only, which is the end of the connection."""
+        self._sends_until = 0.0
+        """From a refusal in the midst of a sound request: until when the rest of it may come."""
 
         # Which way the next read goes.
         self._slow = False
@@ -338,17 +341,16 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """End the connection, all answers written.
 
-        After a refusal our half is closed first and what still comes is read and left, for a while: closing with bytes
-        unread makes the kernel send a reset, which can overtake the answer (RFC 9112 §9.6). Who is in the midst of a
-        request has the rest of its time for that.
+        After a refusal our half is closed first and what still comes is read and left, for 2 s and 64 KiB: closing with
+        bytes unread makes the kernel send a reset, which can overtake the answer (RFC 9112 §9.6). A sound request may
+        be sent to its end, in the time that it has: many a client reads no answer before.
         """
         flow = self._flow
         if flow.is_over or self.ending is Ending.LINGERING:
             return
         if self.ending is Ending.LINGER and not flow.ended:
             self.ending = Ending.LINGERING
-            least = self._tick.clocks.loop_time() + LINGER_SECONDS
-            self.deadline = least if self._place is _IDLE else max(self.deadline, least)
+            self.deadline = self._tick.clocks.loop_time() + LINGER_SECONDS
             flow.half_close()
         else:
             flow.close()
@@ -469,10 +471,15 @@ class Connection(asyncio.Protocol):
         """Move the deadline: nothing else does, but what held the client up."""
         self.deadline = self._tick.clocks.idle_deadline if state is _IDLE else self._tick.clocks.read_deadline
 
-    def end(self, *, linger: bool) -> None:
-        """Answer nothing after this; the turn finishes the connection when its answers are written."""
+    def end(self, *, linger: bool, sends_on: bool = False) -> None:
+        """Answer nothing after this; the turn finishes the connection when its answers are written.
+
+        `sends_on`: a request is refused of which the rest is likely to come, because it is framed soundly.
+        """
         if self.ending is _OPEN:
             self.ending = Ending.LINGER if linger else Ending.LAST_ANSWER
+            if sends_on and self._place is not _IDLE:
+                self._sends_until = self.deadline
         self._let_go()
         self._tick.closing.append(self)
 
@@ -512,8 +519,11 @@ class Connection(asyncio.Protocol):
         tick.arrivals.reads.append((self, with_what))
 
     def _leave(self, data: bytes) -> None:
-        """Leave what came after the end."""
-        if self._flow.drop(len(data), lingering=self.ending is Ending.LINGERING):
+        """Leave what came after the end. The rest of a sound request buys as much time as a silent client has."""
+        is_lingering, until = self.ending is Ending.LINGERING, self._sends_until
+        if is_lingering and data and until:
+            self.deadline = max(self.deadline, min(self._tick.clocks.loop_time() + LINGER_SECONDS, until))
+        if self._flow.drop(len(data), SENT_BYTES if until else LINGER_BYTES, lingering=is_lingering):
             self._come_again()
 
     def _is_clear(self) -> bool:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 UNSENT_ANSWERS: Final = 65536
 """With more bytes of answers than this unsent, no request is read: the limit that a loop's transports come with."""
-LINGER_BYTES: Final = 64 << 20
-"""So much is read and left of what comes after a refusal: four times the largest body that any setting takes. Many a
-client reads no answer before all of its body is sent, and a reset in the midst would take the answer from it."""
-EARLY_BYTES: Final = 65536
-"""So much of it before the last answer is written."""
+LINGER_BYTES: Final = 65536
+"""How much is read and left of what comes after a refusal, before the last answer is written and then."""
+SENT_BYTES: Final = 64 << 20
+"""And of the rest of a sound request: four times the largest body that any setting takes. Many a client reads no answer
+before all of its body is sent, and a reset in the midst would take the answer from it."""
 NEVER: Final = float("inf")
 
 
@@ -69,16 +69,16 @@ class Flow:
             self._transport.resume_reading()
             self._transport.write_eof()
 
-    def drop(self, size: int, *, lingering: bool) -> bool:
+    def drop(self, size: int, most: int, *, lingering: bool) -> bool:
         """Leave bytes that came after the end, and tell whether to come again: none waits for who sends a lot.
 
-        Until the last answer nothing is closed, and little is read.
+        Until the last answer nothing is closed, and little is read; then `most`.
         """
         self._lingered += size
         if not lingering:
-            if self._lingered > EARLY_BYTES:
+            if self._lingered > LINGER_BYTES:
                 self.pause()
-        elif self._lingered > LINGER_BYTES or self.ended:
+        elif self._lingered > most or self.ended:
             self.close()
         elif size > SLICE:
             self.pause()

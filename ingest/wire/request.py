@@ -50,6 +50,7 @@ from ingest.event import (
     unwrapped,
     wants_html,
 )
+from ingest.telemetry import Reason
 from ingest.wire.answers import said_kept
 from ingest.wire.door import is_direct
 from ingest.wire.headers import (
@@ -117,7 +118,7 @@ class Owner(Answerer, Protocol):
     def entered(self, state: State) -> None:
         """Take note that the byte stream has entered a state."""
 
-    def end(self, *, linger: bool) -> None:
+    def end(self, *, linger: bool, sends_on: bool = False) -> None:
         """Answer nothing after this."""
 
 
@@ -426,7 +427,7 @@ class RequestReader:
         answer = answers.refuse(error, close=True, head_only=head_only)
         tick.count_answer(answer)
         tick.turn.reply(self._owner, answer)
-        self._owner.end(linger=True)
+        self._owner.end(linger=True, sends_on=error.counted is not Reason.MALFORMED)
 
     def outgrow(self, *, in_line: bool, again: bool) -> bool:
         """Refuse a request whose first line, or all the rest of its framing, has met its limit.

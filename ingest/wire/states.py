@@ -1,7 +1,8 @@
 """The states of a connection: one table, which the dispatch, the documentation and the tests read.
 
 Owns the states and what ends each of them. A deadline is armed when a state is entered and moves only when another one
-is: bytes that trickle in buy no time. A refused request has what is left of its own to be sent to its end.
+is: bytes that trickle in buy no time. The rest of a request that is refused, and framed soundly, moves it by 2 s, but
+never beyond the request's own.
 
 | state           | entered by                                | deadline             | on expiry |
 | --------------- | ----------------------------------------- | -------------------- | --------- |
@@ -10,7 +11,7 @@ is: bytes that trickle in buy no time. A refused request has what is left of its
 | body            | the end of the head; the deadline goes on | READ_TIMEOUT         | close     |
 | unpacking       | the end of a body that takes long         | READ_TIMEOUT         | refuse    |
 | awaiting-commit | idle or closing, answers owed (`fsync`)   | none                 | wait      |
-| closing         | a refusal; `Connection: close`            | what is left, or 2 s | abort     |
+| closing         | a refusal; `Connection: close`            | 2 s                  | abort     |
 
 A request that is unpacked has come whole, so that it is answered: with 503 if its shares do not get it through in time.
 At the end of input every state answers what is owed, and then closes.
@@ -53,5 +54,5 @@ STATES: Final[dict[State, Rule]] = {
     State.BODY: Rule("the end of the head; the deadline goes on", "READ_TIMEOUT", "close", Overdue.REQUEST),
     State.UNPACKING: Rule("the end of a body that takes long", "READ_TIMEOUT", "refuse"),
     State.AWAITING_COMMIT: Rule("idle or closing, answers owed (`fsync`)", "none", "wait"),
-    State.CLOSING: Rule("a refusal; `Connection: close`", "what is left, or 2 s", "abort"),
+    State.CLOSING: Rule("a refusal; `Connection: close`", "2 s", "abort"),
 }

@@ -3,7 +3,7 @@
 import pytest
 
 from ingest.wire.connection import LINGER_SECONDS
-from ingest.wire.flow import LINGER_BYTES
+from ingest.wire.flow import LINGER_BYTES, SENT_BYTES
 from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post, request
 
 READ_BYTES = 1 << 18
@@ -33,18 +33,31 @@ def test_an_error_half_closes_and_reads_on_until_the_client_ends(data, status):
     assert wire.tick.crowd.admitted == set()
 
 
-def test_an_error_reads_on_for_at_most_64_mib():
-    assert LINGER_BYTES == 64 << 20
-    client = Wire().connect().send(b"nonsense\r\n\r\n", *[bytes(LINGER_BYTES >> 8)] * 256)
+TOO_LARGE = request("POST", "/collect", "Content-Length: 99999999")
+
+
+def test_an_error_reads_on_for_at_most_64_kib():
+    assert LINGER_BYTES == 65536
+    client = Wire().connect().send(b"nonsense\r\n\r\n")
+    client.send(b"y" * LINGER_BYTES)
     assert not client.closed
     client.send(b"y")
     assert client.closed
     assert client.statuses == [400]
 
 
-TOO_LARGE = request("POST", "/collect", "Content-Length: 99999999")
+def test_a_refused_request_is_read_on_for_at_most_64_mib():
+    assert SENT_BYTES == 64 << 20
+    client = Wire().connect().send(TOO_LARGE, *[bytes(SENT_BYTES >> 8)] * 256)
+    assert not client.closed
+    client.send(b"y")
+    assert client.closed
+    assert client.statuses == [413]
+
+
 STARTS = {
-    "nonsense": (0, b"nonsense\r\n\r\n", 400, 8),
+    "nonsense": (0, b"nonsense\r\n\r\n", 400, 2),
+    "nonsense in a body": (0, request("POST", "/collect", "Transfer-Encoding: chunked") + b"x\r\n", 400, 2),
     "a body": (0, TOO_LARGE, 413, 8),
     "a head": (0, b"POST /collect HTTP/1.1\r\nX: " + b"x" * 300_000, 431, 8),
     "a body whose head took long": (3, TOO_LARGE, 413, 5),
@@ -53,7 +66,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize(("pause", "data", "status", "seconds"), STARTS.values(), ids=STARTS.keys())
-def test_a_refused_request_has_the_rest_of_its_time_and_at_least_two_seconds(pause, data, status, seconds):
+def test_a_refused_request_has_the_rest_of_its_time_while_it_is_sent(pause, data, status, seconds):
     assert LINGER_SECONDS == 2.0
     wire = Wire({"READ_TIMEOUT": "8s"})
     client = wire.connect()
@@ -71,6 +84,17 @@ def test_a_refused_request_has_the_rest_of_its_time_and_at_least_two_seconds(pau
     wire.pass_time(0.25 + SWEEP_SECONDS)
     assert client.closed
     assert client.statuses == [status]
+
+
+@pytest.mark.parametrize("sent", [0, 3])
+@pytest.mark.parametrize("data", [TOO_LARGE, b"nonsense\r\n\r\n"])
+def test_who_is_silent_after_a_refusal_has_two_seconds(data, sent):
+    wire = Wire({"READ_TIMEOUT": "8s"})
+    client = wire.connect().send(data, *[b"y"] * sent)
+    wire.pass_time(LINGER_SECONDS - SWEEP_SECONDS)
+    assert not client.closed
+    wire.pass_time(2 * SWEEP_SECONDS)
+    assert client.closed
 
 
 def test_who_goes_on_sending_after_a_refusal_has_one_large_read_a_turn():

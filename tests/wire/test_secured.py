@@ -13,7 +13,7 @@ from ingest.certificates import load_pair
 from ingest.telemetry import Handshake, Overdue, Reason
 from ingest.wire.connection import Connection
 from ingest.wire.crowd import HANDSHAKES, REFUSED_LINGERING
-from ingest.wire.flow import LINGER_BYTES, UNSENT_ANSWERS
+from ingest.wire.flow import LINGER_BYTES, SENT_BYTES, UNSENT_ANSWERS
 from ingest.wire.records import STEP_BYTES, STEP_RECORDS
 from ingest.wire.secured import RECORDS, SILENT, STEPS, Secured
 from tests.stand_ins.tls import Scribe, TlsClient, client_context, issue
@@ -84,7 +84,7 @@ def test_a_refusal_arrives_then_the_end_of_our_half_and_no_reset(secure, version
     assert transport.half_closed
     assert not transport.closing, "what still comes is read, or the kernel would send a reset"
     for _ in range(250):
-        transport.receive(bytes(LINGER_BYTES >> 8))
+        transport.receive(bytes(SENT_BYTES >> 8))
         wire.loop.settle()
     assert not transport.closing
     client.plain.end()
@@ -95,12 +95,12 @@ def test_a_refusal_arrives_then_the_end_of_our_half_and_no_reset(secure, version
 def test_who_goes_on_sending_after_a_refusal_is_not_read_for_ever(secure):
     wire = secure()
     clients = [TlsClient(wire).shake_hands().send(b"nonsense\r\n\r\n") for _ in range(2)]
-    for _ in range(257):
+    for _ in range(LINGER_BYTES // 10_000 + 2):
         if not clients[0].plain.transport.closing:
-            clients[0].plain.transport.receive(bytes(LINGER_BYTES >> 8))
+            clients[0].plain.transport.receive(b"y" * 10_000)
             wire.loop.settle()
     assert clients[0].plain.closed
-    wire.pass_time(9)
+    wire.pass_time(3)
     assert clients[1].plain.closed
 
 

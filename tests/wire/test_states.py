@@ -11,7 +11,7 @@ from tests.stand_ins.wire import SWEEP_SECONDS, Wire, post
 
 READ, IDLE = 8.0, 65.0
 SETTINGS = {"READ_TIMEOUT": "8s", "IDLE_TIMEOUT": "65s"}
-SECONDS = {"IDLE_TIMEOUT": IDLE, "READ_TIMEOUT": READ, "what is left, or 2 s": READ, "none": None}
+SECONDS = {"IDLE_TIMEOUT": IDLE, "READ_TIMEOUT": READ, "2 s": 2.0, "none": None}
 
 
 def in_state(state: State):
