@@ -38,7 +38,10 @@ EARLY_MAX: Final = 1_000
 
 
 class Counting:
-    """See the module's text. Files whose names have `token` are this process's, which counts them as it saves them."""
+    """See the module's text. Files whose names have `token` are this process's, which counts them as it saves them.
+
+    A slot that was given up is an exception: the books have forgotten what was saved there before.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,10 @@ class Counting:
         self._holdings = holdings
         self._temporaries = temporaries
         self._token = token
+        self._given_up: set[Path] = set()
+        """Slots that another process may have held since files of ours were saved there."""
+        self._saved: set[Path] = set()
+        """Files saved into one of those since, until their hour is counted."""
 
         self._census: Census | None = None
         self._uncounted: set[Path] = set()
@@ -147,17 +154,25 @@ class Counting:
                 self._partly[path.parent].add(found)
         self._marks.drop(path, Mark.UNREAD | Mark.TOLD)
 
+    def saved(self, path: Path) -> None:
+        """Take note of a file that this process saved, and has in its books."""
+        if self._is_given_up(path) and not self.is_counted(path.parent):
+            self._saved.add(path)
+
     def forget(self, path: Path, tally: Tally) -> None:
         """Take note that a counted file is no longer in the books."""
-        if path.parent in self._partly and self._token not in path.name:
+        if path.parent in self._partly and not self._is_saved(path):
             self._partly[path.parent].take(tally)
+        self._saved.discard(path)
 
     def leave(self, root: Path) -> None:
         """Count nothing more below a slot: another process may hold it."""
+        self._given_up.add(root)
 
         def stays(path: Path) -> bool:
             return not path.is_relative_to(root)
 
+        self._saved = set(filter(stays, self._saved))
         self._uncounted = set(filter(stays, self._uncounted))
         self._failed = set(filter(stays, self._failed))
         self._unlistable = set(filter(stays, self._unlistable))
@@ -223,6 +238,7 @@ class Counting:
         self._uncounted.discard(step.folder)
         self._failed.discard(step.folder)
         self._partly.pop(step.folder, None)
+        self._saved = {path for path in self._saved if path.parent != step.folder}
 
     def _mark_unread(self, step: Counted) -> None:
         for path, error in step.unread.items():
@@ -231,4 +247,11 @@ class Counting:
 
     def _is_passed_over(self, path: Path) -> bool:
         """Tell what a count passes over: files of this process, and files that are out of the books already."""
-        return self._token in path.name or self._marks.has(path, Mark.REMOVING)
+        return self._is_saved(path) or self._marks.has(path, Mark.REMOVING)
+
+    def _is_saved(self, path: Path) -> bool:
+        """Tell whether this process has saved a file, and counted it then."""
+        return self._token in path.name and (path in self._saved or not self._is_given_up(path))
+
+    def _is_given_up(self, path: Path) -> bool:
+        return any(path.is_relative_to(root) for root in self._given_up)

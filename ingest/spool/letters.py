@@ -200,6 +200,7 @@ class Letters:
         self._publish(path, body)
         self.marks.drop(path, Mark.REMOVING | Mark.TOLD)
         saved = Tally(1, events, size)
+        self.counting.saved(path)
         self.holdings.add(path, saved)
         self._room.took(size)
         return Saved(path, saved)

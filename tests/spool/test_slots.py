@@ -6,6 +6,7 @@ Each test takes names away behind the process's back, as a cleaner or `rm -r` do
 from __future__ import annotations
 
 import errno
+import shutil
 
 import pytest
 
@@ -87,6 +88,31 @@ def test_a_slot_that_another_process_took_is_left_to_it_with_all_that_is_in_it(w
     assert sorted(world.stored_numbers()) == numbers
     assert [one.metrics.books.events_dropped.total() for one in (process, other)] == [0, 0], "nothing counts as lost"
     world.recover()
+
+
+@pytest.mark.parametrize("again", ["adopted", "our own"])
+def test_letters_that_were_handed_on_are_counted_anew_by_the_process_that_had_saved_them(world, again):
+    """Its token is in their names, by which it knows what it has counted as it saved it."""
+    process = world.start()
+    numbers = letters(world, process, batches=2)
+    world.fs.unlink(process.dlq_slot.path / "lock")
+    other = world.start()
+    world.advance(2 * WATCH_SECONDS)
+    assert (process.dlq_slot.number, process.metrics.books.events_handed_on) == (1, len(numbers))
+    world.kill(other)
+    if again == "our own":
+        shutil.rmtree(process.dlq_slot.path)
+        process.dlq_slot.path.touch()  # in whose way there is no slot
+        world.advance(2 * WATCH_SECONDS)
+        assert process.dlq_slot.number == 0
+        numbers += letters(world, process)
+    else:
+        assert world.wait_for(lambda: process.dlq.adopted == 1, seconds=2 * ADOPT_SECONDS)
+    books = process.metrics.books
+    assert world.wait_for(lambda: books.events_recovered == 6 and not process.scanning, seconds=60)
+    all_stored(world, process)
+    assert sorted(world.stored_numbers()) == numbers
+    assert (books.unaccounted(), books.events_dropped.total()) == (0, 0)
 
 
 def test_nothing_is_saved_in_a_slot_that_another_process_took_a_moment_ago(world):
