@@ -118,9 +118,10 @@ def test_a_rule_concerns_a_text_a_folder_or_what_it_is_asked(disk, tmp_path):
 
 def test_a_call_that_hangs_goes_on_when_it_is_released_and_holds_up_no_other(disk, tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    hang = disk.on("stat").hang()
+    (tmp_path / "folder").mkdir()
+    hang = disk.on("stat", under=tmp_path / "folder").hang()
     done = threading.Event()
-    thread = threading.Thread(target=lambda: disk.stat(tmp_path) and done.set())
+    thread = threading.Thread(target=lambda: disk.stat(tmp_path / "folder") and done.set())
     thread.start()
     assert hang.reached.wait(10)
     assert read_file(disk, tmp_path / "file") == b"x"
@@ -128,7 +129,7 @@ def test_a_call_that_hangs_goes_on_when_it_is_released_and_holds_up_no_other(dis
     hang.release()
     assert done.wait(10)
     thread.join(10)
-    disk.stat(tmp_path)
+    disk.stat(tmp_path / "folder")
 
 
 def test_healing_lets_go_what_hangs(disk, tmp_path):
