@@ -447,9 +447,13 @@ class _File:
         self.durable = bytes(durable)
         self.pending.clear()
 
-    def lose_unsynced(self) -> None:
+    def lose_unsynced(self) -> bool:
+        """Drop what was not synced; False if there is nothing."""
+        if not self.pending:
+            return False
         self.content = bytearray(self.durable)
         self.pending.clear()
+        return True
 
     def survive(self, choice: Choice) -> bytes:
         left = bytearray(self.durable)
@@ -526,6 +530,8 @@ class CrashableDisk(Disk):
         self.root = root
         self.capacity: int | None = None
         """How many bytes all files together may hold; beyond it a write is short, then ENOSPC."""
+        self.has_let_go = False
+        """A close has failed, and dropped what was not synced."""
         self._alarm: int | None = None
         self._open: dict[int, tuple[_File, bool]] = {}
         self._tree = _Folder()
@@ -644,7 +650,7 @@ class CrashableDisk(Disk):
         except OSError:
             if file is not None and path is not None:
                 with self._lock:
-                    file.lose_unsynced()
+                    self.has_let_go |= file.lose_unsynced()
                     if path.exists():
                         path.write_bytes(file.durable)
             raise
