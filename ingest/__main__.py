@@ -67,10 +67,8 @@ def _say(line: str) -> None:
     """Say something to an operator; who cannot be told still gets the exit code."""
     try:
         sys.stderr.write(f"{line}\n")
-    except OSError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
-        )  # or the end of the process tries again, and fails
+    except OSError:  # or the end of the process tries again, and fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _ended(words: Sequence[str], command: Callable[[], int]) -> int:

@@ -133,6 +133,11 @@ class Inspection:
     last_ts: int
     body: bytes | None
 
+    @property
+    def is_good_as_it_is(self) -> bool:
+        """Whether the bytes of a gzip file, as they lie there, are what is to be stored."""
+        return self.body is None and self.events > 0
+
 
 def inspect_gzip(file: Stream, *, salvage: bool = True) -> Inspection:
     """Verify a gzip stream whole. With `salvage`, `body` holds its sound lines, encoded anew, if it is not sound.

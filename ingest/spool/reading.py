@@ -41,7 +41,7 @@ class Reading:
         """Judge a dead letter. Its bytes are what is put, so they are read whole; `OSError` is no verdict."""
         data = await self.original(letter)
         found = await asyncio.get_running_loop().run_in_executor(self._executor, codec.inspect_gzip, _Held(data))
-        return Contents(found, data if found.body is None and found.events else found.body)
+        return Contents(found, data if found.is_good_as_it_is else found.body)
 
     async def segment(self, letter: Letter) -> Contents:
         """Judge a segment, piece by piece; `OSError` is no verdict."""

@@ -159,7 +159,7 @@ class Temporaries:
             file.seek(0)
             found = codec.inspect_gzip(file)
             file.seek(0)
-            body = file.read_all() if found.body is None and found.events else found.body
+            body = file.read_all() if found.is_good_as_it_is else found.body
         if found.events == 0 or body is None:
             return Tally()
         if not (found.sound or self._salvages or disk.is_only_copy(temporary)):

@@ -4,14 +4,14 @@ Owns the states and what ends each of them. A deadline is armed when a state is 
 is: bytes that trickle in buy no time. The rest of a request that is refused, and framed soundly, moves it by 2 s, but
 never beyond the request's own.
 
-| state           | entered by                                | deadline             | on expiry |
-| --------------- | ----------------------------------------- | -------------------- | --------- |
-| idle            | connect; the end of a request             | IDLE_TIMEOUT         | close     |
-| headers         | the first byte of a request               | READ_TIMEOUT         | close     |
-| body            | the end of the head; the deadline goes on | READ_TIMEOUT         | close     |
-| unpacking       | the end of a body that takes long         | READ_TIMEOUT         | refuse    |
-| awaiting-commit | idle or closing, answers owed (`fsync`)   | none                 | wait      |
-| closing         | a refusal; `Connection: close`            | 2 s                  | abort     |
+| state           | entered by                                | deadline     | on expiry |
+| --------------- | ----------------------------------------- | ------------ | --------- |
+| idle            | connect; the end of a request             | IDLE_TIMEOUT | close     |
+| headers         | the first byte of a request               | READ_TIMEOUT | close     |
+| body            | the end of the head; the deadline goes on | READ_TIMEOUT | close     |
+| unpacking       | the end of a body that takes long         | READ_TIMEOUT | refuse    |
+| awaiting-commit | idle or closing, answers owed (`fsync`)   | none         | wait      |
+| closing         | a refusal; `Connection: close`            | 2 s          | abort     |
 
 A request that is unpacked has come whole, so that it is answered: with 503 if its shares do not get it through in time.
 At the end of input every state answers what is owed, and then closes.

@@ -876,6 +876,15 @@ def only_credentials_of(monkeypatch, config="/dev/null"):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 
 
+def helper_of(folder, script):
+    """Make a helper that runs a script, and return the file of settings that names it."""
+    helper, config = folder / "helper", folder / "config"
+    helper.write_text(f"#!/bin/sh\n{script}")
+    helper.chmod(0o755)
+    config.write_text(f"[default]\ncredential_process = {helper}\n")
+    return config
+
+
 CONFIGS = {
     "a helper that prints no JSON": "[default]\ncredential_process = /bin/echo no JSON\n",
     "a helper that prints no keys": "[default]\ncredential_process = /bin/echo '{\"Version\": 1}'\n",
@@ -910,12 +919,8 @@ def test_b_whatever_ails_the_credentials_is_a_failed_try_until_they_are_well(mon
 
 
 def test_b2_a_start_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of_the_loop(monkeypatch, tmp_path):
-    helper = tmp_path / "helper"
-    helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nuntil [ -e {tmp_path}/go ]; do sleep 0.01; done\nexit 1\n")
-    helper.chmod(0o755)
-    config = tmp_path / "config"
-    config.write_text(f"[default]\ncredential_process = {helper}\n")
-    only_credentials_of(monkeypatch, config)
+    waits = f"touch {tmp_path}/asked\nuntil [ -e {tmp_path}/go ]; do sleep 0.01; done\nexit 1\n"
+    only_credentials_of(monkeypatch, helper_of(tmp_path, waits))
     unhandled = []
 
     async def scenario(store, _server):
@@ -948,12 +953,7 @@ def is_running(pid):
 
 def test_b5_a_helper_that_hangs_is_ended_and_the_next_look_starts_another(monkeypatch, tmp_path):
     monkeypatch.setattr("ingest.store.credentials.LONGEST_WAIT", 1.0)
-    helper = tmp_path / "helper"
-    helper.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 600\n")
-    helper.chmod(0o755)
-    config = tmp_path / "config"
-    config.write_text(f"[default]\ncredential_process = {helper}\n")
-    only_credentials_of(monkeypatch, config)
+    only_credentials_of(monkeypatch, helper_of(tmp_path, f"echo $$ >> {tmp_path}/pids\nexec sleep 600\n"))
 
     async def scenario(store, _server):
         for times in (1, 2):

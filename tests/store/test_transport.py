@@ -16,7 +16,7 @@ from ingest.disk.errors import StorageError
 from ingest.store import credentials as credentials_room
 from tests.stand_ins.s3_server import CREDENTIALS
 from tests.store.scripted_server import STORED, answered, refused, scripted_server
-from tests.store.test_s3 import BODY, KEY, METADATA, only_credentials_of, run, s3_store
+from tests.store.test_s3 import BODY, KEY, METADATA, helper_of, only_credentials_of, run, s3_store
 
 UNASKED = {
     "the answer once more": STORED,
@@ -202,13 +202,8 @@ def test_a_source_of_credentials_that_never_ends_is_not_read_into_memory(monkeyp
 
 
 def test_a_helper_that_tells_at_length_what_it_does_is_heard(monkeypatch, tmp_path):
-    helper = tmp_path / "helper"
     keys = '{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b"}'
-    helper.write_text(f"#!/bin/sh\nyes | head -c 1000000 1>&2\necho '{keys}'\n")
-    helper.chmod(0o755)
-    config = tmp_path / "config"
-    config.write_text(f"[default]\ncredential_process = {helper}\n")
-    only_credentials_of(monkeypatch, config)
+    only_credentials_of(monkeypatch, helper_of(tmp_path, f"yes | head -c 1000000 1>&2\necho '{keys}'\n"))
 
     async def scenario(store, server):
         await store.put(KEY, BODY, METADATA)
@@ -218,12 +213,7 @@ def test_a_helper_that_tells_at_length_what_it_does_is_heard(monkeypatch, tmp_pa
 
 
 def test_a_helper_that_never_stops_printing_is_ended(monkeypatch, tmp_path):
-    helper = tmp_path / "helper"
-    helper.write_text("#!/bin/sh\nexec yes\n")
-    helper.chmod(0o755)
-    config = tmp_path / "config"
-    config.write_text(f"[default]\ncredential_process = {helper}\n")
-    only_credentials_of(monkeypatch, config)
+    only_credentials_of(monkeypatch, helper_of(tmp_path, "exec yes\n"))
 
     async def scenario(store, server):
         with pytest.raises(StorageError) as caught:
