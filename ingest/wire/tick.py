@@ -184,7 +184,7 @@ class Tick:
         # The loop's own clock stands still from one poll to the next, and with it a slow disk would be a fast one.
         self.arrived = self._stopwatch()
         gathering = self._gathering
-        gathers = waits and gathering.may_pay and gathering.pays(self.clocks.loop_time())
+        gathers = waits and gathering.may_pay and gathering.pays(self.arrived)
         self._loop.call_soon(self._gather if gathers else self.run)
 
     def joined(self) -> None:
@@ -206,7 +206,7 @@ class Tick:
             self.book.turn(clocks.seconds)
         self.encoder.wall = clocks.wall
         if reads:
-            self._gathering.ran(reads, len(self.crowd.admitted), clocks.now)
+            self._gathering.ran(len(reads), len(self.crowd.admitted), self.arrived)
         turn = self.turn = Turn(clocks.seconds, self.arrived, self._settled)
         answers, feeds = SHORT_TURN if self._newcomers else FULL_TURN
         self._unpacks_until = 0.0
