@@ -7,7 +7,6 @@ its own start. What it stored is gone when it stops.
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -18,7 +17,7 @@ from botocore.config import Config
 
 from tests.faults.proxy import reserve_port
 from tests.process.collector import bare_environment
-from tests.stand_ins.s3_server import CREDENTIALS
+from tests.stand_ins.s3_server import CREDENTIALS, MOTO_SERVER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +43,7 @@ class S3Process:
     def start(self, *buckets: str) -> S3Process:
         with (self.folder / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", self.host, "-p", str(self.port)],
+                [*MOTO_SERVER, "-H", self.host, "-p", str(self.port)],
                 env=bare_environment({}, measured=False), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 30

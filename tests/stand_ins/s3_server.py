@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 START_TIMEOUT = 30.0
+MOTO_SERVER = [sys.executable, "-P", str(Path(__file__).with_name("moto_server.py"))]
 
 _direct = build_opener(ProxyHandler({}))
 
@@ -41,7 +43,7 @@ def running_s3_server() -> Iterator[str]:
         guard.bind(("127.0.0.1", 0))
         port = guard.getsockname()[1]
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [*MOTO_SERVER, "-H", "127.0.0.1", "-p", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
