@@ -272,7 +272,8 @@ def test_a_callback_of_ours_that_failed_ends_the_process_also_when_it_raised_an_
     last = collectors({}, name="last").start()
     last.wait_delivered(30)
     last.stop()
-    assert audit(sent, read_directory(last.folder / "data/objects")).assert_kept().stored == 20
+    kept = audit(sent, read_directory(last.folder / "data/objects")).assert_kept()
+    assert kept.stored >= kept.acknowledged > 0  # it may have ended before all were sent
 
 
 def test_a_drain_that_is_stopped_and_goes_on_after_its_time_is_gone_at_once(collectors):
