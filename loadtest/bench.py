@@ -42,7 +42,7 @@ from load import LOADS, PLAIN
 from subjects import FLOOR, FSYNC, JOURNAL, JOURNAL_S3, MEMORY, STARLETTE, TWO_WORKERS, Running
 
 P99_BUDGET_US = 110_000
-FRONTS = ["waits-1", "waits-4", "waits-8", "closes-1.0", "closes-1.1"]
+FRONTS = ["waits-1", "waits-4", "waits-4-beside", "waits-8", "closes-1.0", "closes-1.1"]
 FRONTS_OF_PEERS = ["waits-4", "closes-1.0"]
 VARIANTS = ["plain", "fresh-ip", "split", "pipelined", "origin", "mixed", "warm"]
 BATCHES = ["lines-10", "lines-100", "array-100", "gzip-100"]

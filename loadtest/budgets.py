@@ -185,6 +185,7 @@ BUDGETS = (
     Budget("its p99, ms", 110, held_p99("0.25"), form="{:.0f}"),
     Budget("1 connection that waits, events/s x floor", 0.5, front("waits-1", "rate_ratio"), at_least=True),
     Budget("4 connections that wait, events/s x floor", 0.5, front("waits-4", "rate_ratio"), at_least=True),
+    Budget("4 beside 20 with 100/s, events/s x floor", 0.5, front("waits-4-beside", "rate_ratio"), at_least=True),
     Budget("8 connections that wait, events/s x floor", 0.5, front("waits-8", "rate_ratio"), at_least=True),
     Budget("one event a connection, HTTP/1.0, events/s x floor", 0.6, front("closes-1.0", "rate_ratio"), at_least=True),
     Budget("one event a connection, HTTP/1.0, CPU x floor", 1.75, front("closes-1.0", "ratio")),

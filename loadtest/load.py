@@ -31,6 +31,8 @@ class Load:
     """How many events stand in one request, as `traffic.batch` knows it; empty: each has one of its own."""
     events: int = 1
     """Of a request."""
+    beside: float = 0.0
+    """Events a second that `OTHERS` connections more send whether or not they are answered; 0: nobody else is there."""
 
     @property
     def floor(self):
@@ -46,12 +48,14 @@ class Load:
         return replace(self, rate=rate, title=f"{rate:,.0f}/s")
 
 
+OTHERS = 20
 PLAIN = Load("32 connections, saturated")
 LOADS = {
     "saturation": PLAIN,
     "waits-1": Load("1 connection that waits", connections=1),
     "waits-4": Load("4 connections that wait", connections=4),
     "waits-8": Load("8 connections that wait", connections=8),
+    "waits-4-beside": Load("4 connections that wait, beside 20 with 100/s", connections=4, beside=100.0),
     "closes-1.0": Load("one event a connection, HTTP/1.0", close="1.0"),
     "closes-1.1": Load("one event a connection, HTTP/1.1", close="1.1"),
     "workers": Load("64 connections, saturated", connections=64),
@@ -82,7 +86,10 @@ def build_generator(folder):
 
 
 def run(generator, running, load, seconds):
-    """Load a subject that runs; return the generator's report with `cpu_us` an event and `foreign_cpu` in cores."""
+    """Load a subject that runs; return the generator's report with `cpu_us` an event and `foreign_cpu` in cores.
+
+    What others send beside the load is no part of the report, but shares its CPU time.
+    """
     more = []
     if load.form:
         requests = Path(generator).with_name(f"{load.form}-{load.events}")
@@ -90,25 +97,37 @@ def run(generator, running, load, seconds):
             traffic.write_batches(requests, load.form, load.events)
         more = ["--from", str(requests)]
     busy, spent, started = machine_busy(), running.limit.cpu_seconds(), time.monotonic()
-    finished = subprocess.run(
-        [str(generator), "--port", str(running.port), *load.words(seconds), *more],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, subjects.GENERATOR_CORE),
-    )
-    if finished.returncode:
-        raise RuntimeError(f"generator against {running.subject.name}, {load.title}: {finished.stderr}")
-    reading = json.loads(finished.stdout)
+    others = Load("others", connections=OTHERS, rate=load.beside)
+    beside = [_started(generator, running, others.words(seconds))] if load.beside else []
+    own = _started(generator, running, [*load.words(seconds), *more])
+    reading, *reports = [_report(process, running, load) for process in (own, *beside)]
     for figure in ("offered_rate", "achieved_rate", "sent", "ok", "unsent"):
         reading[figure] *= load.events
     elapsed = time.monotonic() - started
+    answered = reading["ok"] + sum(report["ok"] for report in reports)
     reading["cpu_seconds"] = running.limit.cpu_seconds() - spent
-    reading["cpu_us"] = reading["cpu_seconds"] / max(1, reading["ok"]) * 1e6
-    generator_seconds = reading["generator_cpu"] * reading["duration"]
+    reading["cpu_us"] = reading["cpu_seconds"] / max(1, answered) * 1e6
+    generator_seconds = sum(report["generator_cpu"] * report["duration"] for report in (reading, *reports))
     reading["foreign_cpu"] = max(0.0, machine_busy() - busy - reading["cpu_seconds"] - generator_seconds) / elapsed
-    running.acknowledged += reading["ok"]
+    running.acknowledged += answered
     return reading
+
+
+def _started(generator, running, words):
+    return subprocess.Popen(
+        [str(generator), "--port", str(running.port), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, subjects.GENERATOR_CORE),
+    )
+
+
+def _report(process, running, load):
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"generator against {running.subject.name}, {load.title}: {errors}")
+    return json.loads(output)
 
 
 def machine_busy():
