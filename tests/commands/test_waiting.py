@@ -114,6 +114,7 @@ def test_f1_what_a_killed_server_left_in_its_journal_is_listed_exported_and_repl
 def test_f1_a_killed_server_that_keeps_events_in_memory_leaves_nothing_to_replay(tmp_path):
     with Collector(tmp_path / "run", {"DURABILITY": "memory", "FLUSH_INTERVAL": "1h"}, measured=False) as server:
         send(server, 7)
+        server.wait_until(lambda _: server.dlq_folder.is_dir())  # it answers before
         server.kill()
     done = command(server, "replay")
     assert (done.returncode, done.stdout) == (0, "nothing to replay\n")
