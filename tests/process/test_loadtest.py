@@ -163,6 +163,7 @@ def a_run():
     fronts = {
         "waits-1": (0.51, 1.91),
         "waits-4": (0.54, 1.94),
+        "waits-4-beside": (0.56, 1.96),
         "waits-8": (0.58, 1.98),
         "closes-1.0": (0.70, 1.40),
         "closes-1.1": (0.71, 1.41),
@@ -217,6 +218,7 @@ def test_each_budget_finds_its_own_figure_in_a_whole_run():
         "its p99, ms": 97.0,
         "1 connection that waits, events/s x floor": 0.51,
         "4 connections that wait, events/s x floor": 0.54,
+        "4 beside 20 with 100/s, events/s x floor": 0.56,
         "8 connections that wait, events/s x floor": 0.58,
         "one event a connection, HTTP/1.0, events/s x floor": 0.7,
         "one event a connection, HTTP/1.0, CPU x floor": 1.4,
