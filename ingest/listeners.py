@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
 LISTEN_BACKLOG: Final = 4096
 ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
@@ -20,9 +21,20 @@ ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 async def bind(loop: asyncio.AbstractEventLoop, host: str | None, port: int) -> list[socket.socket]:
     """Bind to each address of `host` that this machine has; an `OSError` when it has none, or one is taken."""
-    # As bytes, because of a text `socket` makes what is no name of a host a UnicodeError.
-    name = None if host is None else host.encode()
-    found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return _bind_each(await loop.getaddrinfo(_name(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
+
+
+def bind_alone(host: str | None, port: int) -> list[socket.socket]:
+    """Do the same in a process that does nothing else: it waits for the resolver, and needs no thread for that."""
+    return _bind_each(socket.getaddrinfo(_name(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
+
+
+def _name(host: str | None) -> bytes | None:
+    """As bytes, because of a text `socket` makes what is no name of a host a UnicodeError."""
+    return None if host is None else host.encode()
+
+
+def _bind_each(found: Iterable[tuple[int, int, int, str, Any]]) -> list[socket.socket]:
     bound: list[socket.socket] = []
     absent: OSError | None = None
     for family, kind, protocol, _, address in dict.fromkeys(found):

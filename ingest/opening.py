@@ -8,7 +8,6 @@ program listens on is not shared with it. Never accepts a connection.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ingest import granted, supervisor
 from ingest.config import ConfigErrors, load, shown_value
 from ingest.disk import Filesystem, SocketFile
-from ingest.listeners import LISTEN_BACKLOG, bind
+from ingest.listeners import LISTEN_BACKLOG, bind_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +77,7 @@ def _listening(host: str, port: int, queues: int) -> list[socket.socket]:
     that it is tried first without.
     """
     listening: list[socket.socket] = []
-    for alone in _bound(host, port):
+    for alone in bind_alone(host or None, port):
         address = alone.getsockname()
         alone.close()
         for _ in range(queues):
@@ -93,13 +92,6 @@ def _listening(host: str, port: int, queues: int) -> list[socket.socket]:
             listening.append(one)
     addresses = len(listening) // queues
     return [listening[address * queues + number] for number in range(queues) for address in range(addresses)]
-
-
-def _bound(host: str, port: int) -> list[socket.socket]:
-    async def bound() -> list[socket.socket]:
-        return await bind(asyncio.get_running_loop(), host or None, port)
-
-    return asyncio.run(bound())
 
 
 def _refuse(problem: str) -> NoReturn:
