@@ -424,6 +424,7 @@ def main():
     plan = Plan(quick=arguments.quick, full=arguments.full, compiled=compiled_peers)
     results = {"plan": plan.name, "machine": machine(kind), "p99_budget_us": P99_BUDGET_US, "left_out": left_out}
     bench = Bench(plan, loads.build_generator(built), out)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by a way that ends what it has started
     try:
         for section in arguments.only or SECTIONS:
             results[section] = getattr(bench, section)()
