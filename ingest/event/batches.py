@@ -44,6 +44,8 @@ LINES_TYPES: Final = frozenset(
 
 STEP_ITEMS: Final = 256
 STEP_BYTES: Final = 64 * 1024
+REJECTED_BYTES: Final = 112
+"""So much memory the number of an item takes with the reason why it is none: a pair, an integer, a place in a list."""
 
 _WHITE: Final = b" \t\r\n\f\v"
 _RETURN: Final = 0x0D
@@ -147,7 +149,7 @@ class Unpacker:
             if index > MOST_ITEMS:
                 return TOO_MANY_ITEMS
             self._join(items, joined, values)
-            yield copied + len(joined)
+            yield copied + len(joined) + REJECTED_BYTES * len(items.rejected)
         self._join(items, joined, values)
         items.values = bytes(joined)
         return items

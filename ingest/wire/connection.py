@@ -270,6 +270,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Stop feeding: the client reads slower than it asks."""
         self._stall(self._tick.clocks.read_deadline)
+        self._tick.stalls(self._flow.unsent)
 
     @ends_one
     def resume_writing(self) -> None:

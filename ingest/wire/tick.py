@@ -82,6 +82,7 @@ class Tick:
         "_share_until",
         "_shares_soon",
         "_sleep",
+        "_stalled",
         "_stopwatch",
         "_take",
         "_unpacks_until",
@@ -158,6 +159,8 @@ class Tick:
         """From a new connection until the next turn."""
         self.owed = 0
         """Bytes of memory of all answers that wait for the disk."""
+        self._stalled = 0
+        """Bytes of answers that clients began to leave unread since the slowest were last looked for."""
 
         self.waiting: OrderedDict[Member, None] = OrderedDict()
         """Those whose request has come whole and waits to be unpacked, in the order of their shares."""
@@ -302,8 +305,19 @@ class Tick:
                 break
             connection.refuse()
 
+    def stalls(self, unsent: int) -> None:
+        """Take note that a client begins to leave so many bytes of answers unread.
+
+        The slowest are looked for as soon as there may be too many of them: within a sweep's half second each client
+        could cause an answer of megabytes.
+        """
+        before, self._stalled = self._stalled, self._stalled + unsent
+        if before <= self.limits.unfinished < self._stalled:
+            self._loop.call_soon(self._drop_slowest)
+
     def _drop_slowest(self) -> None:
         """Have unsent answers take no more than they may."""
+        self._stalled = 0
         slowest = self.crowd.slowest()
         unsent = sum(size for size, _ in slowest)
         for size, connection in slowest:

@@ -460,3 +460,18 @@ def test_no_byte_of_an_array_costs_a_call_or_is_built_beyond_a_step(body):
         assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", [b"x\n" * MOST_ITEMS, b"1\n" * MOST_ITEMS, b"x\n1\n" * (MOST_ITEMS // 2)])
+def test_what_a_body_holds_in_memory_while_it_is_unpacked_is_counted(body):
+    """Items that are none take more than their bytes: many that bring nothing else would not count."""
+    for _ in AS_JSON.unpack(body, NDJSON):
+        pass
+    tracemalloc.start()
+    try:
+        steps = AS_JSON.unpack(body, NDJSON)
+        before = tracemalloc.get_traced_memory()[0]
+        for counted in steps:
+            assert tracemalloc.get_traced_memory()[0] - before < 1.3 * counted + 60_000
+    finally:
+        tracemalloc.stop()

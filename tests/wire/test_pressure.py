@@ -419,6 +419,18 @@ def test_unsent_answers_of_all_clients_are_bounded_E2():
     assert any(client.transport.reset for client in clients)
 
 
+def test_unsent_answers_never_take_much_more_than_they_may_until_the_next_sweep():
+    wire = Wire({"MAX_BUFFER_BYTES": "4000000"})
+    wire.page = b"# metrics\n" * 20_000
+    clients = [wire.connect(LOCAL) for _ in range(60)]
+    for client in clients:
+        client.transport.stuck = True
+        client.send(request("GET", "/metrics"))
+        assert sum(len(client.transport.unsent) for client in clients if not client.transport.reset) < 2_500_000
+    assert any(client.transport.reset for client in clients)
+    assert wire.metrics.timed_out[Overdue.ANSWER] > 0
+
+
 def test_what_batches_hold_counts_too():
     wire = Wire(BUFFER)
     wire.budget.batches = 60000
