@@ -41,6 +41,7 @@ IN_VAIN: Final = 8.0
 """With so many reads less than enough the waits end; fewer can be chance."""
 _TURNS_OF_A_NEWCOMER: Final = 2
 _PROVEN: Final = 16
+"""After so many waits that were not in vain the next pause is the least again."""
 
 
 class Gathering:
