@@ -84,8 +84,8 @@ class Overrun(Enum):
     REACHED = "reached"
 
 
-class _Hole(bytes):
-    """The place of a read that was not kept, in the queue of reads. It is known by its identity."""
+class _Mark(bytes):
+    """Stands in the queue of reads and brings no bytes. It is known by its identity."""
 
     __slots__ = ()
 
@@ -93,7 +93,10 @@ class _Hole(bytes):
 _OPEN: Final = Ending.OPEN
 _NONE: Final = Overrun.NONE
 _REACHED: Final = Overrun.REACHED
-_HOLE: Final = _Hole()
+_HOLE: Final = _Mark()
+"""The place of a read that was not kept."""
+_AGAIN: Final = _Mark()
+"""The turn for the next slice of what waits."""
 
 
 _NOBODY: Final = Peer("", trusted=False)
@@ -139,6 +142,7 @@ class Connection(asyncio.Protocol):
     """One client's connection; made by the event loop's server for each it accepts."""
 
     __slots__ = (
+        "_comes_again",
         "_door",
         "_fed_to",
         "_flow",
@@ -195,6 +199,9 @@ class Connection(asyncio.Protocol):
         """From a refusal in the midst of a sound request: until when the rest of it may come."""
 
         # Which way the next read goes.
+        self._comes_again = False
+        """A turn will go on with what waits. It does so once, however often the client stops reading until then: each
+        time may begin and end before the turn, and a turn feeds one slice of each connection."""
         self._slow = False
         """While bytes wait, nothing is read, or the end has come: reads go through `_feed_carefully`."""
         self.whole = bool(door.events)
@@ -297,6 +304,8 @@ class Connection(asyncio.Protocol):
     def feed(self, data: bytes) -> None:
         """Read one read's bytes; complete requests end up in the turn."""
         tick = self._tick
+        if data is _AGAIN:
+            self._comes_again = False
         if self._slow or len(data) > tick.limits.slice:
             self._feed_carefully(data)
             return
@@ -519,6 +528,12 @@ class Connection(asyncio.Protocol):
             tick.schedule(waits=False)
         tick.arrivals.reads.append((self, with_what))
 
+    def _come_again_once(self) -> None:
+        """Have a turn go on with what waits, unless one will."""
+        if not self._comes_again:
+            self._comes_again = True
+            self._come_again(_AGAIN)
+
     def _leave(self, data: bytes) -> None:
         """Leave what came after the end. The rest of a sound request buys as much time as a silent client has."""
         is_lingering, until = self.ending is Ending.LINGERING, self._sends_until
@@ -570,7 +585,7 @@ class Connection(asyncio.Protocol):
         if self.ending is not _OPEN:
             return
         if reader.unpacking is None:
-            self._come_again()
+            self._come_again_once()
         else:
             self._tick.waits(self)
 
@@ -601,7 +616,7 @@ class Connection(asyncio.Protocol):
             elif unpacks:
                 self._tick.waits(self)
             else:
-                self._come_again()
+                self._come_again_once()
         elif self._overrun is not _NONE:
             if self._overrun is _REACHED and not stalled:
                 self.refuse()
@@ -649,7 +664,7 @@ class Connection(asyncio.Protocol):
             # What the client sent meanwhile could not be read: that time was not its own.
             tick = self._tick
             self.deadline = max(self.deadline, tick.clocks.loop_time() + tick.limits.read_timeout)
-            self._come_again()
+            self._come_again_once()
 
     def _hold(self) -> None:
         """Account for what this connection holds; refuse the request when all connections hold too much."""

@@ -103,6 +103,22 @@ def test_input_is_fed_in_slices_so_that_one_client_does_not_hold_up_the_turn():
     assert greedy.transport.reading
 
 
+def test_a_client_that_stops_and_goes_on_reading_within_each_turn_is_fed_one_slice_a_turn():
+    wire = Wire()
+    client = wire.connect()
+    transport, data = client.transport, request("GET", "/collect", host="")
+    transport.stuck = True
+    transport.receive(data * (READ_BYTES // len(data)))
+    one_slice = (SLICE // len(data) + 1) * 450
+    events = 0
+    while len(wire.lines) < READ_BYTES // len(data):
+        wire.loop.turn()
+        assert len(wire.lines) - events <= SLICE // len(data) + 2
+        events = len(wire.lines)
+        transport.read_by_client(max(0, len(transport.unsent) - UNSENT_ANSWERS // 4))
+    assert transport.largest_unsent <= UNSENT_ANSWERS + one_slice
+
+
 def test_a_fast_sender_is_held_back_after_one_read_of_the_loop():
     # libuv hands over up to 32 reads of one socket in one turn.
     wire = Wire()
