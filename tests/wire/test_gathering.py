@@ -15,7 +15,7 @@ from tests.stand_ins.wire import Wire, post
 if TYPE_CHECKING:
     from tests.stand_ins.wire import Client
 
-TURN_SECONDS = 50e-6
+TURN_SECONDS = 100e-6
 
 
 class Traffic:
